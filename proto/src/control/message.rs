@@ -1,0 +1,205 @@
+//! The messages.
+
+use std::{fmt, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    candidate::Candidate,
+    key::PublicKey,
+    name::NodeName,
+    netmap::{MapDelta, NetworkMap, Node, NodeId, RelayId, Version},
+    relay::{CHANNEL_KEY_LEN, ChannelId},
+    token::JoinToken,
+};
+
+/// What an agent says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClientMessage {
+    /// Opens every connection.
+    Hello(Hello),
+    /// Asks to become a node; answered by `Joined` or `Refused`. Repeating it with a node key that is
+    /// registered already answers with the same node and uses up nothing.
+    Join {
+        /// The right to join.
+        token: JoinToken,
+        /// The name that is wished for; the coordinator refuses one that is taken.
+        name: NodeName,
+        /// The WireGuard key.
+        public_key: PublicKey,
+    },
+    /// Asks for the map and everything after it; refused unless the node is registered.
+    Connect {
+        /// The WireGuard key: a new one replaces the registered one.
+        public_key: PublicKey,
+        /// The version of the map that the agent has.
+        #[serde(default)]
+        map: Option<Version>,
+    },
+    /// Asks for a whole map: a delta did not fit.
+    Resync,
+    /// This node's candidates and relays, all of them, whenever they change.
+    Candidates {
+        /// Where it may be reached.
+        candidates: Vec<Candidate>,
+        /// The relays at which it has a channel.
+        relays: Vec<RelayId>,
+    },
+    /// Asks a peer to probe this node's candidates now.
+    CallMeMaybe {
+        /// The peer.
+        to: NodeId,
+        /// This node's candidates.
+        candidates: Vec<Candidate>,
+    },
+    /// Asks for a channel at the relay that is spoken to; answered by `RelayOpened`. A new channel closes
+    /// the node's older one.
+    RelayOpen,
+    /// Asks for a Pong.
+    Ping {
+        /// Repeated by the Pong.
+        id: u64,
+    },
+    /// A message that this version does not know; ignored.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What the coordinator (or a relay) says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerMessage {
+    /// Answers Hello.
+    Welcome(Welcome),
+    /// The node is registered.
+    Joined {
+        /// As it is registered.
+        node: Node,
+    },
+    /// A whole map.
+    Map {
+        /// The map.
+        map: Box<NetworkMap>,
+    },
+    /// A change of the map.
+    Delta {
+        /// The change.
+        delta: MapDelta,
+    },
+    /// News of peers that is not kept in the map.
+    PeerStates {
+        /// One entry per peer with news.
+        peers: Vec<PeerState>,
+    },
+    /// A peer asks to be probed now.
+    CallMeMaybe {
+        /// The peer.
+        from: NodeId,
+        /// Its candidates.
+        candidates: Vec<Candidate>,
+    },
+    /// The channel that was asked for.
+    RelayOpened(RelayChannel),
+    /// Answers Ping.
+    Pong {
+        /// The Ping's.
+        id: u64,
+    },
+    /// What was asked for is refused; the connection is closed after it.
+    Refused(Refusal),
+    /// A message that this version does not know; ignored.
+    #[serde(other)]
+    Unknown,
+}
+
+/// First message of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The program's version, for people.
+    pub version: String,
+    /// Optional parts of the protocol that this side understands.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+/// First message of a coordinator or relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The program's version, for people.
+    pub version: String,
+    /// Optional parts of the protocol that this side understands.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Where the connection comes from, as this side sees it.
+    pub observed: SocketAddr,
+}
+
+/// News of one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerState {
+    /// The peer.
+    pub id: NodeId,
+    /// Whether it is connected to the coordinator.
+    pub online: bool,
+    /// Where it may be reached: the last known, also when it is offline.
+    #[serde(default)]
+    pub candidates: Vec<Candidate>,
+    /// The relays at which it has a channel.
+    #[serde(default)]
+    pub relays: Vec<RelayId>,
+}
+
+/// A channel at a relay.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayChannel {
+    /// Which relay.
+    pub relay: RelayId,
+    /// The channel's id.
+    pub channel: ChannelId,
+    /// The key of the channel's Binds.
+    #[serde(with = "hex::serde")]
+    pub key: [u8; CHANNEL_KEY_LEN],
+}
+
+/// Why something was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people.
+    pub message: String,
+    /// How long to wait before asking again, in milliseconds.
+    #[serde(default)]
+    pub retry_after_ms: Option<u64>,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// The token is wrong, expired, used up or of another mesh: never said which.
+    Token,
+    /// The name is taken by another node.
+    NameTaken,
+    /// The node key is not registered, or was removed.
+    NotRegistered,
+    /// Too many requests: wait.
+    Busy,
+    /// A newer connection of the same node took over.
+    Replaced,
+    /// The coordinator is stopping: connect again.
+    ShuttingDown,
+    /// The message made no sense here.
+    Protocol,
+    /// A code that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Debug for RelayChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayChannel").field("relay", &self.relay).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,212 @@
+//! Disco: the messages by which two agents find and check paths to each other.
+//!
+//! ```text
+//! magic (6) | sender's WireGuard public key (32) | nonce (24) | sealed body (n) | tag (16)
+//! ```
+//!
+//! The body is sealed with a key that both WireGuard keys give (see the engine), so a message also proves who
+//! sent it. A body starts with a type byte and a version byte; unknown types and trailing bytes are ignored.
+//!
+//! | type | message | body after type and version |
+//! |---|---|---|
+//! | 1 | Ping | transaction id (12), any number of zero bytes to probe the path MTU |
+//! | 2 | Pong | transaction id (12), observed source address (18), all zero when the Ping came through a relay |
+//! | 3 | CallMeMaybe | candidates, 19 bytes each: kind (1), address (18) |
+//!
+//! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use crate::{
+    candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
+    key::{KEY_LEN, PublicKey},
+};
+
+/// First bytes of every disco message.
+pub const MAGIC: [u8; 6] = *b"mdisco";
+/// Length of the nonce (XChaCha20-Poly1305).
+pub const NONCE_LEN: usize = 24;
+/// Length of the authentication tag behind the sealed body.
+pub const TAG_LEN: usize = 16;
+/// Length of what stands before the sealed body.
+pub const HEADER_LEN: usize = MAGIC.len() + KEY_LEN + NONCE_LEN;
+/// Length of a transaction id.
+pub const TXID_LEN: usize = 12;
+
+const ADDRESS_LEN: usize = 18;
+const CANDIDATE_LEN: usize = 1 + ADDRESS_LEN;
+const VERSION: u8 = 0;
+const TYPE_PING: u8 = 1;
+const TYPE_PONG: u8 = 2;
+const TYPE_CALL_ME_MAYBE: u8 = 3;
+
+/// Ties a Pong to its Ping.
+pub type TxId = [u8; TXID_LEN];
+
+/// The clear part of a disco message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Who sent the message.
+    pub sender: PublicKey,
+    /// Nonce of the sealed body.
+    pub nonce: [u8; NONCE_LEN],
+}
+
+/// The opened body of a disco message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Asks for a Pong on the same path.
+    Ping {
+        /// Random, repeated by the Pong.
+        txid: TxId,
+        /// Zero bytes at the end, to probe the path MTU.
+        padding: u16,
+    },
+    /// Answers a Ping.
+    Pong {
+        /// The Ping's.
+        txid: TxId,
+        /// Where the Ping came from, as the answering side saw it; `None` through a relay.
+        observed: Option<SocketAddr>,
+    },
+    /// Asks the other side to probe these addresses now: the sender is about to probe, too.
+    CallMeMaybe {
+        /// The sender's candidates.
+        candidates: Vec<Candidate>,
+    },
+}
+
+/// Why bytes are not a disco message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Shorter than its fixed part.
+    #[error("disco message is truncated")]
+    Truncated,
+    /// Does not begin with the magic.
+    #[error("not a disco message")]
+    BadMagic,
+    /// A type or version that this side does not know; to be ignored.
+    #[error("unknown disco message type {0}")]
+    UnknownType(u8),
+}
+
+impl Header {
+    /// Encodes the header.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[..MAGIC.len()].copy_from_slice(&MAGIC);
+        out[MAGIC.len()..MAGIC.len() + KEY_LEN].copy_from_slice(&self.sender.0);
+        out[MAGIC.len() + KEY_LEN..].copy_from_slice(&self.nonce);
+        out
+    }
+
+    /// Splits a datagram into its header and the sealed body with its tag.
+    ///
+    /// # Errors
+    /// When the magic is missing or the datagram cannot hold a header and a tag.
+    pub fn decode(datagram: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        let rest = datagram.strip_prefix(&MAGIC).ok_or(DecodeError::BadMagic)?;
+        let (sender, rest) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+        let (nonce, sealed) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+        if sealed.len() < TAG_LEN {
+            return Err(DecodeError::Truncated);
+        }
+        Ok((Self { sender: PublicKey(*sender), nonce: *nonce }, sealed))
+    }
+}
+
+impl Message {
+    /// Encodes the body, to be sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Ping { txid, padding } => {
+                let mut out = [&[TYPE_PING, VERSION][..], txid].concat();
+                out.resize(out.len() + usize::from(*padding), 0);
+                out
+            }
+            Self::Pong { txid, observed } => {
+                let address = observed.map_or([0; ADDRESS_LEN], encode_address);
+                [&[TYPE_PONG, VERSION][..], txid, &address].concat()
+            }
+            Self::CallMeMaybe { candidates } => {
+                let mut out = vec![TYPE_CALL_ME_MAYBE, VERSION];
+                for candidate in candidates.iter().take(MAX_CANDIDATES) {
+                    out.push(encode_kind(candidate.kind));
+                    out.extend(encode_address(candidate.address));
+                }
+                out
+            }
+        }
+    }
+
+    /// Decodes an opened body.
+    ///
+    /// # Errors
+    /// When the body is truncated or of an unknown type or version.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let (&[kind, version], rest) = body.split_first_chunk().ok_or(DecodeError::Truncated)?;
+        if version != VERSION {
+            return Err(DecodeError::UnknownType(kind));
+        }
+        match kind {
+            TYPE_PING => {
+                let (txid, padding) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+                let padding = u16::try_from(padding.len()).map_err(|_| DecodeError::Truncated)?;
+                Ok(Self::Ping { txid: *txid, padding })
+            }
+            TYPE_PONG => {
+                let (txid, rest) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+                let (address, _) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+                let observed = (*address != [0; ADDRESS_LEN]).then(|| decode_address(address));
+                Ok(Self::Pong { txid: *txid, observed })
+            }
+            TYPE_CALL_ME_MAYBE => {
+                let (chunks, _) = rest.as_chunks::<CANDIDATE_LEN>();
+                let candidates = chunks.iter().take(MAX_CANDIDATES).map(decode_candidate).collect();
+                Ok(Self::CallMeMaybe { candidates })
+            }
+            unknown => Err(DecodeError::UnknownType(unknown)),
+        }
+    }
+}
+
+fn encode_address(address: SocketAddr) -> [u8; ADDRESS_LEN] {
+    let ip = match address.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    let mut out = [0; ADDRESS_LEN];
+    out[..16].copy_from_slice(&ip.octets());
+    out[16..].copy_from_slice(&address.port().to_be_bytes());
+    out
+}
+
+fn decode_address(bytes: &[u8; ADDRESS_LEN]) -> SocketAddr {
+    let [ip @ .., port_high, port_low] = *bytes;
+    let ip = Ipv6Addr::from(ip).to_canonical();
+    SocketAddr::new(ip, u16::from_be_bytes([port_high, port_low]))
+}
+
+fn encode_kind(kind: CandidateKind) -> u8 {
+    match kind {
+        CandidateKind::Host => 1,
+        CandidateKind::PortMapped => 2,
+        CandidateKind::Reflexive => 3,
+        CandidateKind::Guess => 4,
+        CandidateKind::Unknown => 0,
+    }
+}
+
+fn decode_candidate(bytes: &[u8; CANDIDATE_LEN]) -> Candidate {
+    let [kind, address @ ..] = bytes;
+    let kind = match kind {
+        1 => CandidateKind::Host,
+        2 => CandidateKind::PortMapped,
+        3 => CandidateKind::Reflexive,
+        4 => CandidateKind::Guess,
+        _ => CandidateKind::Unknown,
+    };
+    Candidate { address: decode_address(address), kind }
+}

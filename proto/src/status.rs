@@ -1,0 +1,224 @@
+//! The JSON of `meshctl status --json`: fields are added, never renamed.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    candidate::Candidate,
+    key::{NodeKey, PublicKey},
+};
+
+/// A moment as RFC 3339 text, in UTC.
+pub type Timestamp = String;
+
+/// The whole document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// This node.
+    #[serde(rename = "self")]
+    pub this: SelfStatus,
+    /// Its peers, by name.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SelfStatus {
+    /// Its name.
+    pub name: String,
+    /// Its node key.
+    pub node_key: NodeKey,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// Its mesh addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its TUN interface.
+    pub interface: String,
+    /// The interface's MTU, in bytes.
+    pub mtu: u16,
+    /// Where it may be reached.
+    pub candidates: Vec<Candidate>,
+    /// What is known of the NAT before it.
+    pub nat: NatStatus,
+    /// The control connection.
+    pub coordinator: CoordinatorStatus,
+    /// The relay in use, if any.
+    pub relay: Option<RelayStatus>,
+    /// The routes that this node has installed for peers, beyond their mesh addresses.
+    pub routes: Vec<IpNet>,
+    /// Whether interface, addresses and routes are up.
+    #[serde(default)]
+    pub ready: bool,
+    /// What a person should know, worst first.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// What is known of the NAT before this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatStatus {
+    /// How external ports are chosen.
+    pub mapping: Mapping,
+    /// Which port mapping protocol the router answers.
+    pub port_mapping: PortMapping,
+    /// Whether UDP does not get out.
+    pub udp_blocked: bool,
+}
+
+/// RFC 4787's mapping behaviours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mapping {
+    /// Endpoint-independent.
+    Eim,
+    /// Address-dependent.
+    Adm,
+    /// Address- and port-dependent.
+    Apdm,
+    /// No NAT.
+    None,
+    /// Not known (yet).
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// Port mapping protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortMapping {
+    /// RFC 6887.
+    Pcp,
+    /// RFC 6886.
+    NatPmp,
+    /// UPnP Internet Gateway Device.
+    Upnp,
+    /// None answers.
+    #[default]
+    #[serde(other)]
+    None,
+}
+
+/// The control connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoordinatorStatus {
+    /// Whether it is up.
+    pub state: ConnectionState,
+    /// The coordinator's address in use, or the one tried last.
+    pub address: Option<String>,
+    /// What carries it.
+    pub transport: Option<ControlTransport>,
+    /// Its smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Why it is not up.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// State of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionState {
+    /// Up.
+    Connected,
+    /// Being made for the first time, or again.
+    Connecting,
+    /// Failed so often that it is only tried now and then.
+    Offline,
+}
+
+/// What carries the control connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ControlTransport {
+    /// QUIC.
+    Quic,
+    /// A WebSocket over TLS over TCP.
+    Websocket,
+}
+
+/// The relay in use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Its name.
+    pub name: String,
+    /// What carries its frames.
+    pub transport: RelayTransport,
+    /// Its smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+}
+
+/// What carries relay frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelayTransport {
+    /// UDP.
+    Udp,
+    /// A WebSocket over TLS over TCP.
+    Websocket,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its node key.
+    pub node_key: NodeKey,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// Its mesh addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What it may send from and is sent to.
+    pub allowed_ips: Vec<IpNet>,
+    /// Whether the coordinator, or a live path, says that it is there.
+    pub online: bool,
+    /// The primary path.
+    pub path: PathStatus,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<Timestamp>,
+    /// Bytes of inner packets sent to it.
+    pub tx_bytes: u64,
+    /// Bytes of inner packets received from it.
+    pub rx_bytes: u64,
+    /// Share of the last probes of the primary path that stayed unanswered, 0 to 1.
+    pub loss: f64,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// The primary path to a peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// What kind of path it is.
+    pub kind: PathKind,
+    /// The peer's endpoint on a direct path.
+    pub address: Option<SocketAddr>,
+    /// The relay's name on a relayed path.
+    pub relay: Option<String>,
+    /// Its smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Largest inner packet that it carries, in bytes.
+    pub mtu: Option<u16>,
+    /// Since when it is the primary path.
+    pub since: Option<Timestamp>,
+    /// Why the peer is on it.
+    pub reason: String,
+}
+
+/// Kinds of path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathKind {
+    /// Straight to the peer.
+    Direct,
+    /// Through a relay.
+    Relay,
+    /// None known.
+    None,
+}
