@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The sans-IO core of the mesh agent.
+//!
+//! No tokio, no sockets, no clock, no randomness of the OS outside the session, no locks, no channels. The
+//! driver gives it `now` and a seed, feeds it with `handle_*` and drains it with `poll_*`; see [`Engine`].
+//!
+//! ```text
+//! TUN -> router (AllowedIps) -> filter -> session -> primary path -> train in the TxArena -> UDP or relay
+//! UDP or relay -> demux -> session index -> session -> source check -> filter -> RxBatch -> TUN
+//! ```
+
+pub mod batch;
+pub mod command;
+pub mod config;
+pub mod drops;
+pub mod event;
+pub mod snapshot;
+
+/// Whether the session's clock is moved by the caller, for simulations. A shipped binary asserts that it is not.
+pub const VIRTUAL_TIME: bool = cfg!(feature = "virtual-time");

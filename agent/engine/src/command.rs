@@ -1,0 +1,51 @@
+//! What the driver asks of the engine.
+
+use std::net::SocketAddr;
+
+use mesh_proto::{
+    candidate::Candidate,
+    netmap::{NodeId, RelayId},
+};
+
+use crate::config::{PeerConfig, RelayConfig};
+
+/// A command. The `Set*` ones carry the whole desired state and are idempotent.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// These are the peers, all of them. Peers that stay keep their sessions and paths.
+    SetPeers(Vec<PeerConfig>),
+    /// These are the relays at which a channel is open, all of them.
+    SetRelays(Vec<RelayConfig>),
+    /// These are the addresses of this node's own interfaces (with the port of the UDP socket), and what was mapped or
+    /// guessed for it. Reflexive candidates are found by the engine.
+    SetCandidates(Vec<Candidate>),
+    /// These answer STUN, all of them: where this node's reflexive addresses are learned.
+    SetObservers(Vec<SocketAddr>),
+    /// News of a peer from the coordinator.
+    PeerState {
+        /// The peer.
+        id: NodeId,
+        /// Whether the coordinator sees it.
+        online: bool,
+        /// Where it may be reached.
+        candidates: Vec<Candidate>,
+        /// The relays at which it has a channel.
+        relays: Vec<RelayId>,
+    },
+    /// A peer asked, through the coordinator, to be probed now.
+    CallMeMaybe {
+        /// The peer.
+        from: NodeId,
+        /// Its candidates.
+        candidates: Vec<Candidate>,
+    },
+    /// Pings a peer on its primary path (and has it look for a better one): answered by [`crate::event::Event::Pong`].
+    Ping {
+        /// The peer.
+        peer: NodeId,
+        /// Repeated by the event.
+        token: u64,
+    },
+    /// The host's network changed: every path is suspect, every mapping is old.
+    NetworkChanged,
+}

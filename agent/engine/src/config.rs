@@ -1,0 +1,79 @@
+//! What the engine is told about itself, its peers and its relays.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use mesh_proto::{
+    key::PublicKey,
+    netmap::{NodeId, RelayId},
+    relay::{CHANNEL_KEY_LEN, ChannelId},
+};
+use zeroize::Zeroizing;
+
+/// An X25519 private key. `Debug` prints nothing of it.
+#[derive(Clone)]
+pub struct PrivateKey(pub Zeroizing<[u8; 32]>);
+
+/// What does not change while an engine lives.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node's number.
+    pub id: NodeId,
+    /// This node's WireGuard key.
+    pub private_key: PrivateKey,
+    /// This node's mesh addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Largest inner packet, in bytes.
+    pub mtu: u16,
+}
+
+/// A peer, as the network map describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its number.
+    pub id: NodeId,
+    /// Its WireGuard key.
+    pub public_key: PublicKey,
+    /// What it may send from and is sent to.
+    pub allowed_ips: Vec<IpNet>,
+}
+
+/// An open channel at a relay.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Which relay.
+    pub id: RelayId,
+    /// What carries its frames.
+    pub carrier: RelayCarrier,
+    /// The channel.
+    pub channel: ChannelId,
+    /// The key of its Binds.
+    pub key: [u8; CHANNEL_KEY_LEN],
+}
+
+/// What carries relay frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RelayCarrier {
+    /// The relay's UDP port, at any of these addresses: all are bound, the one that answers first is used.
+    Udp(Vec<SocketAddr>),
+    /// A byte stream that the IO layer holds.
+    Stream,
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+impl fmt::Debug for RelayConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayConfig")
+            .field("id", &self.id)
+            .field("carrier", &self.carrier)
+            .finish_non_exhaustive()
+    }
+}

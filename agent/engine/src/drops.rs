@@ -1,0 +1,79 @@
+//! Why packets are dropped, and how many were.
+
+use std::collections::BTreeMap;
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])* $variant:ident => $name:literal,)*) => {
+        /// Why a packet was dropped.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropReason {
+            $($(#[doc = $doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in order.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Returns the reason's name, as `meshctl status --json` shows it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Outbound: not an IP packet, or one whose lengths lie.
+    MalformedPacket => "malformed-packet",
+    /// Outbound: no peer owns the destination.
+    NoRoute => "no-route",
+    /// Outbound: larger than the MTU; answered with ICMP.
+    TooBig => "too-big",
+    /// Outbound: the queue of packets that wait for a session was full; the oldest went.
+    QueueFull => "queue-full",
+    /// Outbound: waited too long for a session.
+    QueueExpired => "queue-expired",
+    /// Outbound: the peer has no path.
+    NoPath => "no-path",
+    /// Outbound: the IO layer left no room in the arena.
+    ArenaFull => "arena-full",
+    /// Inbound: not of any protocol spoken here, or truncated.
+    MalformedDatagram => "malformed-datagram",
+    /// Inbound: no peer or session is meant by it.
+    UnknownSession => "unknown-session",
+    /// Inbound: did not authenticate.
+    BadCrypto => "bad-crypto",
+    /// Inbound: seen before, or too old.
+    Replayed => "replayed",
+    /// Inbound: too many handshakes.
+    RateLimited => "rate-limited",
+    /// Inbound: the inner source is not the peer's.
+    WrongSource => "wrong-source",
+    /// Inbound: the inner destination is not this node's.
+    WrongDestination => "wrong-destination",
+}
+
+/// Counts of dropped packets by reason.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DropCounters {
+    counts: BTreeMap<DropReason, u64>,
+}
+
+impl DropCounters {
+    /// Counts one dropped packet.
+    pub fn count(&mut self, reason: DropReason) {
+        *self.counts.entry(reason).or_default() += 1;
+    }
+
+    /// Returns how many packets were dropped for a reason.
+    #[must_use]
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.counts.get(&reason).copied().unwrap_or_default()
+    }
+
+    /// Returns the reasons for which packets were dropped, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        self.counts.iter().map(|(reason, count)| (*reason, *count))
+    }
+}

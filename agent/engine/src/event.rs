@@ -1,0 +1,88 @@
+//! What the engine tells the driver, and why it wants to be woken.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use mesh_proto::{
+    candidate::Candidate,
+    netmap::{NodeId, RelayId},
+};
+
+/// Something that the driver should know or do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// This node's candidates are now these: tell the coordinator.
+    CandidatesChanged(Vec<Candidate>),
+    /// Forward this to a peer through the coordinator.
+    CallMeMaybe {
+        /// The peer.
+        to: NodeId,
+        /// This node's candidates.
+        candidates: Vec<Candidate>,
+    },
+    /// The primary path of a peer changed.
+    PathChanged {
+        /// The peer.
+        peer: NodeId,
+        /// The path that it has now.
+        path: Option<PathAddress>,
+    },
+    /// A relay answers on its channel.
+    RelayUp(RelayId),
+    /// A relay does not know its channel (any more): open a new one.
+    RelayLost(RelayId),
+    /// A prefix of a peer was not taken over.
+    PrefixRefused {
+        /// The peer.
+        peer: NodeId,
+        /// The prefix.
+        prefix: IpNet,
+        /// The peer that has it, or has a part of it.
+        owner: NodeId,
+    },
+    /// Answers [`crate::command::Command::Ping`].
+    Pong {
+        /// The command's.
+        token: u64,
+        /// The peer.
+        peer: NodeId,
+        /// The path on which it was answered.
+        path: PathAddress,
+        /// Round-trip time.
+        rtt: Duration,
+    },
+}
+
+/// Where a path leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathAddress {
+    /// Straight to this address.
+    Direct(SocketAddr),
+    /// Through this relay.
+    Relay(RelayId),
+}
+
+/// When the engine wants `handle_timeout` to be called, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wakeup {
+    /// When.
+    pub at: Instant,
+    /// Why.
+    pub reason: WakeupReason,
+}
+
+/// Why the engine wants to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WakeupReason {
+    /// A session has a timer: handshake retry, rekey, keepalive.
+    Session(NodeId),
+    /// A peer's paths are to be probed or judged.
+    Paths(NodeId),
+    /// A relay channel is to be bound again.
+    Relay(RelayId),
+    /// The observers are to be asked again.
+    NetCheck,
+}

@@ -1,0 +1,95 @@
+//! What the engine looks like from outside at one moment.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use mesh_proto::{
+    candidate::Candidate,
+    netmap::{NodeId, RelayId},
+    status::Mapping,
+};
+
+use crate::{drops::DropCounters, event::PathAddress};
+
+/// The whole engine.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The peers, by id.
+    pub peers: Vec<PeerSnapshot>,
+    /// The relays, by id.
+    pub relays: Vec<RelaySnapshot>,
+    /// This node's candidates.
+    pub candidates: Vec<Candidate>,
+    /// The NAT's mapping behaviour.
+    pub mapping: Mapping,
+    /// Datagrams and packets dropped before a peer was known.
+    pub drops: DropCounters,
+}
+
+/// One peer.
+#[derive(Debug, Clone)]
+pub struct PeerSnapshot {
+    /// Its number.
+    pub id: NodeId,
+    /// Whether the coordinator sees it, or a path of it has answered lately.
+    pub online: bool,
+    /// The primary path.
+    pub path: Option<PathSnapshot>,
+    /// Why it is on this path, or on none: a clause for people.
+    pub reason: String,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<Instant>,
+    /// Bytes of inner packets sent.
+    pub tx_bytes: u64,
+    /// Bytes of inner packets received.
+    pub rx_bytes: u64,
+    /// Packets dropped.
+    pub drops: DropCounters,
+    /// Every path that is known, the primary one first.
+    pub paths: Vec<PathSnapshot>,
+    /// The latest decisions, oldest first.
+    pub decisions: Vec<Decision>,
+}
+
+/// One path to a peer.
+#[derive(Debug, Clone)]
+pub struct PathSnapshot {
+    /// Where it leads.
+    pub address: PathAddress,
+    /// Since when it is the primary path, if it is.
+    pub since: Option<Instant>,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// Share of the last probes that stayed unanswered, 0 to 1.
+    pub loss: f64,
+    /// Largest inner packet that it carries, in bytes.
+    pub mtu: u16,
+    /// When it last answered.
+    pub last_answer: Option<Instant>,
+}
+
+/// Why a primary path was chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// When.
+    pub at: Instant,
+    /// The path that was chosen, or none.
+    pub path: Option<PathAddress>,
+    /// Why: a clause for people.
+    pub reason: String,
+}
+
+/// One relay.
+#[derive(Debug, Clone)]
+pub struct RelaySnapshot {
+    /// Its number.
+    pub id: RelayId,
+    /// Where it answers, if it does over UDP.
+    pub address: Option<SocketAddr>,
+    /// Whether its channel is bound.
+    pub up: bool,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+}
