@@ -1,0 +1,56 @@
+# `make demo` and `make test` set up what they need: on Debian, missing packages are installed with apt.
+
+CARGO ?= cargo
+BIN := target/release
+RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -p mesh-lab
+# The network lab's tools; each is looked up by a file that its package brings.
+PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
+	iperf3:iperf3 conntrack:conntrack gcc:build-essential
+
+.PHONY: demo demo-up demo-down test test-unit test-lab lint bench bins setup clean
+
+## demo: stands the village up, tells its story, and takes it down again
+demo: bins
+	$(BIN)/mesh-lab demo
+
+## demo-up: leaves the village running and prints how to look inside
+demo-up: bins
+	$(BIN)/mesh-lab village up
+
+## demo-down: removes it
+demo-down: bins
+	$(BIN)/mesh-lab village down
+
+## test: everything that can fail: units, golden bytes, the simulator, real binaries in network namespaces
+test: test-unit test-lab
+
+# The simulator moves the session's clock, which no binary may link: it is tested in a build of its own.
+test-unit: setup
+	$(CARGO) test --locked --workspace --exclude mesh-engine --exclude mesh-lab
+	$(CARGO) test --locked -p mesh-engine
+	$(CARGO) test --locked -p mesh-engine --features virtual-time
+
+# Namespaces, addresses and CPU time are shared: one test at a time.
+test-lab: bins
+	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -- --test-threads=1
+
+## lint: formatting, clippy, docs, dependencies
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p mesh-engine --all-targets --features virtual-time -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	.ci/deny
+
+## bench: the budgets, as a table and as JSON
+bench: bins
+	$(CARGO) bench --locked -p mesh-benches
+
+bins: setup
+	$(RELEASE)
+
+setup:
+	@.ci/setup $(PACKAGES)
+
+clean:
+	$(CARGO) clean
