@@ -1,1 +1,49 @@
-//! Placeholder.
+//! The network lab: real binaries in network namespaces, behind real NATs, over simulated links.
+//!
+//! The parts, from the ground up:
+//!
+//! - [`run`]: a [`Lab`] is one run. It owns a run id that everything it makes carries, and removes all of it on
+//!   drop, panic, SIGINT, SIGTERM and process exit. What a killed run left is removed when the next one starts.
+//! - [`netns`] and [`process`]: namespaces, and processes in them with their own `resolv.conf`, `hosts` and host name.
+//! - [`nat`]: the nine RFC 4787 NAT types as nftables rules, and a probe that measures which type a router really is.
+//! - [`linksim`]: the internet. A star of TUN devices joined by one thread that delays, loses and shapes packets.
+//! - [`dns`]: a small authoritative name server whose records can move at run time.
+//! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
+//! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
+//! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
+//!
+//! ```no_run
+//! use mesh_lab::{Filtering, Lab, Mapping, Nat, Site, Topology};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::new("example")?;
+//! let network = lab.build(
+//!     Topology::new()
+//!         .site(Site::behind("home", Nat::new(Mapping::Eim, Filtering::Apdf)).host("pc"))
+//!         .site(Site::public("server")),
+//! )?;
+//! network.host("pc")?.ping(network.host("server")?.address())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything needs root, or a kernel that lets a plain user make user namespaces; see [`run::rootless`].
+
+pub mod dns;
+pub mod linksim;
+pub mod mesh;
+pub mod nat;
+pub mod netns;
+pub mod process;
+pub mod run;
+pub mod topology;
+pub mod village;
+
+pub use linksim::{Impairment, Loss, Order, Rate};
+//pub use mesh::{Mesh, MeshOptions, Node};
+pub use nat::{Filtering, Mapping, Nat, NatType};
+pub use netns::Netns;
+pub use process::{Finished, HostCommand, Process};
+pub use run::Lab;
+pub use topology::{Host, Network, Site, Topology};
+//pub use village::Village;

@@ -1,0 +1,1 @@
+//! A mesh on a network, from the real binaries.

@@ -1,0 +1,181 @@
+//! A NAT profile written as an nftables script.
+//!
+//! Two things make all nine types from one template:
+//! - the map `port_of` is learned *after* source translation and so is right for every way of mapping; packets from
+//!   new senders are translated back by it;
+//! - the set `contacts` holds, per inside endpoint, the addresses it has sent to: the filtering state in the words of RFC 4787.
+//!
+//! `nft` 1.0.6 has quirks that shape the text: a newline must stand before `}`, and `iifname` never matches in postrouting.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::Ipv4Net;
+
+use super::{Allocator, EarlyProbe, Egress, Filtering, Hairpin, Mapping, Nat, Protocol};
+
+/// Where a router stands.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The outside address.
+    pub outside: Ipv4Addr,
+    /// The network inside.
+    pub inside: Ipv4Net,
+    /// Addresses of the hosts that ports are forwarded to, in the order of [`Nat::forwards`].
+    pub forwards: Vec<Ipv4Addr>,
+    /// The IPv6 side, if the site has one.
+    pub v6: Option<PlaceV6>,
+}
+
+/// The IPv6 side of a router, which translates nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct PlaceV6 {
+    /// The address on the access line.
+    pub outside: Ipv6Addr,
+    /// The address on the LAN, a /64.
+    pub gateway: Ipv6Addr,
+    /// What is let in.
+    pub filter: FilterV6,
+}
+
+/// What a router lets in over IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilterV6 {
+    /// Answers only.
+    Stateful,
+    /// Everything.
+    Open,
+}
+
+/// The interface towards the internet, on every router.
+pub const OUTSIDE_INTERFACE: &str = "wan";
+
+/// First port, and number of ports, of the range from which symmetric mappings are drawn.
+const SYMMETRIC_PORTS: (u16, u16) = (30_000, 20_000);
+
+/// Writes the whole rule set, which replaces what was loaded before.
+pub fn script(nat: &Nat, place: &Place) -> String {
+    let mut out = String::from("flush ruleset\ntable ip nat {\n");
+    state(&mut out, nat);
+    prerouting(&mut out, nat, place);
+    postrouting(&mut out, nat, place);
+    out.push_str(
+        " chain learn {\n  type filter hook postrouting priority 300; policy accept;\n  \
+         oifname \"wan\" meta l4proto udp update @port_of { udp sport : ct original ip saddr . ct original proto-src }\n }\n",
+    );
+    forward(&mut out, nat, place);
+    out.push_str("}\n");
+    input(&mut out, nat.early_probe);
+    egress(&mut out, nat.egress);
+    if place.v6.is_some_and(|v6| v6.filter == FilterV6::Stateful) {
+        out.push_str(
+            "table ip6 filter {\n chain f {\n  type filter hook forward priority 0; policy accept;\n  \
+             iifname \"wan\" ct state established,related accept\n  iifname \"wan\" drop\n }\n}\n",
+        );
+    }
+    out
+}
+
+/// The set and the map, whose entries live as long as a mapping.
+fn state(out: &mut String, nat: &Nat) {
+    let seconds = nat.udp_timeout.as_secs();
+    let tail = format!("  flags dynamic,timeout\n  timeout {seconds}s\n  size 65536\n }}\n");
+    let _ = write!(
+        out,
+        " map port_of {{\n  type inet_service : ipv4_addr . inet_service\n{tail} set contacts {{\n  \
+         type ipv4_addr . inet_service . ipv4_addr\n{tail}"
+    );
+}
+
+fn prerouting(out: &mut String, nat: &Nat, place: &Place) {
+    let outside = place.outside;
+    // With hairpin, packets from inside to the outside address are translated back too.
+    let from = match nat.hairpin {
+        Hairpin::On => "",
+        Hairpin::Off => "iifname \"wan\" ",
+    };
+    out.push_str(" chain pre {\n  type nat hook prerouting priority dstnat; policy accept;\n");
+    for (forward, host) in nat.forwards.iter().zip(&place.forwards) {
+        let protocol = name(forward.protocol);
+        let _ = writeln!(
+            out,
+            "  {from}ip daddr {outside} {protocol} dport {} dnat to {host}:{}",
+            forward.port, forward.to
+        );
+    }
+    let _ = write!(out, "  {from}ip daddr {outside} meta l4proto udp dnat to udp dport map @port_of\n }}\n");
+}
+
+fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
+    let Place { outside, inside, .. } = place;
+    let (first, count) = SYMMETRIC_PORTS;
+    out.push_str(" chain post {\n  type nat hook postrouting priority srcnat; policy accept;\n");
+    if nat.hairpin == Hairpin::On {
+        let _ = writeln!(out, "  ip saddr {inside} ip daddr {inside} ct status dnat snat to {outside}");
+    }
+    let udp = match (nat.allocator, nat.kind.mapping) {
+        (Allocator::Masquerade, _) => "masquerade".to_owned(),
+        (Allocator::Sequential, _) => format!("snat to {outside}:numgen inc mod {count} offset {first}"),
+        (Allocator::Typed, Mapping::Eim) => format!("snat to {outside}"),
+        (Allocator::Typed, Mapping::Adm) => format!(
+            "snat to {outside}:jhash ip saddr . udp sport . ip daddr mod {count} seed 0xfeed offset {first}"
+        ),
+        (Allocator::Typed, Mapping::Apdm) => "masquerade fully-random".to_owned(),
+    };
+    let _ = writeln!(out, "  oifname \"wan\" meta l4proto udp {udp}");
+    let _ = write!(out, "  oifname \"wan\" snat to {outside}\n }}\n");
+}
+
+fn forward(out: &mut String, nat: &Nat, place: &Place) {
+    out.push_str(
+        " chain filt {\n  type filter hook forward priority 0; policy accept;\n  \
+         oifname \"wan\" meta l4proto udp update @contacts { ip saddr . udp sport . ip daddr }\n  \
+         iifname \"wan\" ct state established,related accept\n",
+    );
+    for (forward, host) in nat.forwards.iter().zip(&place.forwards) {
+        let _ = writeln!(
+            out,
+            "  iifname \"wan\" ip daddr {host} {} dport {} accept",
+            name(forward.protocol),
+            forward.to
+        );
+    }
+    out.push_str(match nat.kind.filtering {
+        Filtering::Eif => "  iifname \"wan\" meta l4proto udp ct status dnat accept\n",
+        Filtering::Adf => "  iifname \"wan\" ip daddr . udp dport . ip saddr @contacts accept\n",
+        Filtering::Apdf => "",
+    });
+    out.push_str("  iifname \"wan\" drop\n }\n");
+}
+
+/// Drops UDP that is for the router itself, which would otherwise be tracked and take the port.
+fn input(out: &mut String, early_probe: EarlyProbe) {
+    match early_probe {
+        EarlyProbe::Dropped => out.push_str(
+            "table ip inp {\n chain input {\n  type filter hook input priority 0; policy accept;\n  \
+             iifname \"wan\" meta l4proto udp drop\n }\n}\n",
+        ),
+        EarlyProbe::MovesMapping => {}
+    }
+}
+
+fn egress(out: &mut String, egress: Egress) {
+    let rules = match egress {
+        Egress::Open => return,
+        Egress::NoUdp => "  oifname \"wan\" meta l4proto udp udp dport != 53 drop\n",
+        Egress::OnlyTcp443 => {
+            "  oifname \"wan\" udp dport 53 accept\n  oifname \"wan\" tcp dport 443 accept\n  oifname \"wan\" drop\n"
+        }
+    };
+    let _ = write!(
+        out,
+        "table inet egress {{\n chain f {{\n  type filter hook forward priority -10; policy accept;\n{rules} }}\n}}\n"
+    );
+}
+
+fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Udp => "udp",
+        Protocol::Tcp => "tcp",
+    }
+}

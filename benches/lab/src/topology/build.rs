@@ -1,0 +1,170 @@
+//! From the description of a network to namespaces, devices and rules.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Mutex;
+
+use anyhow::{Context as _, bail, ensure};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::host::{Attachment, Host};
+use super::network::{Network, RunningGateway, RunningSite};
+use super::router::{Router, place_v6};
+use super::{Gateway, INTERNET, Ipv6, NAME_SERVER, OBSERVERS, Site, Topology};
+use crate::dns::DnsServer;
+use crate::linksim::{Line, LinkSim, MAX_MTU};
+use crate::nat::Nat;
+use crate::nat::rules::{OUTSIDE_INTERFACE, Place};
+use crate::run::Lab;
+
+/// The network of the host `internet`.
+const INTERNET_NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24);
+/// Its IPv6 address; sites have 2001:db8:N::/48 with N from 1.
+const INTERNET_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
+/// Automatic public addresses: 198.51.100.10 and on.
+const OUTSIDE_BASE: u32 = Ipv4Addr::new(198, 51, 100, 9).to_bits();
+/// The first host of a LAN has the address network + 10.
+const FIRST_HOST: u32 = 10;
+/// What the automatic addresses suffice for.
+const MAX_SITES: usize = 240;
+
+impl Network {
+    pub(crate) fn build(lab: &Lab, topology: Topology) -> anyhow::Result<Self> {
+        ensure!(topology.sites.len() <= MAX_SITES, "more than {MAX_SITES} sites");
+        let linksim = LinkSim::start(topology.seed)?;
+        let internet = internet(lab, &linksim)?;
+        let dns = DnsServer::start(internet.netns(), SocketAddr::new(NAME_SERVER.into(), 53))?;
+        let mut hosts = BTreeMap::from([(INTERNET.to_owned(), internet)]);
+        let mut sites = BTreeMap::new();
+        for (number, site) in (1u16..).zip(&topology.sites) {
+            ensure!(!sites.contains_key(&site.name), "two sites are called {}", site.name);
+            for name in &site.hosts {
+                let host = Host::make(lab, name, &site.name).with_context(|| format!("host {name}"))?;
+                ensure!(hosts.insert(name.clone(), host).is_none(), "two hosts are called {name}");
+            }
+            let running = start(lab, &linksim, &hosts, site, number);
+            sites.insert(site.name.clone(), running.with_context(|| format!("site {}", site.name))?);
+        }
+        Ok(Self { topology, hosts, sites, dns, linksim, lab: lab.clone() })
+    }
+}
+
+/// The host with the name server and the observers.
+fn internet(lab: &Lab, linksim: &LinkSim) -> anyhow::Result<Host> {
+    let host = Host::make(lab, INTERNET, INTERNET)?;
+    let line = linksim.attach(host.netns(), "eth0", Line::default())?;
+    linksim.set_routes(line, vec![INTERNET_NETWORK.into(), IpNet::new_assert(INTERNET_V6.into(), 48)])?;
+    host.configure(&Attachment {
+        site: INTERNET.to_owned(),
+        address: NAME_SERVER,
+        prefix: 32,
+        gateway: None,
+        v6: Some((INTERNET_V6, None)),
+    })?;
+    let [a, b] = OBSERVERS;
+    host.netns().ip(&format!("addr add {a}/32 dev eth0\naddr add {b}/32 dev eth0\n"))?;
+    Ok(host)
+}
+
+fn start(
+    lab: &Lab,
+    linksim: &LinkSim,
+    hosts: &BTreeMap<String, Host>,
+    site: &Site,
+    number: u16,
+) -> anyhow::Result<RunningSite> {
+    ensure!((1280..=MAX_MTU).contains(&site.mtu), "MTU {} is not within 1280..={MAX_MTU}", site.mtu);
+    let outside = site.outside.unwrap_or(Ipv4Addr::from_bits(OUTSIDE_BASE + u32::from(number)));
+    let (line, gateway) = match &site.gateway {
+        Gateway::Public => {
+            let [name] = site.hosts.as_slice() else { bail!("a public site has exactly one host") };
+            let host = &hosts[name];
+            let line = linksim.attach(host.netns(), "eth0", site.line)?;
+            host.netns().ip(&format!("link set eth0 mtu {}\n", site.mtu))?;
+            let v6 = place_v6(site.ipv6, number).map(|place| (place.outside, None));
+            host.configure(&Attachment {
+                site: site.name.clone(),
+                address: outside,
+                prefix: 32,
+                gateway: None,
+                v6,
+            })?;
+            (line, RunningGateway::Public(name.clone()))
+        }
+        Gateway::Router(nat) => {
+            let netns = lab.namespace(&format!("{}-router", site.name))?;
+            let line = linksim.attach(&netns, OUTSIDE_INTERFACE, site.line)?;
+            let inside = site
+                .inside
+                .unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, number.to_le_bytes()[0], 0), 24));
+            let addresses = forward_addresses(nat, &site.hosts, inside)?;
+            let place = Place { outside, inside, forwards: addresses, v6: place_v6(site.ipv6, number) };
+            (line, RunningGateway::Router(Router::start(netns, nat.clone(), place, site.mtu)?))
+        }
+    };
+    let running = RunningSite {
+        name: site.name.clone(),
+        number,
+        line,
+        current_line: Mutex::new(site.line),
+        gateway,
+        outside: Mutex::new(outside),
+        next_host: Mutex::new(FIRST_HOST),
+    };
+    linksim.set_routes(line, running.routes(site.ipv6))?;
+    if let RunningGateway::Router(_) = running.gateway {
+        for name in &site.hosts {
+            running.plug(&hosts[name])?;
+        }
+    }
+    Ok(running)
+}
+
+impl RunningSite {
+    /// What the internet sends to this site.
+    pub(super) fn routes(&self, ipv6: Ipv6) -> Vec<IpNet> {
+        let mut routes = vec![IpNet::from(IpAddr::V4(self.outside()))];
+        if ipv6 != Ipv6::None {
+            let segment = Ipv6Addr::new(0x2001, 0xdb8, self.number, 0, 0, 0, 0, 0);
+            routes.push(IpNet::new_assert(segment.into(), 48));
+        }
+        routes
+    }
+
+    /// Connects a host to the LAN, with the next free address.
+    pub(super) fn plug(&self, host: &Host) -> anyhow::Result<()> {
+        let RunningGateway::Router(router) = &self.gateway else { bail!("site {} has no LAN", self.name) };
+        let place = router.place();
+        let number = {
+            let mut next = self.next_host.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *next += 1;
+            *next - 1
+        };
+        router.plug(host.netns())?;
+        let v6 = place.v6.map(|v6| {
+            let segment = v6.gateway.to_bits() & !u128::from(u64::MAX);
+            (Ipv6Addr::from_bits(segment + u128::from(number)), Some(v6.gateway))
+        });
+        host.configure(&Attachment {
+            site: self.name.clone(),
+            address: Ipv4Addr::from_bits(place.inside.network().to_bits() + number),
+            prefix: place.inside.prefix_len(),
+            gateway: Some(router.gateway()),
+            v6,
+        })
+    }
+}
+
+/// The addresses that the hosts of a NAT's forwards get, or have got.
+pub(super) fn forward_addresses(
+    nat: &Nat,
+    hosts: &[String],
+    inside: Ipv4Net,
+) -> anyhow::Result<Vec<Ipv4Addr>> {
+    let address = |name: &String| {
+        let index = hosts.iter().position(|host| host == name);
+        let index = index.with_context(|| format!("a port is forwarded to {name}, which is not there"))?;
+        Ok(Ipv4Addr::from_bits(inside.network().to_bits() + FIRST_HOST + u32::try_from(index)?))
+    };
+    nat.forwards.iter().map(|forward| address(&forward.host)).collect()
+}

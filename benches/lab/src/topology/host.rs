@@ -1,0 +1,197 @@
+//! A host: a namespace with one interface, and what its processes see.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::{NAME_SERVER, Ping};
+use crate::netns::{self, Netns};
+use crate::process::{HostCommand, Surroundings};
+use crate::run::Lab;
+
+/// How long a single echo is waited for.
+const ECHO_PATIENCE: Duration = Duration::from_secs(2);
+/// Between echoes of one run of `ping`; the least that any user may ask for.
+const ECHO_INTERVAL: &str = "0.2";
+
+/// One host of a network.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    netns: Netns,
+    files: PathBuf,
+    logs: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    site: String,
+    address: Option<Ipv4Addr>,
+    address_v6: Option<Ipv6Addr>,
+    /// Lines of the `hosts` file beyond the usual ones.
+    entries: Vec<(String, IpAddr)>,
+}
+
+impl Host {
+    pub(super) fn make(lab: &Lab, name: &str, site: &str) -> anyhow::Result<Self> {
+        let netns = lab.namespace(name)?;
+        let files = lab.directory().join("etc").join(name);
+        std::fs::create_dir_all(&files)?;
+        let resolver = format!("nameserver {NAME_SERVER}\noptions timeout:1 attempts:3\n");
+        std::fs::write(files.join("resolv.conf"), resolver)?;
+        let state = Mutex::new(State { site: site.to_owned(), ..State::default() });
+        let host = Self { name: name.to_owned(), netns, files, logs: lab.directory().join("logs"), state };
+        host.write_hosts()?;
+        Ok(host)
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The site where the host is now.
+    pub fn site(&self) -> String {
+        self.state().site.clone()
+    }
+
+    /// The IPv4 address of `eth0`; unspecified while the host is nowhere.
+    pub fn address(&self) -> Ipv4Addr {
+        self.state().address.unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// The global IPv6 address of `eth0`, if the site has IPv6.
+    pub fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.state().address_v6
+    }
+
+    /// The namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// A program to be run here.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> HostCommand {
+        HostCommand::new(program.as_ref(), self.surroundings(), self.logs.clone())
+    }
+
+    /// What processes of this host see.
+    pub fn surroundings(&self) -> Surroundings {
+        let file = |name: &str| (self.files.join(name), Path::new("/etc").join(name));
+        Surroundings {
+            netns: netns::path_of(self.netns.name()),
+            hostname: self.name.clone(),
+            files: vec![file("resolv.conf"), file("hosts")],
+        }
+    }
+
+    /// Writes a name into the host's `/etc/hosts`, for running processes too; `None` takes it out.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written.
+    pub fn set_hosts_entry(&self, name: &str, address: Option<IpAddr>) -> anyhow::Result<()> {
+        {
+            let mut state = self.state();
+            state.entries.retain(|(known, _)| known != name);
+            state.entries.extend(address.map(|address| (name.to_owned(), address)));
+        }
+        self.write_hosts()
+    }
+
+    /// Sends one echo request and returns the round trip.
+    ///
+    /// # Errors
+    ///
+    /// If no reply comes within two seconds.
+    pub fn ping(&self, to: impl Into<IpAddr>) -> anyhow::Result<Duration> {
+        let to = to.into();
+        let ping = self.ping_many(to, 1)?;
+        match ping.round_trips.first() {
+            Some(round_trip) => Ok(*round_trip),
+            None => bail!("{} gets no reply from {to}", self.name),
+        }
+    }
+
+    /// Sends `count` echo requests, five a second, and returns what came back.
+    ///
+    /// # Errors
+    ///
+    /// If `ping` cannot be run; lost replies are no error.
+    pub fn ping_many(&self, to: impl Into<IpAddr>, count: u32) -> anyhow::Result<Ping> {
+        let patience = ECHO_PATIENCE.as_secs().to_string();
+        let finished = self
+            .command("ping")
+            .args(["-n", "-c", &count.to_string(), "-i", ECHO_INTERVAL, "-W", &patience])
+            .arg(to.into().to_string())
+            .timeout(ECHO_PATIENCE * 2 + Duration::from_millis(200) * count)
+            .output()?;
+        Ping::parse(&finished)
+    }
+
+    /// Gives `eth0`, which must exist, its address and default route. `gateway` is `None` on a point-to-point line.
+    pub(super) fn configure(&self, place: &Attachment) -> anyhow::Result<()> {
+        let Attachment { site, address, prefix, gateway, v6 } = place;
+        let mut batch = format!("link set eth0 up\naddr add {address}/{prefix} dev eth0\n");
+        let _ = match gateway {
+            Some(gateway) => writeln!(batch, "route add default via {gateway} dev eth0"),
+            None => writeln!(batch, "route add default dev eth0"),
+        };
+        if let Some((address, gateway)) = v6 {
+            let _ = writeln!(batch, "addr add {address}/64 dev eth0 nodad");
+            let _ = match gateway {
+                Some(gateway) => writeln!(batch, "route add ::/0 via {gateway} dev eth0"),
+                None => writeln!(batch, "route add ::/0 dev eth0"),
+            };
+        } else {
+            self.netns.sysctl(&[("net.ipv6.conf.eth0.disable_ipv6", "1")])?;
+        }
+        self.netns.ip(&batch)?;
+        let mut state = self.state();
+        state.site.clone_from(site);
+        state.address = Some(*address);
+        state.address_v6 = v6.map(|(address, _)| address);
+        Ok(())
+    }
+
+    /// Notes a new address that was set by other means.
+    pub(super) fn note_address(&self, address: Ipv4Addr) {
+        self.state().address = Some(address);
+    }
+
+    /// Notes that `eth0` is gone.
+    pub(super) fn note_detached(&self) {
+        let mut state = self.state();
+        state.address = None;
+        state.address_v6 = None;
+    }
+
+    fn write_hosts(&self) -> anyhow::Result<()> {
+        let mut text = format!("127.0.0.1 localhost {}\n::1 localhost\n", self.name);
+        for (name, address) in &self.state().entries {
+            let _ = writeln!(text, "{address} {name}");
+        }
+        // In place: running processes see this very file through their bind mount.
+        std::fs::write(self.files.join("hosts"), text).context("hosts file")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where and how a host is attached.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) site: String,
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
+    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) v6: Option<(Ipv6Addr, Option<Ipv6Addr>)>,
+}
