@@ -15,9 +15,10 @@
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::{
+    address::{self, ADDRESS_LEN},
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
     key::{KEY_LEN, PublicKey},
 };
@@ -33,7 +34,6 @@ pub const HEADER_LEN: usize = MAGIC.len() + KEY_LEN + NONCE_LEN;
 /// Length of a transaction id.
 pub const TXID_LEN: usize = 12;
 
-const ADDRESS_LEN: usize = 18;
 const CANDIDATE_LEN: usize = 1 + ADDRESS_LEN;
 const VERSION: u8 = 0;
 const TYPE_PING: u8 = 1;
@@ -127,14 +127,14 @@ impl Message {
                 out
             }
             Self::Pong { txid, observed } => {
-                let address = observed.map_or([0; ADDRESS_LEN], encode_address);
-                [&[TYPE_PONG, VERSION][..], txid, &address].concat()
+                let observed = observed.map_or([0; ADDRESS_LEN], address::encode);
+                [&[TYPE_PONG, VERSION][..], txid, &observed].concat()
             }
             Self::CallMeMaybe { candidates } => {
                 let mut out = vec![TYPE_CALL_ME_MAYBE, VERSION];
                 for candidate in candidates.iter().take(MAX_CANDIDATES) {
                     out.push(encode_kind(candidate.kind));
-                    out.extend(encode_address(candidate.address));
+                    out.extend(address::encode(candidate.address));
                 }
                 out
             }
@@ -158,8 +158,8 @@ impl Message {
             }
             TYPE_PONG => {
                 let (txid, rest) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
-                let (address, _) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
-                let observed = (*address != [0; ADDRESS_LEN]).then(|| decode_address(address));
+                let (observed, _) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+                let observed = (*observed != [0; ADDRESS_LEN]).then(|| address::decode(observed));
                 Ok(Self::Pong { txid: *txid, observed })
             }
             TYPE_CALL_ME_MAYBE => {
@@ -170,23 +170,6 @@ impl Message {
             unknown => Err(DecodeError::UnknownType(unknown)),
         }
     }
-}
-
-fn encode_address(address: SocketAddr) -> [u8; ADDRESS_LEN] {
-    let ip = match address.ip() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        IpAddr::V6(v6) => v6,
-    };
-    let mut out = [0; ADDRESS_LEN];
-    out[..16].copy_from_slice(&ip.octets());
-    out[16..].copy_from_slice(&address.port().to_be_bytes());
-    out
-}
-
-fn decode_address(bytes: &[u8; ADDRESS_LEN]) -> SocketAddr {
-    let [ip @ .., port_high, port_low] = *bytes;
-    let ip = Ipv6Addr::from(ip).to_canonical();
-    SocketAddr::new(ip, u16::from_be_bytes([port_high, port_low]))
 }
 
 fn encode_kind(kind: CandidateKind) -> u8 {
@@ -208,5 +191,5 @@ fn decode_candidate(bytes: &[u8; CANDIDATE_LEN]) -> Candidate {
         4 => CandidateKind::Guess,
         _ => CandidateKind::Unknown,
     };
-    Candidate { address: decode_address(address), kind }
+    Candidate { address: address::decode(address), kind }
 }

@@ -8,6 +8,7 @@
 //! Control messages are JSON objects with named fields. A reader ignores fields it does not know and turns
 //! variants it does not know into an `Unknown` variant, so old agents and new coordinators work together.
 
+mod address;
 pub mod candidate;
 pub mod control;
 pub mod demux;

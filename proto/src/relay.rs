@@ -20,7 +20,7 @@
 //! type (1) | zero (3) | peer (4) | channel (8) | payload
 //! ```
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use blake2::{
     Blake2sMac,
@@ -28,7 +28,10 @@ use blake2::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::netmap::NodeId;
+use crate::{
+    address::{self, ADDRESS_LEN},
+    netmap::NodeId,
+};
 
 /// Length of the header before every payload.
 pub const HEADER_LEN: usize = 16;
@@ -39,7 +42,7 @@ pub const CHANNEL_KEY_LEN: usize = 32;
 /// Length of a Bind frame.
 pub const BIND_LEN: usize = HEADER_LEN + 8 + MAC_LEN;
 /// Length of a Bound frame.
-pub const BOUND_LEN: usize = HEADER_LEN + 8 + 18;
+pub const BOUND_LEN: usize = HEADER_LEN + 8 + ADDRESS_LEN;
 
 /// Keeps the code of a Bind from meaning anything elsewhere.
 const BIND_CONTEXT: &[u8] = b"mesh relay bind v1";
@@ -124,9 +127,7 @@ impl<'a> Frame<'a> {
             }
             TYPE_BOUND => {
                 let (counter, rest) = payload.split_first_chunk().ok_or(DecodeError::Truncated)?;
-                let (ip, port) = rest.split_first_chunk::<16>().ok_or(DecodeError::Truncated)?;
-                let port = u16::from_be_bytes(*port.first_chunk().ok_or(DecodeError::Truncated)?);
-                let observed = SocketAddr::new(Ipv6Addr::from(*ip).to_canonical(), port);
+                let observed = address::decode(rest.first_chunk().ok_or(DecodeError::Truncated)?);
                 Ok(Self::Bound { channel, counter: u64::from_be_bytes(*counter), observed })
             }
             TYPE_DATA => {
@@ -147,11 +148,7 @@ impl<'a> Frame<'a> {
             }
             Self::Bound { channel, counter, observed } => {
                 let header = encode_header(TYPE_BOUND, NodeId(0), channel);
-                let ip = match observed.ip() {
-                    IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                    IpAddr::V6(v6) => v6,
-                };
-                [&header[..], &counter.to_be_bytes(), &ip.octets(), &observed.port().to_be_bytes()].concat()
+                [&header[..], &counter.to_be_bytes(), &address::encode(observed)].concat()
             }
             Self::Data { peer, channel, payload } => [&data_header(peer, channel)[..], payload].concat(),
             Self::UnknownChannel { channel } => {
