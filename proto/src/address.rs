@@ -10,6 +10,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use serde::{Deserialize, Deserializer};
+
 /// Length of an encoded address.
 pub(crate) const ADDRESS_LEN: usize = 18;
 
@@ -35,6 +37,11 @@ pub(crate) fn decode(bytes: &[u8; ADDRESS_LEN]) -> SocketAddr {
     let [ip @ .., port_high, port_low] = *bytes;
     let port = u16::from_be_bytes([port_high, port_low]);
     canonical(SocketAddr::new(Ipv6Addr::from(ip).into(), port))
+}
+
+/// Reads the text of an address into its canonical form, for `#[serde(deserialize_with)]`.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    SocketAddr::deserialize(deserializer).map(canonical)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::{fmt, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    candidate::Candidate,
+    address,
+    candidate::{self, Candidate},
     key::PublicKey,
     name::NodeName,
     netmap::{MapDelta, NetworkMap, Node, NodeId, RelayId, Version},
@@ -42,6 +43,7 @@ pub enum ClientMessage {
     /// This node's candidates and relays, all of them, whenever they change.
     Candidates {
         /// Where it may be reached.
+        #[serde(deserialize_with = "candidate::deserialize_capped")]
         candidates: Vec<Candidate>,
         /// The relays at which it has a channel.
         relays: Vec<RelayId>,
@@ -51,6 +53,7 @@ pub enum ClientMessage {
         /// The peer.
         to: NodeId,
         /// This node's candidates.
+        #[serde(deserialize_with = "candidate::deserialize_capped")]
         candidates: Vec<Candidate>,
     },
     /// Asks for a channel at the relay that is spoken to; answered by `RelayOpened`. A new channel closes
@@ -97,6 +100,7 @@ pub enum ServerMessage {
         /// The peer.
         from: NodeId,
         /// Its candidates.
+        #[serde(deserialize_with = "candidate::deserialize_capped")]
         candidates: Vec<Candidate>,
     },
     /// The channel that was asked for.
@@ -131,7 +135,8 @@ pub struct Welcome {
     /// Optional parts of the protocol that this side understands.
     #[serde(default)]
     pub features: Vec<String>,
-    /// Where the connection comes from, as this side sees it.
+    /// Where the connection comes from, as this side sees it; canonical once it was read.
+    #[serde(deserialize_with = "address::deserialize")]
     pub observed: SocketAddr,
 }
 
@@ -143,7 +148,7 @@ pub struct PeerState {
     /// Whether it is connected to the coordinator.
     pub online: bool,
     /// Where it may be reached: the last known, also when it is offline.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "candidate::deserialize_capped")]
     pub candidates: Vec<Candidate>,
     /// The relays at which it has a channel.
     #[serde(default)]
