@@ -1,13 +1,23 @@
 //! STUN binding (RFC 8489): what an agent asks to learn its reflexive address, and what a coordinator answers.
 //!
-//! Only binding requests and success responses are spoken; attributes other than (XOR-)MAPPED-ADDRESS are
-//! skipped, as the RFC asks for attributes that need not be understood.
+//! ```text
+//! type (2) | length of the attributes (2) | magic cookie (4) | transaction id (12) | attributes
+//! attribute: type (2) | length (2) | value | zero bytes up to a multiple of 4
+//! ```
+//!
+//! Only binding requests (type `0x0001`) and success responses (`0x0101`) are spoken, and all numbers are
+//! big-endian. A request is written without attributes, a response with XOR-MAPPED-ADDRESS (`0x0020`) alone. In a
+//! response from elsewhere MAPPED-ADDRESS (`0x0001`) serves where the former is missing. Every other attribute is
+//! skipped, also those that the RFC wants understood: none of them could change where a request came from.
+//! Addresses are canonical on both ways, IPv4 where they are IPv4-mapped.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::address;
 
 /// Bytes 4 to 7 of every STUN message.
 pub const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
-/// Length of a message's header; a binding request has nothing else.
+/// Length in bytes of a message's header; a binding request that the mesh sends has nothing else.
 pub const HEADER_LEN: usize = 20;
 
 const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
@@ -17,7 +27,7 @@ const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const FAMILY_V4: u8 = 1;
 const FAMILY_V6: u8 = 2;
 
-/// Ties a response to its request; random, so that an off-path attacker cannot guess it.
+/// Ties a response to its request; chosen at random, so that an off-path attacker cannot guess it.
 pub type TransactionId = [u8; 12];
 
 /// A STUN message that the mesh understands.
@@ -40,7 +50,7 @@ pub enum Message {
 /// Why bytes are not a STUN message that the mesh understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Shorter than the header, or than the length in it says.
+    /// Shorter than the header, or than the length in the header says.
     #[error("stun message is truncated")]
     Truncated,
     /// Not a binding request or success response with the magic cookie.
@@ -76,7 +86,9 @@ impl Message {
         }
     }
 
-    /// Decodes a datagram.
+    /// Decodes a datagram; what stands behind the length in its header is ignored.
+    ///
+    /// The caller compares the transaction id with its own: nothing else tells an answer from a forgery.
     ///
     /// # Errors
     /// When it is truncated, not a binding, or a response without an address.
@@ -116,7 +128,7 @@ fn find_address(mut body: &[u8], transaction: &TransactionId) -> Option<SocketAd
 
 fn encode_xor_address(address: SocketAddr, transaction: &TransactionId) -> Vec<u8> {
     let mask = xor_mask(transaction);
-    let (family, ip) = match address.ip() {
+    let (family, ip) = match address.ip().to_canonical() {
         IpAddr::V4(v4) => (FAMILY_V4, v4.octets().to_vec()),
         IpAddr::V6(v6) => (FAMILY_V6, v6.octets().to_vec()),
     };
@@ -129,13 +141,19 @@ fn encode_xor_address(address: SocketAddr, transaction: &TransactionId) -> Vec<u
 fn decode_address(value: &[u8], mask: &[u8; 16]) -> Option<SocketAddr> {
     let (&[_, family, p0, p1], ip) = value.split_first_chunk()?;
     let port = u16::from_be_bytes([p0 ^ mask[0], p1 ^ mask[1]]);
-    let unmasked: Vec<u8> = ip.iter().zip(mask).map(|(byte, mask)| byte ^ mask).collect();
     let ip = match family {
-        FAMILY_V4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(unmasked).ok()?)),
-        FAMILY_V6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(unmasked).ok()?)),
+        FAMILY_V4 => IpAddr::from(unmask::<4>(ip, mask)?),
+        FAMILY_V6 => IpAddr::from(unmask::<16>(ip, mask)?),
         _ => return None,
     };
-    Some(SocketAddr::new(ip, port))
+    Some(address::canonical(SocketAddr::new(ip, port)))
+}
+
+/// Removes the mask from an address of exactly `N` bytes.
+fn unmask<const N: usize>(ip: &[u8], mask: &[u8; 16]) -> Option<[u8; N]> {
+    let mut ip: [u8; N] = ip.try_into().ok()?;
+    ip.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+    Some(ip)
 }
 
 /// The mask of XOR-MAPPED-ADDRESS: the cookie, then the transaction id.
@@ -144,4 +162,79 @@ fn xor_mask(transaction: &TransactionId) -> [u8; 16] {
     mask[..4].copy_from_slice(&MAGIC_COOKIE);
     mask[4..].copy_from_slice(transaction);
     mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRANSACTION: TransactionId = *b"\xb7\xe7\xa7\x01\xbc\x34\xd6\x86\xfa\x87\xdf\xae";
+
+    /// Writes a success response with the given attributes.
+    fn response(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = Vec::new();
+        for (kind, value) in attributes {
+            body.extend(kind.to_be_bytes());
+            body.extend(u16::try_from(value.len()).unwrap().to_be_bytes());
+            body.extend(*value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        let len = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [&BINDING_SUCCESS[..], &len, &MAGIC_COOKIE, &TRANSACTION, &body].concat()
+    }
+
+    fn mapped(datagram: &[u8]) -> Result<SocketAddr, DecodeError> {
+        match Message::decode(datagram)? {
+            Message::BindingSuccess { mapped, .. } => Ok(mapped),
+            Message::BindingRequest { .. } => panic!("not a response"),
+        }
+    }
+
+    /// The addresses of the sample responses of RFC 5769, sections 2.2 and 2.3, among attributes like theirs:
+    /// SOFTWARE (padded) before, MESSAGE-INTEGRITY and FINGERPRINT behind.
+    #[test]
+    fn the_sample_addresses_of_rfc_5769_are_understood() {
+        let software: (u16, &[u8]) = (0x8022, b"test vector");
+        let behind: [(u16, &[u8]); 2] = [(0x0008, &[0x2b; 20]), (0x8028, &[0xc0; 4])];
+        let v4 = [0x00, 0x01, 0xa1, 0x47, 0xe1, 0x12, 0xa6, 0x43];
+        let v6 = [
+            0x00, 0x02, 0xa1, 0x47, 0x01, 0x13, 0xa9, 0xfa, 0xa5, 0xd3, 0xf1, 0x79, 0xbc, 0x25, 0xf4, 0xb5,
+            0xbe, 0xd2, 0xb9, 0xd9,
+        ];
+        for (value, expected) in
+            [(&v4[..], "192.0.2.1:32853"), (&v6, "[2001:db8:1234:5678:11:2233:4455:6677]:32853")]
+        {
+            let datagram = response(&[software, (XOR_MAPPED_ADDRESS, value), behind[0], behind[1]]);
+            assert_eq!(mapped(&datagram), Ok(expected.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn the_plain_address_serves_where_the_masked_one_is_missing() {
+        let plain: (u16, &[u8]) = (MAPPED_ADDRESS, &[0, FAMILY_V4, 0, 5, 192, 0, 2, 7]);
+        assert_eq!(mapped(&response(&[plain])), Ok("192.0.2.7:5".parse().unwrap()));
+        let masked = encode_xor_address("192.0.2.8:6".parse().unwrap(), &TRANSACTION);
+        let both = response(&[plain, (XOR_MAPPED_ADDRESS, &masked)]);
+        assert_eq!(mapped(&both), Ok("192.0.2.8:6".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_of_the_wrong_length_is_none() {
+        for (family, len) in [(FAMILY_V4, 3), (FAMILY_V4, 5), (FAMILY_V6, 15), (FAMILY_V6, 20), (3, 4)] {
+            let value = [&[0, family, 0, 5][..], &vec![1; len]].concat();
+            assert_eq!(mapped(&response(&[(XOR_MAPPED_ADDRESS, &value)])), Err(DecodeError::NoAddress));
+        }
+        assert_eq!(mapped(&response(&[])), Err(DecodeError::NoAddress));
+    }
+
+    #[test]
+    fn a_mapped_address_is_answered_and_read_as_ipv4() {
+        let message = |mapped: &str| Message::BindingSuccess {
+            transaction: TRANSACTION,
+            mapped: mapped.parse().unwrap(),
+        };
+        assert_eq!(message("[::ffff:192.0.2.1]:5").encode(), message("192.0.2.1:5").encode());
+        let value = [&[0, FAMILY_V6, 0, 5][..], &[0; 10], &[0xff, 0xff, 192, 0, 2, 1]].concat();
+        assert_eq!(mapped(&response(&[(MAPPED_ADDRESS, &value)])), Ok("192.0.2.1:5".parse().unwrap()));
+    }
 }
