@@ -1,4 +1,23 @@
 //! The JSON of `meshctl status --json`: fields are added, never renamed.
+//!
+//! ```json
+//! {"self":{"name":"pi","node_key":"64 hex digits","public_key":"base64","addresses":["10.90.0.1","fd…"],
+//!   "interface":"mesh0","mtu":1420,"candidates":[{"address":"203.0.113.1:51820","kind":"reflexive"}],
+//!   "nat":{"mapping":"eim|adm|apdm|none|unknown","port_mapping":"pcp|nat-pmp|upnp|none","udp_blocked":false},
+//!   "coordinator":{"state":"connected|connecting|offline","address":"…","transport":"quic|websocket",
+//!     "rtt_ms":1.2,"error":null},
+//!   "relay":{"name":"pi","transport":"udp|websocket","rtt_ms":1.2},"routes":["10.244.1.0/24"],
+//!   "ready":true,"warnings":[]},
+//!  "peers":[{"name":"country","node_key":"…","public_key":"…","addresses":["10.90.0.2"],
+//!   "allowed_ips":["10.90.0.2/32","10.244.2.0/24"],"online":true,
+//!   "path":{"kind":"direct|relay|none","address":"198.51.100.7:51820","relay":null,"rtt_ms":18.2,"mtu":1420,
+//!     "since":"RFC 3339","reason":"…"},
+//!   "last_handshake":"RFC 3339","tx_bytes":0,"rx_bytes":0,"loss":0.0,"drops":{"reason":1}}]}
+//! ```
+//!
+//! Fields that are an `Option` here are always written, as `null` when there is nothing to say. A reader ignores
+//! fields it does not know and reads a value that it does not know, of those with a closed list, as `Unknown`;
+//! no writer of this version writes that, but for a mapping that was not measured.
 
 use std::{
     collections::BTreeMap,
@@ -82,7 +101,7 @@ pub enum Mapping {
     Apdm,
     /// No NAT.
     None,
-    /// Not known (yet).
+    /// Not measured (yet), or a behaviour that this version does not know.
     #[default]
     #[serde(other)]
     Unknown,
@@ -100,8 +119,10 @@ pub enum PortMapping {
     Upnp,
     /// None answers.
     #[default]
-    #[serde(other)]
     None,
+    /// A protocol that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// The control connection.
@@ -130,6 +151,9 @@ pub enum ConnectionState {
     Connecting,
     /// Failed so often that it is only tried now and then.
     Offline,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What carries the control connection.
@@ -140,6 +164,9 @@ pub enum ControlTransport {
     Quic,
     /// A WebSocket over TLS over TCP.
     Websocket,
+    /// A carrier that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// The relay in use.
@@ -161,6 +188,9 @@ pub enum RelayTransport {
     Udp,
     /// A WebSocket over TLS over TCP.
     Websocket,
+    /// A carrier that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One peer.
@@ -221,4 +251,7 @@ pub enum PathKind {
     Relay,
     /// None known.
     None,
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
