@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The mesh agent: the daemon `mesh-agent` and the command line `meshctl`.
+//!
+//! This crate is the shell around [`mesh_engine`]: it has the clock, the sockets, the TUN, the operating
+//! system and the control connection, and no decision of the data path.
+//!
+//! ```text
+//!            coordinator ---- control ---> netmap ---> plan (pure) ---> reconcile ---> os (addresses, routes)
+//!                               |                                          |
+//!                               +-------------- app (wiring) --------------+
+//!                                                |
+//!                 meshctl <--- local_api ---- app, view (pure)
+//!                                                |
+//!     io::tun <---------------------------> driver (owns the engine) <---------------------------> io::udp
+//! ```
+
+pub mod app;
+pub mod config;
+pub mod control;
+pub mod driver;
+pub mod identity;
+pub mod io;
+pub mod local_api;
+pub mod meshctl;
+pub mod netmap;
+pub mod os;
+pub mod plan;
+pub mod reconcile;
+pub mod view;

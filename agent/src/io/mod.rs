@@ -1,0 +1,1 @@
+//! Sockets and TUN devices: bytes in and out, batch by batch, and nothing else.

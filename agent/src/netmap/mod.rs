@@ -1,0 +1,1 @@
+//! The network map that this node has: version check and disk cache.

@@ -1,0 +1,1 @@
+//! From a network map to what this host should look like: pure.

@@ -1,0 +1,1 @@
+//! Makes the host and the engine look as planned, and keeps them so.

@@ -1,0 +1,1 @@
+//! From snapshots to what people and scripts are shown: pure.
