@@ -1,1 +1,294 @@
-//! Configuration of `mesh-agent` and `meshctl`: flags, environment and file, parsed at the edge into types.
+//! What `mesh-agent` is told: flags, environment variables and a TOML file, in this order of precedence.
+//!
+//! Every flag of `mesh-agent run` has a key in the file (`--listen-port`: `listen-port`) and an environment
+//! variable (`MESH_LISTEN_PORT`). Values are parsed into types here and nowhere else, and everything that is
+//! wrong is reported at once.
+
+mod cli;
+mod settings;
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use mesh_proto::{
+    DEFAULT_AGENT_PORT, DEFAULT_COORDINATOR_PORT,
+    key::KeyPin,
+    name::NodeName,
+    token::{InvalidToken, JoinToken},
+};
+
+pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs};
+use settings::Settings;
+pub use settings::{Problem, Problems};
+
+/// Where an agent keeps its keys and its last good network map when it is not told.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-agent";
+/// Where an agent's local API listens when it is not told.
+pub const DEFAULT_SOCKET: &str = "/run/mesh-agent/agent.sock";
+/// The TUN interface when none is named.
+pub const DEFAULT_INTERFACE: &str = "mesh0";
+/// Longest interface name (IFNAMSIZ less its end).
+const MAX_INTERFACE_LEN: usize = 15;
+
+/// What `mesh-agent run` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunConfig {
+    /// Where keys and the last good network map are.
+    pub state_dir: PathBuf,
+    /// Where the local API listens.
+    pub socket: PathBuf,
+    /// The TUN interface.
+    pub interface: String,
+    /// The UDP port of WireGuard; 0 for any.
+    pub listen_port: u16,
+}
+
+/// What `mesh-agent join` does.
+#[derive(Debug, Clone)]
+pub struct JoinConfig {
+    /// Where keys and the membership go.
+    pub state_dir: PathBuf,
+    /// The coordinator, `host:port`.
+    pub coordinators: Vec<String>,
+    /// The right to join, or why the text given for it is none: to be reported like a token that is refused.
+    pub token: Result<JoinToken, InvalidToken>,
+    /// The pin of the coordinator's key.
+    pub pin: KeyPin,
+    /// This node's name.
+    pub name: NodeName,
+}
+
+impl RunConfig {
+    /// Resolves flags, environment and file.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once; also when the file cannot be read.
+    pub fn resolve(args: &RunArgs) -> anyhow::Result<Self> {
+        Ok(Self::from_sources(args, environment, &read_file(args.config.as_deref())?)?)
+    }
+
+    fn from_sources(
+        args: &RunArgs,
+        environment: impl Fn(&str) -> Option<OsString>,
+        file: &str,
+    ) -> Result<Self, Problems> {
+        let mut settings = Settings::new(environment, file)?;
+        let state_dir = settings.take("state-dir", args.state_dir.as_deref(), parse_path);
+        let socket = settings.take("socket", args.socket.as_deref(), parse_path);
+        let interface = settings.take("interface", args.interface.as_deref(), parse_interface);
+        let listen_port = settings.take("listen-port", args.listen_port.as_deref(), parse_port);
+        settings.finish()?;
+        Ok(Self {
+            state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            interface: interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
+            listen_port: listen_port.unwrap_or(DEFAULT_AGENT_PORT),
+        })
+    }
+}
+
+impl JoinConfig {
+    /// Resolves flags and environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn resolve(args: &JoinArgs) -> Result<Self, Problems> {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self::from_sources(args, environment, &host)
+    }
+
+    fn from_sources(
+        args: &JoinArgs,
+        environment: impl Fn(&str) -> Option<OsString>,
+        host_name: &str,
+    ) -> Result<Self, Problems> {
+        let mut settings = Settings::new(environment, "")?;
+        let coordinator = settings.take("coordinator", Some(&args.coordinator), parse_coordinator);
+        let token = settings.take("token", args.token.as_deref(), |text| Ok(text.parse::<JoinToken>()));
+        let pin = settings.take("ca-cert-hash", args.ca_cert_hash.as_deref(), |text| {
+            text.parse::<KeyPin>().map_err(|error| error.to_string())
+        });
+        let state_dir = settings.take("state-dir", args.state_dir.as_deref(), parse_path);
+        let name = settings.take("name", args.name.as_deref(), parse_name);
+        let name = name.or_else(|| settings.check("name", &host_label(host_name), parse_own_name));
+        settings.require("token", token.is_some());
+        settings.require("ca-cert-hash", pin.is_some());
+        settings.finish()?;
+        let (Some(coordinator), Some(token), Some(pin), Some(name)) = (coordinator, token, pin, name) else {
+            unreachable!("what is missing was reported by finish");
+        };
+        Ok(Self {
+            state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            coordinators: vec![coordinator],
+            token,
+            pin,
+            name,
+        })
+    }
+}
+
+/// Returns the socket that `meshctl` speaks to.
+#[must_use]
+pub fn socket_or_default(flag: Option<PathBuf>) -> PathBuf {
+    flag.unwrap_or_else(|| DEFAULT_SOCKET.into())
+}
+
+/// Completes `HOST` or `HOST:PORT`, where HOST may be an address, to `host:port`.
+///
+/// # Errors
+/// When the text is neither: a clause for people.
+pub fn parse_coordinator(text: &str) -> Result<String, String> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse() {
+        return Ok(SocketAddr::new(address, DEFAULT_COORDINATOR_PORT).to_string());
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (
+            host,
+            port.parse::<u16>()
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or("the port is not a number from 1 to 65535")?,
+        ),
+        None => (text, DEFAULT_COORDINATOR_PORT),
+    };
+    let label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if host.len() > 253 || !host.trim_end_matches('.').split('.').all(label) {
+        return Err("neither a host name nor an address, with or without a port".to_owned());
+    }
+    Ok(format!("{host}:{port}"))
+}
+
+fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+fn read_file(path: Option<&Path>) -> anyhow::Result<String> {
+    path.map_or_else(
+        || Ok(String::new()),
+        |path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read config file {}", path.display()))
+        },
+    )
+}
+
+fn parse_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("a path is not empty".to_owned()) } else { Ok(text.into()) }
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "a port is a number from 0 to 65535".to_owned())
+}
+
+fn parse_interface(text: &str) -> Result<String, String> {
+    let valid = (1..=MAX_INTERFACE_LEN).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && text != "."
+        && text != "..";
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("an interface name is 1 to {MAX_INTERFACE_LEN} of letters, digits, '-', '_' and '.'"))
+    }
+}
+
+fn parse_name(text: &str) -> Result<NodeName, String> {
+    text.parse().map_err(|error: mesh_proto::name::InvalidName| error.to_string())
+}
+
+fn parse_own_name(label: &str) -> Result<NodeName, String> {
+    parse_name(label).map_err(|_| "this host's name is no node name: give one with --name".to_owned())
+}
+
+/// The first label of a host name, in lower case, which mostly is a node name already.
+fn host_label(host_name: &str) -> String {
+    host_name.split('.').next().unwrap_or_default().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(args: &RunArgs, variables: &[(&str, &str)], file: &str) -> Result<RunConfig, Problems> {
+        let lookup =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        RunConfig::from_sources(args, lookup, file)
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let args = RunArgs { interface: Some("flag0".into()), ..RunArgs::default() };
+        let variables = [("MESH_INTERFACE", "env0"), ("MESH_LISTEN_PORT", "7")];
+        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'";
+        let config = run(&args, &variables, file).unwrap();
+        assert_eq!(config.interface, "flag0");
+        assert_eq!(config.listen_port, 7);
+        assert_eq!(config.socket, Path::new("/file.sock"));
+        assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let args = RunArgs { listen_port: Some("70000".into()), ..RunArgs::default() };
+        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''";
+        let problems = run(&args, &[("MESH_STATE_DIR", "")], file).unwrap_err().to_string();
+        for key in ["--listen-port", "MESH_STATE_DIR", "interface", "colour", "socket"] {
+            assert!(problems.contains(key), "{key} is missing in: {problems}");
+        }
+    }
+
+    fn join(args: &JoinArgs, host: &str) -> Result<JoinConfig, Problems> {
+        JoinConfig::from_sources(args, |_| None, host)
+    }
+
+    fn join_args() -> JoinArgs {
+        JoinArgs {
+            coordinator: "pi.example".into(),
+            token: Some("0101010101.02020202020202020202020202020202".into()),
+            ca_cert_hash: Some(format!("sha256:{}", "00".repeat(32))),
+            ..JoinArgs::default()
+        }
+    }
+
+    #[test]
+    fn a_join_takes_its_name_from_the_host() {
+        assert_eq!(join(&join_args(), "Home-A.lan").unwrap().name.as_str(), "home-a");
+        assert!(join(&join_args(), "my_host").unwrap_err().to_string().contains("--name"));
+    }
+
+    #[test]
+    fn a_token_that_is_none_is_left_to_the_join_to_report() {
+        let args = JoinArgs { token: Some(" spaces ".into()), ..join_args() };
+        assert!(join(&args, "pi").unwrap().token.is_err());
+        let args = JoinArgs { token: None, ca_cert_hash: None, ..join_args() };
+        let problems = join(&args, "pi").unwrap_err().to_string();
+        assert!(problems.contains("--token") && problems.contains("--ca-cert-hash"), "{problems}");
+    }
+
+    #[test]
+    fn coordinators_get_the_default_port() {
+        for (text, whole) in [
+            ("pi.duckdns.org", "pi.duckdns.org:7443"),
+            ("pi:1", "pi:1"),
+            ("192.0.2.1", "192.0.2.1:7443"),
+            ("192.0.2.1:5", "192.0.2.1:5"),
+            ("2001:db8::1", "[2001:db8::1]:7443"),
+            ("[2001:db8::1]", "[2001:db8::1]:7443"),
+            ("[2001:db8::1]:5", "[2001:db8::1]:5"),
+        ] {
+            assert_eq!(parse_coordinator(text).as_deref(), Ok(whole));
+        }
+        for bad in ["", "a b", "pi:0", "pi:x", "pi..org", "https://pi"] {
+            assert!(parse_coordinator(bad).is_err(), "{bad}");
+        }
+    }
+}

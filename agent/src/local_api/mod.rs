@@ -1,1 +1,37 @@
-//! The local API: HTTP over a unix socket, which `meshctl` speaks to the daemon.
+//! The local API: HTTP/1 over a unix socket, which `meshctl` speaks to the daemon.
+//!
+//! | request | answer | who |
+//! |---|---|---|
+//! | `GET /v1/status` | [`mesh_proto::status::Status`] | anyone on this host |
+//! | `GET /v1/why/NODE` | [`Why`] | anyone on this host |
+//! | `POST /v1/ping/NODE?timeout_ms=N` | [`PingReply`] | anyone on this host |
+//! | `GET /v1/live` | 204 | anyone on this host |
+//!
+//! NODE is a name or a mesh address. Errors are an [`ApiError`] with a fitting status code. A request with
+//! `Origin`, `Referer` or a `Host` other than [`HOST`] comes from a web page that was led here, and is refused.
+//! The kernel tells who called (`SO_PEERCRED`): [`Caller`] says what it may do.
+
+mod client;
+mod server;
+mod types;
+
+use std::{future::Future, time::Duration};
+
+use mesh_proto::status::Status;
+
+pub use client::{Client, ClientError};
+pub use server::{Caller, serve};
+pub use types::{ApiError, HOST, PingReply, Why, WhyDecision, WhyPath};
+
+/// What the daemon answers with.
+pub trait Agent: Send + Sync + 'static {
+    /// Returns the status document.
+    fn status(&self) -> impl Future<Output = anyhow::Result<Status>> + Send;
+
+    /// Pings a peer, by name or mesh address, on its primary path.
+    fn ping(&self, node: &str, timeout: Duration)
+    -> impl Future<Output = Result<PingReply, ApiError>> + Send;
+
+    /// Tells why a peer, by name or mesh address, is on the path it is on.
+    fn why(&self, node: &str) -> impl Future<Output = Result<Why, ApiError>> + Send;
+}

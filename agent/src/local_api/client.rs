@@ -1,0 +1,150 @@
+//! The client side, in `meshctl`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes, header};
+use hyper_util::rt::TokioIo;
+use mesh_proto::status::Status;
+use serde::de::DeserializeOwned;
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{ApiError, HOST, PingReply, Why};
+
+/// How long an agent may take for an answer, beyond what was asked for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest answer, in bytes: a status of some ten thousand peers.
+const MAX_ANSWER: usize = 32 << 20;
+
+/// Speaks to an agent.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there was no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing listens on the socket.
+    #[error("no agent answers at {}: is `mesh-agent run` running, with this --socket? ({source})", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something answered, but not as an agent does.
+    #[error("the agent's answer makes no sense: {0}")]
+    Malformed(String),
+    /// The agent did not answer in time.
+    #[error("the agent does not answer")]
+    Timeout,
+    /// The agent refused, or failed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+impl Client {
+    /// Makes a client of the agent that listens on a socket.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// Asks for the status document.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        parse(&self.request(Method::GET, "/v1/status", PATIENCE).await?)
+    }
+
+    /// Asks whether the agent lives.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn live(&self) -> Result<(), ClientError> {
+        self.request(Method::GET, "/v1/live", PATIENCE).await.map(drop)
+    }
+
+    /// Asks why a peer is on the path it is on.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn why(&self, node: &str) -> Result<Why, ClientError> {
+        let path = format!("/v1/why/{}", segment(node)?);
+        parse(&self.request(Method::GET, &path, PATIENCE).await?)
+    }
+
+    /// Pings a peer once.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn ping(&self, node: &str, wait: Duration) -> Result<PingReply, ClientError> {
+        let path = format!("/v1/ping/{}?timeout_ms={}", segment(node)?, wait.as_millis());
+        parse(&self.request(Method::POST, &path, wait + PATIENCE).await?)
+    }
+
+    async fn request(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
+        timeout(patience, self.exchange(method, path)).await.map_err(|_| ClientError::Timeout)?
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
+        let malformed = |error: hyper::Error| ClientError::Malformed(error.to_string());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(malformed)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, HOST)
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| ClientError::Malformed(error.to_string()))?;
+        let answer = async {
+            let answer = sender.send_request(request).await.map_err(malformed)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| ClientError::Malformed(error.to_string()))?.to_bytes();
+            Ok::<_, ClientError>((status, body))
+        };
+        let connection = async {
+            // Its errors show in the answer, too.
+            let _ = connection.await;
+            std::future::pending::<()>().await;
+        };
+        let (status, body) = tokio::select! {
+            biased;
+            answer = answer => answer?,
+            () = connection => unreachable!("it never ends"),
+        };
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ApiError>(body) {
+        Ok(error) => ClientError::Api(error),
+        Err(_) => ClientError::Malformed(status.to_string()),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Malformed(error.to_string()))
+}
+
+/// A node's name or mesh address as a path segment: neither has a character that would need an escape.
+fn segment(node: &str) -> Result<&str, ClientError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-.:".contains(&b);
+    if !node.is_empty() && node.bytes().all(plain) {
+        Ok(node)
+    } else {
+        let message = format!("{node:?} is neither a node's name nor a mesh address");
+        Err(ClientError::Api(ApiError::BadRequest { message }))
+    }
+}

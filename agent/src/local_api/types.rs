@@ -1,0 +1,102 @@
+//! What `meshctl` and the agent say to each other, beside the status document.
+
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_proto::status::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The fixed `Host` of every request: another one comes from a web page that was led here.
+pub const HOST: &str = "mesh-agent.local";
+
+/// Answers a ping.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PingReply {
+    /// The node that answered.
+    pub node: String,
+    /// Its first mesh address.
+    pub address: IpAddr,
+    /// Its endpoint, if the answer came straight.
+    pub endpoint: Option<SocketAddr>,
+    /// The relay, if the answer came through one.
+    pub relay: Option<String>,
+    /// Round-trip time, in milliseconds.
+    pub rtt_ms: f64,
+}
+
+/// Why a peer is on the path it is on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    /// The peer.
+    pub node: String,
+    /// The primary path's reason.
+    pub reason: String,
+    /// Every path that is known, the primary one first.
+    pub paths: Vec<WhyPath>,
+    /// The latest decisions, oldest first.
+    pub decisions: Vec<WhyDecision>,
+}
+
+/// One path to a peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WhyPath {
+    /// `direct ADDRESS` or `relay NAME`.
+    pub path: String,
+    /// Whether it is the primary path.
+    pub primary: bool,
+    /// Smoothed round-trip time, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Share of the last probes that stayed unanswered, 0 to 1.
+    pub loss: f64,
+    /// When it last answered.
+    pub last_answer: Option<Timestamp>,
+}
+
+/// Why a primary path was chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WhyDecision {
+    /// When.
+    pub at: Timestamp,
+    /// `direct ADDRESS`, `relay NAME` or `none`.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "error", rename_all = "kebab-case")]
+pub enum ApiError {
+    /// No peer has this name or address.
+    #[error("no node is called {node}; there {}", known_nodes(known))]
+    UnknownNode {
+        /// What was asked for.
+        node: String,
+        /// The peers that there are.
+        known: Vec<String>,
+    },
+    /// No answer came in time.
+    #[error("no answer from {node}")]
+    Timeout {
+        /// The peer.
+        node: String,
+    },
+    /// The caller may not do this.
+    #[error("permission denied: only root and the agent's own group may do this")]
+    Forbidden,
+    /// The request made no sense.
+    #[error("bad request: {message}")]
+    BadRequest {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The agent failed.
+    #[error("{message}")]
+    Internal {
+        /// How.
+        message: String,
+    },
+}
+
+fn known_nodes(known: &[String]) -> String {
+    if known.is_empty() { "are no other nodes".to_owned() } else { format!("are: {}", known.join(", ")) }
+}
