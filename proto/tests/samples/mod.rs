@@ -1,0 +1,333 @@
+//! One value of everything that goes over the wire, as the golden files have it, by file name.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use mesh_proto::{
+    candidate::{Candidate, CandidateKind},
+    control::{ClientMessage, Hello, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage, Welcome},
+    disco,
+    key::{NodeKey, PublicKey},
+    netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Relay, RelayId, Version},
+    relay::{self, ChannelId},
+    status::{
+        ConnectionState, ControlTransport, CoordinatorStatus, Mapping, NatStatus, PathKind, PathStatus,
+        PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
+    },
+    stun,
+    token::JoinToken,
+};
+
+const V4: &str = "203.0.113.1:51820";
+const V6: &str = "[2001:db8::7]:443";
+
+/// A disco header, and bytes that stand for the sealed body of a Ping.
+pub(crate) fn disco_header() -> (disco::Header, Vec<u8>) {
+    let header = disco::Header { sender: PublicKey([0x11; 32]), nonce: [0x22; disco::NONCE_LEN] };
+    (header, vec![0x33; 14 + disco::TAG_LEN])
+}
+
+/// The bodies of disco messages.
+pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
+    use disco::Message::{CallMeMaybe, Ping, Pong};
+    let txid = *b"transaction!";
+    vec![
+        ("ping", Ping { txid, padding: 0 }),
+        ("ping_padded", Ping { txid, padding: 21 }),
+        ("pong_v4", Pong { txid, observed: Some(socket(V4)) }),
+        ("pong_v6", Pong { txid, observed: Some(socket(V6)) }),
+        ("pong_relayed", Pong { txid, observed: None }),
+        ("call_me_maybe", CallMeMaybe { candidates: candidates() }),
+        ("call_me_maybe_empty", CallMeMaybe { candidates: vec![] }),
+    ]
+}
+
+/// Relay frames.
+pub(crate) fn relay_frames() -> Vec<(&'static str, relay::Frame<'static>)> {
+    use relay::Frame::{Bind, Bound, Data, UnknownChannel};
+    let channel = ChannelId(0xc0c1_c2c3_c4c5_c6c7);
+    let counter = 0x0102_0304_0506_0708;
+    let mac = relay::bind_mac(&[0x44; relay::CHANNEL_KEY_LEN], channel, counter);
+    vec![
+        ("bind", Bind { channel, counter, mac }),
+        ("bound_v4", Bound { channel, counter, observed: socket(V4) }),
+        ("bound_v6", Bound { channel, counter, observed: socket(V6) }),
+        ("data", Data { peer: NodeId(0xa0a1_a2a3), channel, payload: b"\x04\0\0\0ciphertext" }),
+        ("data_empty", Data { peer: NodeId(1), channel, payload: b"" }),
+        ("unknown_channel", UnknownChannel { channel }),
+    ]
+}
+
+/// STUN messages.
+pub(crate) fn stun_messages() -> Vec<(&'static str, stun::Message)> {
+    use stun::Message::{BindingRequest, BindingSuccess};
+    let transaction = *b"transaction!";
+    vec![
+        ("binding_request", BindingRequest { transaction }),
+        ("binding_success_v4", BindingSuccess { transaction, mapped: socket(V4) }),
+        ("binding_success_v6", BindingSuccess { transaction, mapped: socket(V6) }),
+    ]
+}
+
+/// What an agent says.
+pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
+    let public_key = PublicKey([2; 32]);
+    let map = Some(Version { epoch: 1, serial: 41 });
+    let token = JoinToken::from_random([0x0a; 5], [0x0b; 16]);
+    vec![
+        ("hello", ClientMessage::Hello(Hello { version: "0.1.0".into(), features: vec!["pq".into()] })),
+        ("join", ClientMessage::Join { token, name: "pi".parse().unwrap(), public_key }),
+        ("connect", ClientMessage::Connect { public_key, map }),
+        ("connect_first", ClientMessage::Connect { public_key, map: None }),
+        ("resync", ClientMessage::Resync),
+        (
+            "candidates",
+            ClientMessage::Candidates { candidates: candidates(), relays: vec![RelayId(0), RelayId(3)] },
+        ),
+        ("call_me_maybe", ClientMessage::CallMeMaybe { to: NodeId(2), candidates: candidates() }),
+        ("relay_open", ClientMessage::RelayOpen),
+        ("ping", ClientMessage::Ping { id: u64::MAX }),
+        ("unknown", ClientMessage::Unknown),
+    ]
+}
+
+/// What a coordinator or relay says.
+pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
+    let observed = socket(V4);
+    let states = vec![
+        PeerState { id: NodeId(2), online: true, candidates: candidates(), relays: vec![RelayId(0)] },
+        PeerState { id: NodeId(3), online: false, candidates: vec![], relays: vec![] },
+    ];
+    let channel = RelayChannel {
+        relay: RelayId(0),
+        channel: ChannelId(0xc0c1_c2c3_c4c5_c6c7),
+        key: [0x44; relay::CHANNEL_KEY_LEN],
+    };
+    vec![
+        (
+            "welcome",
+            ServerMessage::Welcome(Welcome {
+                version: "0.1.0".into(),
+                features: vec!["pq".into()],
+                observed,
+            }),
+        ),
+        ("joined", ServerMessage::Joined { node: pi() }),
+        ("map", ServerMessage::Map { map: Box::new(network_map()) }),
+        ("delta", ServerMessage::Delta { delta: map_delta() }),
+        ("delta_empty", ServerMessage::Delta { delta: empty_delta() }),
+        ("peer_states", ServerMessage::PeerStates { peers: states }),
+        ("call_me_maybe", ServerMessage::CallMeMaybe { from: NodeId(2), candidates: candidates() }),
+        ("relay_opened", ServerMessage::RelayOpened(channel)),
+        ("pong", ServerMessage::Pong { id: u64::MAX }),
+        ("refused", ServerMessage::Refused(refusal(RefusalCode::Token, None))),
+        ("refused_busy", ServerMessage::Refused(refusal(RefusalCode::Busy, Some(1500)))),
+        ("unknown", ServerMessage::Unknown),
+    ]
+}
+
+/// Every kind of candidate.
+pub(crate) fn candidate_kinds() -> Vec<CandidateKind> {
+    use CandidateKind::{Guess, Host, PortMapped, Reflexive, Unknown};
+    vec![Host, PortMapped, Reflexive, Guess, Unknown]
+}
+
+/// Every code of a refusal.
+pub(crate) fn refusal_codes() -> Vec<RefusalCode> {
+    use RefusalCode::{Busy, NameTaken, NotRegistered, Protocol, Replaced, ShuttingDown, Token, Unknown};
+    vec![Token, NameTaken, NotRegistered, Busy, Replaced, ShuttingDown, Protocol, Unknown]
+}
+
+/// Documents of `meshctl status --json`: the reference one first, then one of which nothing is known.
+pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
+    let since = || Some("2026-01-02T03:04:05Z".to_owned());
+    let this = SelfStatus {
+        name: "pi".into(),
+        node_key: NodeKey([1; 32]),
+        public_key: PublicKey([2; 32]),
+        addresses: vec![ip("10.90.0.1"), ip("fd5d:1:2::1")],
+        interface: "mesh0".into(),
+        mtu: 1420,
+        candidates: vec![Candidate { address: socket(V4), kind: CandidateKind::Reflexive }],
+        nat: NatStatus { mapping: Mapping::Eim, port_mapping: PortMapping::NatPmp, udp_blocked: false },
+        coordinator: CoordinatorStatus {
+            state: ConnectionState::Connected,
+            address: Some("203.0.113.1:7443".into()),
+            transport: Some(ControlTransport::Quic),
+            rtt_ms: Some(1.2),
+            error: None,
+        },
+        relay: Some(RelayStatus { name: "pi".into(), transport: RelayTransport::Udp, rtt_ms: Some(1.2) }),
+        routes: vec![net("10.244.1.0/24")],
+        ready: true,
+        warnings: vec![],
+    };
+    let direct = PeerStatus {
+        name: "country".into(),
+        node_key: NodeKey([3; 32]),
+        public_key: PublicKey([4; 32]),
+        addresses: vec![ip("10.90.0.2")],
+        allowed_ips: vec![net("10.90.0.2/32"), net("10.244.2.0/24")],
+        online: true,
+        path: PathStatus {
+            kind: PathKind::Direct,
+            address: Some(socket("198.51.100.7:51820")),
+            relay: None,
+            rtt_ms: Some(18.2),
+            mtu: Some(1420),
+            since: since(),
+            reason: "direct path answered first".into(),
+        },
+        last_handshake: since(),
+        tx_bytes: 0,
+        rx_bytes: 0,
+        loss: 0.0,
+        drops: [].into(),
+    };
+    let relayed = PeerStatus {
+        name: "office".into(),
+        path: PathStatus {
+            kind: PathKind::Relay,
+            address: None,
+            relay: Some("pi".into()),
+            rtt_ms: None,
+            mtu: None,
+            since: since(),
+            reason: "no direct path answers".into(),
+        },
+        tx_bytes: u64::MAX,
+        rx_bytes: 1,
+        loss: 0.25,
+        drops: [("no_session".to_owned(), 3), ("source_not_allowed".to_owned(), 1)].into(),
+        ..direct.clone()
+    };
+    let unreached = PeerStatus {
+        name: "macbook".into(),
+        online: false,
+        path: PathStatus {
+            kind: PathKind::None,
+            address: None,
+            relay: None,
+            rtt_ms: None,
+            mtu: None,
+            since: None,
+            reason: "never seen".into(),
+        },
+        last_handshake: None,
+        ..direct.clone()
+    };
+    let lonely = SelfStatus {
+        candidates: vec![],
+        nat: NatStatus { mapping: Mapping::Unknown, port_mapping: PortMapping::None, udp_blocked: true },
+        coordinator: CoordinatorStatus {
+            state: ConnectionState::Offline,
+            address: None,
+            transport: None,
+            rtt_ms: None,
+            error: Some("connection refused".into()),
+        },
+        relay: None,
+        routes: vec![],
+        ready: false,
+        warnings: vec!["udp is blocked".into()],
+        ..this.clone()
+    };
+    vec![
+        ("reference", Status { this, peers: vec![direct] }),
+        ("nothing_known", Status { this: lonely, peers: vec![unreached, relayed] }),
+    ]
+}
+
+fn candidates() -> Vec<Candidate> {
+    let addresses = ["192.168.1.20:51820", "203.0.113.1:4500", V4, V6, "198.51.100.9:9"];
+    let pairs = addresses.into_iter().zip(candidate_kinds());
+    pairs.map(|(address, kind)| Candidate { address: socket(address), kind }).collect()
+}
+
+fn refusal(code: RefusalCode, retry_after_ms: Option<u64>) -> Refusal {
+    Refusal { code, message: "said to people".into(), retry_after_ms }
+}
+
+fn pi() -> Node {
+    Node {
+        id: NodeId(1),
+        name: "pi".parse().unwrap(),
+        node_key: NodeKey([1; 32]),
+        public_key: PublicKey([2; 32]),
+        addresses: vec![ip("10.90.0.1"), ip("fd5d:1:2::1")],
+        allowed_ips: vec![net("10.90.0.1/32"), net("fd5d:1:2::1/128"), net("10.244.1.0/24")],
+        tags: vec!["server".into()],
+    }
+}
+
+fn country() -> Node {
+    Node {
+        id: NodeId(2),
+        name: "country".parse().unwrap(),
+        node_key: NodeKey([3; 32]),
+        public_key: PublicKey([4; 32]),
+        addresses: vec![ip("10.90.0.2"), ip("fd5d:1:2::2")],
+        allowed_ips: vec![net("10.90.0.2/32"), net("fd5d:1:2::2/128")],
+        tags: vec![],
+    }
+}
+
+fn relays() -> Vec<Relay> {
+    let relay = |id, name: &str, key, address: &str| Relay {
+        id: RelayId(id),
+        name: name.into(),
+        key,
+        addresses: vec![address.into()],
+    };
+    vec![
+        relay(0, "pi", None, "pi.example.net:7443"),
+        relay(3, "far", Some(NodeKey([5; 32])), "203.0.113.3:7443"),
+    ]
+}
+
+fn network_map() -> NetworkMap {
+    NetworkMap {
+        version: Version { epoch: 1, serial: 41 },
+        mesh: Mesh {
+            ipv4: "10.90.0.0/16".parse().unwrap(),
+            ipv6: "fd5d:1:2::/48".parse().unwrap(),
+            coordinators: vec!["pi.example.net:7443".into(), "203.0.113.1:7443".into()],
+        },
+        this: pi(),
+        peers: vec![country()],
+        relays: relays(),
+    }
+}
+
+fn empty_delta() -> MapDelta {
+    MapDelta {
+        from: Version { epoch: 1, serial: 41 },
+        to: Version { epoch: 1, serial: 42 },
+        this: None,
+        changed: vec![],
+        removed: vec![],
+        relays: None,
+    }
+}
+
+fn map_delta() -> MapDelta {
+    MapDelta {
+        this: Some(pi()),
+        changed: vec![country()],
+        removed: vec![NodeId(3)],
+        relays: Some(relays()),
+        ..empty_delta()
+    }
+}
+
+fn socket(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
