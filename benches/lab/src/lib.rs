@@ -40,10 +40,10 @@ pub mod topology;
 pub mod village;
 
 pub use linksim::{Impairment, Loss, Order, Rate};
-//pub use mesh::{Mesh, MeshOptions, Node};
+pub use mesh::{Mesh, MeshOptions, Node};
 pub use nat::{Filtering, Mapping, Nat, NatType};
 pub use netns::Netns;
 pub use process::{Finished, HostCommand, Process};
 pub use run::Lab;
 pub use topology::{Host, Network, Site, Topology};
-//pub use village::Village;
+pub use village::Village;

@@ -9,6 +9,10 @@ use crate::nat::Nat;
 use crate::nat::rules::{self, Place};
 use crate::netns::Netns;
 
+/// Interface indexes of the bridge's ports begin here, so that they never equal the index of `eth0` at the other end:
+/// the kernel would take the pair for an ordinary device and tell the bridge up to a second late that it has carrier.
+const PORT_INDEX: u32 = 1000;
+
 /// The running router of a site.
 #[derive(Debug)]
 pub(super) struct Router {
@@ -24,8 +28,9 @@ impl Router {
         nat.check()?;
         netns.sysctl(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
         let gateway = gateway(&place);
+        // A bridge without a live port has no carrier and drops all until long after it gets one: hence the stub.
         let mut batch = format!(
-            "link add lan type bridge\nlink set lan up\naddr add {gateway}/{} dev lan\n\
+            "link add stub type veth peer name stub-end\nlink set stub-end up\nlink add lan type bridge\nlink set stub master lan up\nlink set lan up\naddr add {gateway}/{} dev lan\n\
              link set wan mtu {mtu} up\naddr add {}/32 dev wan\nroute add default dev wan\n",
             place.inside.prefix_len(),
             place.outside,
@@ -93,10 +98,11 @@ impl Router {
         let port = {
             let mut next = self.next_port.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
-            format!("port{next}")
+            *next
         };
+        let index = PORT_INDEX + port;
         self.netns.ip(&format!(
-            "link add {port} type veth peer name eth0 netns {}\nlink set {port} master lan up\n",
+            "link add port{port} index {index} type veth peer name eth0 netns {}\nlink set port{port} master lan up\n",
             host.name()
         ))
     }
