@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The mesh coordinator.
+pub mod front;
+pub mod limit;
+pub mod relay;
