@@ -13,6 +13,8 @@
 
 mod client;
 mod server;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::{future::Future, time::Duration};

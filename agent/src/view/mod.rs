@@ -1,1 +1,11 @@
-//! From snapshots to what people and scripts are shown: pure.
+//! What people and scripts see: turns what the daemon knows into documents and tables. Pure.
+
+mod explain;
+mod status;
+pub mod table;
+pub mod units;
+
+pub use explain::explain;
+#[cfg(test)]
+pub(crate) use status::tests::document;
+pub use status::{Input, status};

@@ -1,0 +1,279 @@
+//! Builds the status document.
+
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use mesh_engine::{
+    drops::DropCounters,
+    event::PathAddress,
+    snapshot::{PathSnapshot, PeerSnapshot, Snapshot},
+};
+use mesh_proto::{
+    netmap::{NetworkMap, Node, RelayId},
+    status::{
+        CoordinatorStatus, NatStatus, PathKind, PathStatus, PeerStatus, PortMapping, RelayStatus,
+        RelayTransport, SelfStatus, Status, Timestamp,
+    },
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// What the daemon knows at one moment.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The engine.
+    pub snapshot: &'a Snapshot,
+    /// The moment of the snapshot, by the engine's clock.
+    pub now: Instant,
+    /// The same moment, by the wall clock.
+    pub wall: OffsetDateTime,
+    /// The network map.
+    pub map: &'a NetworkMap,
+    /// The control connection.
+    pub coordinator: CoordinatorStatus,
+    /// The TUN interface.
+    pub interface: &'a str,
+    /// Its MTU, in bytes.
+    pub mtu: u16,
+    /// Whether interface, addresses and routes are up.
+    pub ready: bool,
+    /// The routes that are installed for peers, beyond their mesh addresses.
+    pub routes: &'a [IpNet],
+    /// What a person should know, worst first.
+    pub warnings: Vec<String>,
+}
+
+/// Builds the status document; peers are in order of their names.
+#[must_use]
+pub fn status(input: &Input<'_>) -> Status {
+    let mut peers: Vec<_> = input
+        .map
+        .peers
+        .iter()
+        .map(|node| {
+            let peer = input.snapshot.peers.iter().find(|peer| peer.id == node.id);
+            peer_status(input, node, peer)
+        })
+        .collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    Status { this: self_status(input), peers }
+}
+
+fn self_status(input: &Input<'_>) -> SelfStatus {
+    let this = &input.map.this;
+    let relay = input.snapshot.relays.iter().find(|relay| relay.up).map(|relay| RelayStatus {
+        name: input.relay_name(relay.id),
+        transport: if relay.address.is_some() { RelayTransport::Udp } else { RelayTransport::Websocket },
+        rtt_ms: relay.rtt.map(millis),
+    });
+    SelfStatus {
+        name: this.name.to_string(),
+        node_key: this.node_key,
+        public_key: this.public_key,
+        addresses: this.addresses.clone(),
+        interface: input.interface.to_owned(),
+        mtu: input.mtu,
+        candidates: input.snapshot.candidates.clone(),
+        nat: NatStatus {
+            mapping: input.snapshot.mapping,
+            port_mapping: PortMapping::None,
+            udp_blocked: input.udp_blocked(),
+        },
+        coordinator: input.coordinator.clone(),
+        relay,
+        routes: input.routes.to_vec(),
+        ready: input.ready,
+        warnings: input.warnings.clone(),
+    }
+}
+
+fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> PeerStatus {
+    let counters = peer.map_or((0, 0), |peer| (peer.tx_bytes, peer.rx_bytes));
+    let path = peer.and_then(|peer| peer.path.as_ref());
+    PeerStatus {
+        name: node.name.to_string(),
+        node_key: node.node_key,
+        public_key: node.public_key,
+        addresses: node.addresses.clone(),
+        allowed_ips: node.allowed_ips.clone(),
+        online: peer.is_some_and(|peer| peer.online),
+        path: path_status(input, path, peer.map_or("not taken up yet", |peer| &peer.reason)),
+        last_handshake: peer.and_then(|peer| peer.last_handshake).map(|at| input.timestamp(at)),
+        tx_bytes: counters.0,
+        rx_bytes: counters.1,
+        loss: path.map_or(0.0, |path| path.loss),
+        drops: peer.map_or_else(Default::default, |peer| drops(&peer.drops)),
+    }
+}
+
+fn path_status(input: &Input<'_>, path: Option<&PathSnapshot>, reason: &str) -> PathStatus {
+    let (kind, address, relay) = match path.map(|path| path.address) {
+        Some(PathAddress::Direct(address)) => (PathKind::Direct, Some(address), None),
+        Some(PathAddress::Relay(relay)) => (PathKind::Relay, None, Some(input.relay_name(relay))),
+        None => (PathKind::None, None, None),
+    };
+    PathStatus {
+        kind,
+        address,
+        relay,
+        rtt_ms: path.and_then(|path| path.rtt).map(millis),
+        mtu: path.map(|path| path.mtu),
+        since: path.and_then(|path| path.since).map(|at| input.timestamp(at)),
+        reason: reason.to_owned(),
+    }
+}
+
+fn drops(counters: &DropCounters) -> std::collections::BTreeMap<String, u64> {
+    counters.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
+}
+
+pub(super) fn millis(duration: Duration) -> f64 {
+    // Microseconds are as fine as it gets; more digits would only be noise to read.
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+impl Input<'_> {
+    /// The wall-clock time of an instant, as text.
+    pub(super) fn timestamp(&self, at: Instant) -> Timestamp {
+        let wall = if at <= self.now { self.wall - (self.now - at) } else { self.wall + (at - self.now) };
+        let rounded = wall.replace_nanosecond(wall.millisecond() as u32 * 1_000_000).unwrap_or(wall);
+        rounded.format(&Rfc3339).expect("times near now have an RFC 3339 form")
+    }
+
+    /// A relay's name, or its number if the map does not have it (any more).
+    pub(super) fn relay_name(&self, id: RelayId) -> String {
+        let relay = self.map.relays.iter().find(|relay| relay.id == id);
+        relay.map_or_else(|| format!("#{}", id.0), |relay| relay.name.clone())
+    }
+
+    /// UDP counts as blocked when relays are known, and none of them, nor any peer, answers over it.
+    fn udp_blocked(&self) -> bool {
+        let relays = &self.snapshot.relays;
+        let direct = |peer: &PeerSnapshot| {
+            peer.paths
+                .iter()
+                .any(|path| matches!(path.address, PathAddress::Direct(_)) && path.last_answer.is_some())
+        };
+        !relays.is_empty()
+            && !relays.iter().any(|relay| relay.up && relay.address.is_some())
+            && !self.snapshot.peers.iter().any(direct)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use mesh_engine::{drops::DropReason, snapshot::RelaySnapshot};
+    use mesh_proto::{
+        key::{NodeKey, PublicKey},
+        netmap::{Mesh, NodeId, Relay, Version},
+        status::{ConnectionState, ControlTransport, Mapping},
+    };
+
+    use super::*;
+
+    pub(in crate::view) fn node(id: u32, name: &str) -> Node {
+        let address = std::net::IpAddr::from([10, 90, 0, u8::try_from(id).unwrap()]);
+        Node {
+            id: NodeId(id),
+            name: name.parse().unwrap(),
+            node_key: NodeKey([1; 32]),
+            public_key: PublicKey([2; 32]),
+            addresses: vec![address],
+            allowed_ips: vec![address.into()],
+            tags: vec![],
+        }
+    }
+
+    pub(in crate::view) fn map() -> NetworkMap {
+        NetworkMap {
+            version: Version { epoch: 1, serial: 1 },
+            mesh: Mesh {
+                ipv4: "10.90.0.0/16".parse().unwrap(),
+                ipv6: "fd00::/48".parse().unwrap(),
+                coordinators: vec![],
+            },
+            this: node(1, "pi"),
+            peers: vec![node(2, "office"), node(3, "country")],
+            relays: vec![Relay { id: RelayId(0), name: "pi".into(), key: None, addresses: vec![] }],
+        }
+    }
+
+    fn path(address: PathAddress, now: Instant) -> PathSnapshot {
+        PathSnapshot {
+            address,
+            since: Some(now - Duration::from_secs(90)),
+            rtt: Some(Duration::from_micros(18_234)),
+            loss: 0.0,
+            mtu: 1280,
+            last_answer: Some(now),
+        }
+    }
+
+    pub(in crate::view) fn snapshot(now: Instant) -> Snapshot {
+        let peer = |id, address, reason: &str| PeerSnapshot {
+            id: NodeId(id),
+            online: true,
+            path: Some(path(address, now)),
+            reason: reason.into(),
+            last_handshake: Some(now - Duration::from_secs(61)),
+            tx_bytes: 123_456,
+            rx_bytes: 52,
+            drops: DropCounters::default(),
+            paths: vec![path(address, now)],
+            decisions: vec![],
+        };
+        let mut relayed = peer(2, PathAddress::Relay(RelayId(0)), "relayed: no direct path has answered");
+        relayed.drops.count(DropReason::WrongSource);
+        let direct = PathAddress::Direct("198.51.100.7:51820".parse().unwrap());
+        Snapshot {
+            peers: vec![relayed, peer(3, direct, "direct: answered in 18 ms")],
+            relays: vec![RelaySnapshot {
+                id: RelayId(0),
+                address: Some("203.0.113.1:7443".parse().unwrap()),
+                up: true,
+                rtt: Some(Duration::from_millis(8)),
+            }],
+            candidates: vec![],
+            mapping: Mapping::Eim,
+            drops: DropCounters::default(),
+        }
+    }
+
+    pub(crate) fn document() -> Status {
+        let now = Instant::now() + Duration::from_secs(1000);
+        let (snapshot, map) = (snapshot(now), map());
+        status(&Input {
+            snapshot: &snapshot,
+            now,
+            wall: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
+            map: &map,
+            coordinator: CoordinatorStatus {
+                state: ConnectionState::Connected,
+                address: Some("203.0.113.1:7443".into()),
+                transport: Some(ControlTransport::Quic),
+                rtt_ms: Some(8.5),
+                error: None,
+            },
+            interface: "mesh0",
+            mtu: 1280,
+            ready: true,
+            routes: &[],
+            warnings: vec![],
+        })
+    }
+
+    #[test]
+    fn peers_are_sorted_and_their_paths_named() {
+        let document = document();
+        let names: Vec<_> = document.peers.iter().map(|peer| peer.name.as_str()).collect();
+        assert_eq!(names, ["country", "office"]);
+        let [country, office] = &document.peers[..] else { panic!("two peers") };
+        assert_eq!(country.path.kind, PathKind::Direct);
+        assert_eq!(country.path.rtt_ms, Some(18.234));
+        assert_eq!(country.path.since.as_deref(), Some("2027-01-15T07:58:30Z"));
+        assert_eq!(country.last_handshake.as_deref(), Some("2027-01-15T07:58:59Z"));
+        assert_eq!(office.path.relay.as_deref(), Some("pi"));
+        assert_eq!(office.drops["wrong-source"], 1);
+        assert_eq!(document.this.relay.as_ref().unwrap().name, "pi");
+        assert!(!document.this.nat.udp_blocked);
+    }
+}
