@@ -11,6 +11,7 @@
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
+//! - [`cli`]: the command `mesh-lab`.
 //!
 //! ```no_run
 //! use mesh_lab::{Filtering, Lab, Mapping, Nat, Site, Topology};
@@ -29,6 +30,7 @@
 //!
 //! Everything needs root, or a kernel that lets a plain user make user namespaces; see [`run::rootless`].
 
+pub mod cli;
 pub mod dns;
 pub mod linksim;
 pub mod mesh;

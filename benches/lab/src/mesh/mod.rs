@@ -213,6 +213,11 @@ impl Mesh {
         self.nodes.values()
     }
 
+    /// The programs under test.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
     /// The network.
     pub fn network(&self) -> &Arc<Network> {
         &self.network

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 
 /// What a process finds around itself on its host.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Surroundings {
     /// The file of the network namespace, in `/run/netns`.
     pub netns: PathBuf,

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 /// How many of a log's last lines are shown when a test panics.
 const LOG_TAIL: usize = 15;
@@ -70,6 +71,10 @@ fn sweep_all() {
     for id in ids {
         super::sweep(&id);
     }
+    // Nobody will ask for these any more, and not every init collects what it inherits.
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG))
+        && status != WaitStatus::StillAlive
+    {}
 }
 
 fn wait(mut reader: std::io::PipeReader) {

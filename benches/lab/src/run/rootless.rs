@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use nix::mount::{MsFlags, mount};
 
 /// Tells the second incarnation that it is one.
-const MARK: &str = "MESH_LAB_ROOTLESS";
+pub(crate) const MARK: &str = "MESH_LAB_ROOTLESS";
 
 /// Makes sure that the program is root, of the machine or of a user namespace.
 ///
@@ -22,7 +22,7 @@ const MARK: &str = "MESH_LAB_ROOTLESS";
 ///
 /// If user namespaces are not allowed, or the private `/run` cannot be made.
 pub fn become_root() -> anyhow::Result<()> {
-    if std::env::var_os(MARK).is_some() {
+    if is_second() {
         return private_run();
     }
     if nix::unistd::geteuid().is_root() {
@@ -44,6 +44,11 @@ pub fn become_root() -> anyhow::Result<()> {
         .env(MARK, "1")
         .exec();
     Err(error).context("the program cannot be started again in a user namespace")
+}
+
+/// Whether this is the second incarnation, inside the user namespace.
+pub fn is_second() -> bool {
+    std::env::var_os(MARK).is_some()
 }
 
 /// Puts an empty file system on `/run`, once.

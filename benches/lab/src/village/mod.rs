@@ -24,6 +24,10 @@ use crate::nat::{Filtering, Mapping, Nat, Protocol};
 use crate::run::Lab;
 use crate::topology::{Site, Topology};
 
+pub mod control;
+pub mod state;
+pub mod supervisor;
+
 /// The name by which the coordinator is found.
 pub const COORDINATOR_NAME: &str = "pi.duckdns.example";
 /// The host of the coordinator.

@@ -1,0 +1,96 @@
+//! The command `mesh-lab`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+mod village;
+
+use crate::nat::{Nat, NatType};
+use crate::run::Lab;
+use crate::topology::{Site, Topology};
+
+/// The network lab: namespaces, NATs, links, and the village
+#[derive(Debug, Parser)]
+#[command(name = "mesh-lab", version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures the nine NAT types through their routers and prints what they are
+    NatCheck,
+    /// Builds the village's network without the mesh and keeps it until a signal comes
+    Hold {
+        /// A program that is run on every host meanwhile
+        #[arg(last = true)]
+        program: Vec<String>,
+    },
+    /// The village in the background
+    Village {
+        /// Where the running village is described [default: in /run/mesh-lab, or in /tmp for other users than root]
+        #[arg(long, global = true, value_name = "FILE")]
+        state: Option<PathBuf>,
+        #[command(subcommand)]
+        command: village::Command,
+    },
+}
+
+impl Arguments {
+    /// Does what the arguments say.
+    ///
+    /// # Errors
+    ///
+    /// With what a person should know.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::NatCheck => nat_check(),
+            Command::Hold { program } => hold(&program),
+            Command::Village { state, command } => {
+                let state = state.map_or_else(crate::village::state::default_path, Ok)?;
+                command.run(&state)
+            }
+        }
+    }
+}
+
+fn nat_check() -> anyhow::Result<ExitCode> {
+    let lab = Lab::new("natcheck")?;
+    let sites =
+        NatType::all().map(|kind| Site::behind(&kind.to_string(), Nat::of(kind)).host(&format!("pc-{kind}")));
+    let network = lab.build(sites.fold(Topology::new(), Topology::site))?;
+    let observers = network.observers()?;
+    println!("{:<10} measured", "wanted");
+    let mut right = 0;
+    for kind in NatType::all() {
+        let host = network.host(&format!("pc-{kind}"))?;
+        let measured = observers.measure(host.netns()).with_context(|| format!("behind {kind}"))?;
+        println!("{:<10} {measured}", kind.to_string());
+        right += usize::from(measured == kind);
+    }
+    println!("{right} of 9 as wanted");
+    Ok(if right == 9 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn hold(program: &[String]) -> anyhow::Result<ExitCode> {
+    let lab = Lab::new("hold")?;
+    let network = lab.build(crate::village::topology())?;
+    let mut processes = Vec::new();
+    if let [program, args @ ..] = program {
+        for host in network.hosts() {
+            let command = host.command(program).args(args);
+            processes.push(command.spawn(host.name())?);
+        }
+    }
+    println!("{}", lab.id());
+    for host in network.hosts() {
+        println!("ip netns exec {} ...   # {}, {}", host.netns().name(), host.site(), host.address());
+    }
+    loop {
+        std::thread::park();
+    }
+}
