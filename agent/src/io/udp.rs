@@ -1,0 +1,273 @@
+//! The UDP sockets of the underlay: one for IPv4, one for IPv6, on one port.
+//!
+//! A train leaves with one system call (`UDP_SEGMENT`) and arrives with one (`UDP_GRO`), where the system and the
+//! device can; quinn-udp turns segmentation off for good when a device refuses it, and the train is sent again
+//! cut up. The sockets are bound to no interface: no route that this agent installs ever covers more than mesh
+//! and pod ranges, so what is sent here cannot enter the tunnel; what arrives here *through* the tunnel is dropped
+//! by the driver.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::{AsRawFd, RawFd},
+};
+
+use mesh_engine::batch::{Transmit, Via};
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
+
+/// Messages that one system call receives, each up to a whole train.
+pub const RECV_BATCH: usize = 8;
+
+/// Room for one received train.
+pub const RECV_BUFFER_LEN: usize = 65_535;
+
+/// Kernel buffers of a socket, each way: a train is one unit of up to 64 KiB that is dropped whole, so there must be
+/// room for tens of them.
+const SOCKET_BUFFER_LEN: usize = 4 << 20;
+
+/// How often a port is drawn again that is free for IPv4 and taken for IPv6.
+const PORT_DRAWS: usize = 16;
+
+/// Why the sockets could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another program has the port.
+    #[error(
+        "UDP port {port} is taken by another program: stop that program or choose another port with --listen-port"
+    )]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// The port is reserved for the superuser.
+    #[error("no permission to use UDP port {port}: choose a port above 1023 with --listen-port")]
+    Permission {
+        /// The port.
+        port: u16,
+    },
+    /// Anything else.
+    #[error("no UDP socket can be opened on port {port}")]
+    Io {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The sockets of one agent: at least one of the two is there.
+pub struct UdpSockets {
+    /// The socket for IPv4, where the system has it.
+    pub v4: Option<Socket>,
+    /// The socket for IPv6, where the system has it.
+    pub v6: Option<Socket>,
+    /// The port of both.
+    pub port: u16,
+}
+
+/// One socket.
+pub struct Socket {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// How far the sending of a train came.
+#[derive(Debug)]
+pub enum Sent {
+    /// All of it is out.
+    All,
+    /// The socket is full: go on at this byte when it is writable.
+    Blocked(usize),
+    /// The system refused it, or the part from this byte on.
+    Refused(io::Error),
+}
+
+impl UdpSockets {
+    /// Binds both sockets to the same port of all addresses; port 0 lets the system draw one.
+    ///
+    /// # Errors
+    /// When the port is taken or forbidden, or the system has neither IPv4 nor IPv6.
+    pub fn bind(port: u16) -> Result<Self, BindError> {
+        let draws = if port == 0 { PORT_DRAWS } else { 1 };
+        let mut outcome = Self::bind_once(port);
+        for _ in 1..draws {
+            if !matches!(outcome, Err(BindError::PortTaken { .. })) {
+                break;
+            }
+            outcome = Self::bind_once(port);
+        }
+        outcome
+    }
+
+    fn bind_once(port: u16) -> Result<Self, BindError> {
+        let explain = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::PortTaken { port },
+            io::ErrorKind::PermissionDenied => BindError::Permission { port },
+            _ => BindError::Io { port, source },
+        };
+        let v4 = present(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into())).map_err(explain)?;
+        let port_of = |socket: &Option<Socket>| -> io::Result<Option<u16>> {
+            socket.as_ref().map(|socket| socket.socket.local_addr().map(|addr| addr.port())).transpose()
+        };
+        let port = port_of(&v4).map_err(explain)?.unwrap_or(port);
+        let v6 = present(Socket::bind((Ipv6Addr::UNSPECIFIED, port).into())).map_err(explain)?;
+        let port = port_of(&v6).map_err(explain)?.unwrap_or(port);
+        if v4.is_none() && v6.is_none() {
+            return Err(explain(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)));
+        }
+        Ok(Self { v4, v6, port })
+    }
+}
+
+impl Socket {
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        // The FORCE options need CAP_NET_ADMIN; without it the plain ones are cut to the system's limit.
+        if sockopt::set_socket_recv_buffer_size_force(&fd, SOCKET_BUFFER_LEN).is_err() {
+            sockopt::set_socket_recv_buffer_size(&fd, SOCKET_BUFFER_LEN)?;
+        }
+        if sockopt::set_socket_send_buffer_size_force(&fd, SOCKET_BUFFER_LEN).is_err() {
+            sockopt::set_socket_send_buffer_size(&fd, SOCKET_BUFFER_LEN)?;
+        }
+        bind(&fd, &address)?;
+        let socket = UdpSocket::from(fd);
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        Ok(Self { socket, state })
+    }
+
+    /// Sends a train from its byte `offset` on, in as few system calls as the socket allows.
+    pub fn try_send(&mut self, train: &Transmit<'_>, offset: usize) -> Sent {
+        let Via::Udp { remote, mut local } = train.via else {
+            return Sent::Refused(io::Error::from(io::ErrorKind::Unsupported));
+        };
+        let mut offset = offset;
+        while offset < train.bytes.len() {
+            let segments = self.state.max_gso_segments();
+            let end = train.bytes.len().min(offset + segments * train.stride);
+            let contents = &train.bytes[offset..end];
+            let message = quinn_udp::Transmit {
+                destination: remote,
+                ecn: None,
+                contents,
+                segment_size: (contents.len() > train.stride).then_some(train.stride),
+                src_ip: local,
+            };
+            match self.state.try_send(UdpSockRef::from(&self.socket), &message) {
+                Ok(()) => offset = end,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Sent::Blocked(offset),
+                // The address that the peer used is no longer this host's. The system's answer (EINVAL) also made
+                // quinn-udp give up segmentation, for a reason that was not there: begin afresh.
+                Err(error) if local.is_some() && is_stale_source(&error) => {
+                    local = None;
+                    if let Ok(state) = UdpSocketState::new(UdpSockRef::from(&self.socket)) {
+                        self.state = state;
+                    }
+                }
+                // Segmentation was just found not to work: the rest goes out one by one.
+                Err(_) if self.state.max_gso_segments() < segments => {}
+                Err(error) => return Sent::Refused(error),
+            }
+        }
+        Sent::All
+    }
+
+    /// Receives up to [`RECV_BATCH`] trains, one into each buffer, and returns how many came.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else is to be counted.
+    pub fn try_recv(
+        &self,
+        buffers: &mut [IoSliceMut<'_>; RECV_BATCH],
+        meta: &mut [RecvMeta; RECV_BATCH],
+    ) -> io::Result<usize> {
+        self.state.recv(UdpSockRef::from(&self.socket), buffers, meta)
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Turns "the system does not have this address family" into `None`.
+fn present(bound: io::Result<Socket>) -> io::Result<Option<Socket>> {
+    match bound {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+fn is_stale_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH | libc::ENODEV)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn receive(socket: &Socket) -> Vec<(usize, usize)> {
+        let mut memory = vec![0; RECV_BATCH * RECV_BUFFER_LEN];
+        let mut chunks = memory.chunks_exact_mut(RECV_BUFFER_LEN);
+        let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap()));
+        let mut meta = [RecvMeta::default(); RECV_BATCH];
+        let count = socket.try_recv(&mut buffers, &mut meta).unwrap();
+        meta[..count].iter().map(|meta| (meta.len, meta.stride)).collect()
+    }
+
+    #[test]
+    fn a_train_crosses_loopback_whole_even_from_an_address_that_is_gone() {
+        let mut a = UdpSockets::bind(0).unwrap().v4.unwrap();
+        let b = UdpSockets::bind(0).unwrap();
+        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port));
+        let b = b.v4.unwrap();
+        let bytes = vec![7; 4 * 1000 + 200];
+        for local in [None, Some(IpAddr::from([127, 0, 0, 1])), Some(IpAddr::from([192, 0, 2, 77]))] {
+            let train = Transmit { via: Via::Udp { remote, local }, stride: 1000, bytes: &bytes };
+            assert!(matches!(a.try_send(&train, 0), Sent::All), "{local:?}");
+            let received = receive(&b);
+            assert_eq!(received.iter().map(|(len, _)| len).sum::<usize>(), bytes.len());
+            assert!(received.iter().all(|(_, stride)| *stride == 1000), "{received:?}");
+            assert!(a.state.max_gso_segments() > 1, "segmentation survives {local:?}");
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let first = UdpSockets::bind(0).unwrap();
+        match UdpSockets::bind(first.port) {
+            Err(error @ BindError::PortTaken { .. }) => {
+                assert!(error.to_string().contains(&first.port.to_string()));
+            }
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("one port for two"),
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_is_too_large_is_refused_and_nothing_else() {
+        let mut sockets = UdpSockets::bind(0).unwrap();
+        let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets.port));
+        let bytes = vec![0; 65_530];
+        let via = Via::Udp { remote, local: None };
+        let v4 = sockets.v4.as_mut().unwrap();
+        let sent = v4.try_send(&Transmit { via, stride: bytes.len(), bytes: &bytes }, 0);
+        assert!(matches!(sent, Sent::Refused(error) if error.raw_os_error() == Some(libc::EMSGSIZE)));
+        let sent = v4.try_send(&Transmit { via, stride: 100, bytes: &bytes[..100] }, 0);
+        assert!(matches!(sent, Sent::All));
+    }
+}
