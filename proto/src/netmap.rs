@@ -139,7 +139,8 @@ pub enum VersionError {
 }
 
 impl NetworkMap {
-    /// Applies a delta.
+    /// Applies a delta: `changed` first, then `removed`. Peers stay in order of their ids, and this node is never
+    /// one of them, whatever the delta says.
     ///
     /// # Errors
     /// When the delta does not start from this map's version, or would go back in time; the map is unchanged then.
@@ -148,6 +149,9 @@ impl NetworkMap {
             return Err(VersionError::Gap { have: self.version, from: delta.from });
         }
         check_not_older(self.version, delta.to)?;
+        if let Some(this) = delta.this {
+            self.this = this;
+        }
         let mut peers: BTreeMap<NodeId, Node> = self.peers.drain(..).map(|node| (node.id, node)).collect();
         peers.extend(delta.changed.into_iter().map(|node| (node.id, node)));
         for id in &delta.removed {
@@ -155,9 +159,6 @@ impl NetworkMap {
         }
         peers.remove(&self.this.id);
         self.peers = peers.into_values().collect();
-        if let Some(this) = delta.this {
-            self.this = this;
-        }
         if let Some(relays) = delta.relays {
             self.relays = relays;
         }
@@ -229,6 +230,15 @@ mod tests {
         let names: Vec<_> = map.peers.iter().map(|peer| peer.name.as_str()).collect();
         assert_eq!(names, ["new", "n4"]);
         assert_eq!(map.version.serial, 7);
+    }
+
+    #[test]
+    fn no_node_becomes_its_own_peer() {
+        let mut changed = map();
+        let change = MapDelta { this: Some(node(2)), changed: vec![node(1), node(2)], ..delta(5, 6) };
+        changed.apply(change).unwrap();
+        assert_eq!(changed.this.id, NodeId(2));
+        assert!(changed.peers.iter().all(|peer| peer.id != NodeId(2)));
     }
 
     #[test]
