@@ -7,7 +7,7 @@
 //!
 //! NAT stays in the kernel of the site's router and impairment stays here. The thread acts as a router does: it
 //! decrements TTL and hop limit (without the ICMP answer) and drops what has no route. It sleeps in `ppoll` until
-//! the next due time with nanosecond timeouts and a timer slack of 1 ns. One packet costs one read and one write.
+//! the next due time with nanosecond timeouts and a timer slack of 1 ns, and goes before other threads if it may. One packet costs one read and one write.
 //! Randomness comes from one seed; with the same arrivals the same packets are lost.
 //!
 //! - [`model`]: the pure part, one direction of one line.
@@ -36,6 +36,10 @@ use crate::netns::Netns;
 
 /// The largest packet that a line carries, with room for an odd MTU above Ethernet's.
 pub const MAX_MTU: u16 = 2000;
+
+/// Packets that may wait in a device for the simulator, which shares two cores with the programs under test: some
+/// 50 ms of a fast stream, so that what is lost is lost by the line and not by the scheduler.
+pub(crate) const QUEUE: u32 = 5000;
 
 /// The two directions of an access line.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use super::network::{Network, RunningGateway, RunningSite};
 use super::router::{Router, place_v6};
 use super::{Gateway, INTERNET, Ipv6, NAME_SERVER, OBSERVERS, Site, Topology};
 use crate::dns::DnsServer;
-use crate::linksim::{Line, LinkSim, MAX_MTU};
+use crate::linksim::{Line, LinkSim, MAX_MTU, QUEUE};
 use crate::nat::Nat;
 use crate::nat::rules::{OUTSIDE_INTERFACE, Place};
 use crate::run::Lab;
@@ -62,7 +62,9 @@ fn internet(lab: &Lab, linksim: &LinkSim) -> anyhow::Result<Host> {
         v6: Some((INTERNET_V6, None)),
     })?;
     let [a, b] = OBSERVERS;
-    host.netns().ip(&format!("addr add {a}/32 dev eth0\naddr add {b}/32 dev eth0\n"))?;
+    host.netns().ip(&format!(
+        "link set eth0 txqueuelen {QUEUE}\naddr add {a}/32 dev eth0\naddr add {b}/32 dev eth0\n"
+    ))?;
     Ok(host)
 }
 
@@ -80,7 +82,7 @@ fn start(
             let [name] = site.hosts.as_slice() else { bail!("a public site has exactly one host") };
             let host = &hosts[name];
             let line = linksim.attach(host.netns(), "eth0", site.line)?;
-            host.netns().ip(&format!("link set eth0 mtu {}\n", site.mtu))?;
+            host.netns().ip(&format!("link set eth0 mtu {} txqueuelen {QUEUE}\n", site.mtu))?;
             let v6 = place_v6(site.ipv6, number).map(|place| (place.outside, None));
             host.configure(&Attachment {
                 site: site.name.clone(),

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Ipv6;
+use crate::linksim::QUEUE;
 use crate::nat::Nat;
 use crate::nat::rules::{self, Place};
 use crate::netns::Netns;
@@ -31,7 +32,7 @@ impl Router {
         // A bridge without a live port has no carrier and drops all until long after it gets one: hence the stub.
         let mut batch = format!(
             "link add stub type veth peer name stub-end\nlink set stub-end up\nlink add lan type bridge\nlink set stub master lan up\nlink set lan up\naddr add {gateway}/{} dev lan\n\
-             link set wan mtu {mtu} up\naddr add {}/32 dev wan\nroute add default dev wan\n",
+             link set wan mtu {mtu} txqueuelen {QUEUE} up\naddr add {}/32 dev wan\nroute add default dev wan\n",
             place.inside.prefix_len(),
             place.outside,
         );
