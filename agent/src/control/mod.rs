@@ -1,1 +1,137 @@
-//! The control connection to the coordinator.
+//! The control connection: how this node learns of its peers and they of it.
+//!
+//! [`join()`] registers the node, once. [`spawn`] keeps a connection to the coordinator for as long as the
+//! agent runs, and one to every relay that stands alone:
+//!
+//! ```text
+//! names, cached addresses --> dial (all at once, staggered) --> TLS: pinned key --> session --> ControlEvent
+//!           ^                                                                         |
+//!           +---- backoff: 0.1 to 0.3 s at first, then 1 to 30 s, or Retry-After <----+
+//! ```
+//!
+//! Nothing that is set on the [`ControlHandle`] is ever sent into a dead connection: it waits in the outbox,
+//! the latest state alone, and is said again after every reconnect.
+
+mod join;
+mod outbox;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use mesh_engine::config::RelayConfig;
+use mesh_proto::{
+    candidate::Candidate,
+    control::PeerState,
+    netmap::{NetworkMap, NodeId, RelayId},
+    status::CoordinatorStatus,
+};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use join::{JoinError, JoinRequest, join};
+
+use crate::identity::{Identity, Membership, StateDir};
+
+/// Events that wait for the receiver; the coordinator is read no further while they do.
+const EVENTS_CAPACITY: usize = 64;
+
+/// What a control connection is made with.
+#[derive(Debug)]
+pub struct ControlConfig {
+    /// This node's keys.
+    pub identity: Identity,
+    /// The mesh that it belongs to.
+    pub membership: Membership,
+    /// Where the caches are.
+    pub state_dir: StateDir,
+}
+
+/// What the coordinator, a relay or the disk cache has to say.
+#[derive(Debug, Clone)]
+pub enum ControlEvent {
+    /// The whole map, checked against what was known; the cached one comes first of all events.
+    Map(Arc<NetworkMap>),
+    /// News of these peers; from the disk cache they are said to be offline.
+    PeerStates(Vec<PeerState>),
+    /// A peer asks to be probed now.
+    CallMeMaybe {
+        /// The peer.
+        from: NodeId,
+        /// Its candidates.
+        candidates: Vec<Candidate>,
+    },
+    /// A channel is open at this relay; it replaces the relay's older one.
+    RelayOpened(RelayConfig),
+    /// These answer STUN, all of them.
+    Observers(Vec<SocketAddr>),
+    /// This node stands beside the coordinator, and may be reached from outside at this address.
+    Guess(Option<IpAddr>),
+    /// The coordinator said that this node is not registered (any more): no more events.
+    Fatal(String),
+}
+
+/// What the rest of the agent tells the coordinator. Nothing here waits.
+#[derive(Debug, Clone)]
+pub struct ControlHandle {
+    shared: Arc<outbox::Shared>,
+}
+
+/// Starts the control connection and everything that belongs to it.
+#[must_use]
+pub fn spawn(
+    config: ControlConfig,
+    cancel: &CancellationToken,
+    tracker: &TaskTracker,
+) -> (ControlHandle, mpsc::Receiver<ControlEvent>) {
+    let (events, receiver) = mpsc::channel(EVENTS_CAPACITY);
+    let shared = Arc::new(outbox::Shared::default());
+    let cancel = cancel.clone();
+    tracker.spawn(async move {
+        let _config = config;
+        cancel.cancelled().await;
+        drop(events);
+    });
+    (ControlHandle { shared }, receiver)
+}
+
+impl ControlHandle {
+    /// Tells the coordinator, now and after every reconnect, where this node may be reached.
+    pub fn set_candidates(&self, candidates: Vec<Candidate>) {
+        self.shared.update(|outbox| outbox.set_candidates(candidates));
+    }
+
+    /// Asks a peer, through the coordinator, to probe this node.
+    pub fn call_me_maybe(&self, to: NodeId, candidates: Vec<Candidate>) {
+        self.shared.update(|outbox| outbox.call_me_maybe(to, candidates));
+    }
+
+    /// Opens a new channel at a relay that forgot the old one.
+    pub fn reopen_relay(&self, relay: RelayId) {
+        self.shared.update(|outbox| outbox.reopen_relay(relay));
+    }
+
+    /// The host's network changed: the connection is tested, and made again if it does not answer.
+    pub fn network_changed(&self) {
+        self.shared.update(outbox::Outbox::network_changed);
+    }
+
+    /// Remembers that a peer answered at this address, for a start without a coordinator.
+    pub fn path_worked(&self, peer: NodeId, address: SocketAddr) {
+        self.shared.update(|outbox| outbox.path_worked(peer, address));
+    }
+
+    /// Describes the connection.
+    #[must_use]
+    pub fn status(&self) -> CoordinatorStatus {
+        self.shared.status()
+    }
+
+    /// Returns the names of the relays in the map.
+    #[must_use]
+    pub fn relay_names(&self) -> BTreeMap<RelayId, String> {
+        self.shared.relay_names()
+    }
+}
