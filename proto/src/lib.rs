@@ -7,12 +7,22 @@
 //!
 //! Control messages are JSON objects with named fields. A reader ignores fields it does not know and turns
 //! variants it does not know into an `Unknown` variant, so old agents and new coordinators work together.
+//!
+//! # To change something here
+//!
+//! - A new field is optional: an `Option`, or with `#[serde(default)]`. None is ever renamed or given another meaning.
+//! - A new variant needs nothing but its name; who sends it must bear that old readers see `Unknown`.
+//! - A list of values that may grow ends in `#[serde(other)] Unknown`.
+//! - Every decoder takes any bytes: an error, never a panic. A new one gets a fuzz target (`src/fuzz.rs`).
+//! - The bytes are frozen by `tests/golden.rs`, the rules above by `tests/compat.rs`.
 
 mod address;
 pub mod candidate;
 pub mod control;
 pub mod demux;
 pub mod disco;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod key;
 pub mod name;
 pub mod netmap;
