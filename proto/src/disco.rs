@@ -5,15 +5,18 @@
 //! ```
 //!
 //! The body is sealed with a key that both WireGuard keys give (see the engine), so a message also proves who
-//! sent it. A body starts with a type byte and a version byte; unknown types and trailing bytes are ignored.
+//! sent it. A body starts with a type byte and a version byte, which is 0; a reader ignores other types and
+//! versions, and bytes behind what it knows.
 //!
 //! | type | message | body after type and version |
 //! |---|---|---|
 //! | 1 | Ping | transaction id (12), any number of zero bytes to probe the path MTU |
 //! | 2 | Pong | transaction id (12), observed source address (18), all zero when the Ping came through a relay |
-//! | 3 | CallMeMaybe | candidates, 19 bytes each: kind (1), address (18) |
+//! | 3 | CallMeMaybe | up to 32 candidates, 19 bytes each: kind (1), address (18) |
 //!
-//! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian.
+//! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
+//! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
+//! other value is read as unknown, which is written as 0.
 
 use std::net::SocketAddr;
 
@@ -25,13 +28,13 @@ use crate::{
 
 /// First bytes of every disco message.
 pub const MAGIC: [u8; 6] = *b"mdisco";
-/// Length of the nonce (XChaCha20-Poly1305).
+/// Length in bytes of the nonce (XChaCha20-Poly1305).
 pub const NONCE_LEN: usize = 24;
-/// Length of the authentication tag behind the sealed body.
+/// Length in bytes of the authentication tag behind the sealed body.
 pub const TAG_LEN: usize = 16;
-/// Length of what stands before the sealed body.
+/// Length in bytes of what stands before the sealed body.
 pub const HEADER_LEN: usize = MAGIC.len() + KEY_LEN + NONCE_LEN;
-/// Length of a transaction id.
+/// Length in bytes of a transaction id.
 pub const TXID_LEN: usize = 12;
 
 const CANDIDATE_LEN: usize = 1 + ADDRESS_LEN;
@@ -59,19 +62,20 @@ pub enum Message {
     Ping {
         /// Random, repeated by the Pong.
         txid: TxId,
-        /// Zero bytes at the end, to probe the path MTU.
+        /// How many zero bytes stand at the end, to probe the path MTU.
         padding: u16,
     },
     /// Answers a Ping.
     Pong {
         /// The Ping's.
         txid: TxId,
-        /// Where the Ping came from, as the answering side saw it; `None` through a relay.
+        /// Where the Ping came from, as the answering side saw it; `None` through a relay. The unspecified
+        /// IPv6 address with port 0, which is no source, would be read as `None`, too.
         observed: Option<SocketAddr>,
     },
     /// Asks the other side to probe these addresses now: the sender is about to probe, too.
     CallMeMaybe {
-        /// The sender's candidates.
+        /// The sender's candidates; those beyond [`MAX_CANDIDATES`] are cut by writer and reader.
         candidates: Vec<Candidate>,
     },
 }
@@ -79,7 +83,7 @@ pub enum Message {
 /// Why bytes are not a disco message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Shorter than its fixed part.
+    /// Shorter than its fixed part, or a Ping longer than any datagram.
     #[error("disco message is truncated")]
     Truncated,
     /// Does not begin with the magic.
@@ -91,7 +95,7 @@ pub enum DecodeError {
 }
 
 impl Header {
-    /// Encodes the header.
+    /// Encodes the header, to be followed by the sealed body and its tag.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
@@ -141,7 +145,7 @@ impl Message {
         }
     }
 
-    /// Decodes an opened body.
+    /// Decodes an opened body, without its tag.
     ///
     /// # Errors
     /// When the body is truncated or of an unknown type or version.

@@ -3,6 +3,10 @@
 //! A node has two key pairs: an Ed25519 *node key* (who it is to the coordinator) and an X25519 *WireGuard
 //! key* (who it is to peers). Only their public halves are wire types. The coordinator has one Ed25519 key;
 //! agents pin the SHA-256 of its SubjectPublicKeyInfo, as kubeadm's `--discovery-token-ca-cert-hash` does.
+//!
+//! The text forms are those of JSON, of commands and of `Debug`. Hex digits are written in lower case and read
+//! in either; base64 is the standard alphabet with padding. Any 32 bytes are accepted: whether they are a point
+//! of the curve is for the code that uses them to find out.
 
 use std::{fmt, str::FromStr};
 

@@ -1,4 +1,4 @@
-//! Relay frames: how an agent and a relay speak over UDP (and, in order, over a byte stream).
+//! Relay frames: how an agent and a relay speak, one frame to a datagram.
 //!
 //! An agent opens a *channel* over its authenticated control connection, which proves its node key, and gets
 //! a channel id and a key (see [`crate::control::ServerMessage::RelayOpened`]). It then binds the channel to
@@ -10,15 +10,26 @@
 //!   | <-- Bound(channel, observed) ----- |   shows the agent its reflexive address, too
 //!   | -- Data(peer, channel) payload --> |   only from the bound address, only to peers of its map
 //!   | <-- Data(peer, channel) payload -- |   the header rewritten in place: peer is now the sender
-//!   | <-- Unknown(channel) ------------- |   the relay restarted: open a new channel
+//!   | <-- UnknownChannel(channel) ------ |   the relay restarted: open a new channel
 //! ```
 //!
 //! Every frame starts with the same 16 bytes, so payload can be forwarded in place and a train of equal
 //! frames keeps its stride. All numbers are big-endian.
 //!
 //! ```text
-//! type (1) | zero (3) | peer (4) | channel (8) | payload
+//! type (1) | zero (3) | peer (4) | channel (8) | rest
 //! ```
+//!
+//! | type | frame | rest |
+//! |---|---|---|
+//! | `0x80` | Bind | counter (8), mac (16): [`bind_mac`] |
+//! | `0x81` | Bound | counter (8), observed source of the Bind (18) |
+//! | `0x82` | Data | a WireGuard or disco message |
+//! | `0x83` | UnknownChannel | nothing |
+//!
+//! Only Data has a peer; elsewhere those four bytes are written as zero. A reader ignores them there, the three
+//! zero bytes, and what stands behind a frame of fixed length: later versions may use them. An address is an IPv6
+//! or IPv4-mapped address (16) and a port (2); decoded, it is canonical.
 
 use std::net::SocketAddr;
 
@@ -33,15 +44,15 @@ use crate::{
     netmap::NodeId,
 };
 
-/// Length of the header before every payload.
+/// Length in bytes of the header of every frame.
 pub const HEADER_LEN: usize = 16;
-/// Length of a Bind's authentication code.
+/// Length in bytes of a Bind's authentication code.
 pub const MAC_LEN: usize = 16;
-/// Length of a channel key.
+/// Length in bytes of a channel key.
 pub const CHANNEL_KEY_LEN: usize = 32;
-/// Length of a Bind frame.
+/// Length in bytes of a Bind frame.
 pub const BIND_LEN: usize = HEADER_LEN + 8 + MAC_LEN;
-/// Length of a Bound frame.
+/// Length in bytes of a Bound frame.
 pub const BOUND_LEN: usize = HEADER_LEN + 8 + ADDRESS_LEN;
 
 /// Keeps the code of a Bind from meaning anything elsewhere.
@@ -63,7 +74,7 @@ pub enum Frame<'a> {
     Bind {
         /// The channel.
         channel: ChannelId,
-        /// Rises with every Bind of the channel.
+        /// Rises with every Bind of the channel; a relay takes none that is not above the last.
         counter: u64,
         /// [`bind_mac`] of the frame.
         mac: [u8; MAC_LEN],
@@ -77,7 +88,7 @@ pub enum Frame<'a> {
         /// Where the Bind came from.
         observed: SocketAddr,
     },
-    /// Ciphertext for or from a peer.
+    /// Ciphertext for or from a peer, both ways.
     Data {
         /// Towards the relay the receiver, towards an agent the sender.
         peer: NodeId,
@@ -112,6 +123,8 @@ impl std::fmt::Debug for ChannelId {
 
 impl<'a> Frame<'a> {
     /// Decodes a datagram that [`crate::demux::classify`] called a relay frame.
+    ///
+    /// The code of a Bind is not checked here: it takes the key of the channel.
     ///
     /// # Errors
     /// When the frame is truncated or of an unknown type.
@@ -164,7 +177,10 @@ pub fn data_header(peer: NodeId, channel: ChannelId) -> [u8; HEADER_LEN] {
     encode_header(TYPE_DATA, peer, channel)
 }
 
-/// Computes a Bind's authentication code: BLAKE2s-128, keyed with the channel key.
+/// Computes a Bind's authentication code: BLAKE2s with 16 bytes of output, keyed with the channel key, of the
+/// text `mesh relay bind v1`, the channel (8) and the counter (8).
+///
+/// Compare codes in constant time.
 #[must_use]
 pub fn bind_mac(key: &[u8; CHANNEL_KEY_LEN], channel: ChannelId, counter: u64) -> [u8; MAC_LEN] {
     let mut mac = <Blake2sMac<U16> as Mac>::new_from_slice(key).expect("a BLAKE2s key has up to 32 bytes");

@@ -216,9 +216,10 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// Bytes of inner packets received from it.
     pub rx_bytes: u64,
-    /// Share of the last probes of the primary path that stayed unanswered, 0 to 1.
+    /// Share of the last probes of the primary path that stayed unanswered, 0 to 1; 0 when there were none. JSON
+    /// has no NaN: written as `null`, it would make the document unreadable.
     pub loss: f64,
-    /// Packets dropped, by reason.
+    /// Packets dropped, by reason; reasons that never occurred may be missing.
     pub drops: BTreeMap<String, u64>,
 }
 

@@ -1,7 +1,8 @@
-//! Join tokens: `<id>.<secret>`.
+//! Join tokens: `<id>.<secret>`, 10 and 32 lower-case hex digits.
 //!
-//! The id names the token and may be logged; the secret proves the right to join. Only a hash of the secret
-//! is stored by the coordinator, and comparing is done in constant time.
+//! The id names the token and may be logged; the secret proves the right to join. The coordinator stores the id
+//! and a hash, the SHA-256 of the whole text, and comparing is done in constant time. The secret has 128 random
+//! bits, so that a fast hash is enough.
 
 use std::{fmt, str::FromStr};
 
@@ -28,7 +29,7 @@ pub struct JoinToken {
 #[error("a join token has the form <id>.<secret>")]
 pub struct InvalidToken;
 
-/// The SHA-256 of a token's secret, as the coordinator stores it.
+/// The SHA-256 of a token's text, as the coordinator stores it; as JSON, 64 hex digits.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub struct TokenHash(#[serde(with = "hex::serde")] pub [u8; 32]);
 

@@ -1,4 +1,8 @@
-//! Framing of control messages on a byte stream: a length of 4 bytes, big-endian, and that many bytes of JSON.
+//! Framing of control messages on a byte stream.
+//!
+//! ```text
+//! length of the JSON in bytes (4, big-endian) | JSON
+//! ```
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -10,7 +14,8 @@ const LENGTH_LEN: usize = 4;
 /// Cuts a byte stream into messages.
 ///
 /// [`Decoder::handle_bytes`] takes what was read, [`Decoder::poll_message`] gives the messages that are whole.
-/// It holds at most one message and what was handed in behind it.
+/// When it is polled until `None` each time, it holds no more than one unfinished message of up to
+/// [`MAX_MESSAGE_LEN`]. An error is final: every later poll gives it again.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
@@ -19,10 +24,10 @@ pub struct Decoder {
 /// Why a stream cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The other side announced more than [`MAX_MESSAGE_LEN`].
+    /// The message has, or the other side announced, more than [`MAX_MESSAGE_LEN`].
     #[error("message of {0} bytes is longer than {MAX_MESSAGE_LEN}")]
     TooLong(usize),
-    /// The bytes are not the JSON of a message.
+    /// The bytes are not the JSON of a message, or the message cannot be written as JSON.
     #[error("malformed message: {0}")]
     Malformed(#[from] serde_json::Error),
 }
@@ -30,7 +35,7 @@ pub enum FrameError {
 /// Encodes a message with its length.
 ///
 /// # Errors
-/// When the message is longer than [`MAX_MESSAGE_LEN`].
+/// When the message is longer than [`MAX_MESSAGE_LEN`], or cannot be written as JSON.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut out = vec![0; LENGTH_LEN];
     serde_json::to_writer(&mut out, message)?;

@@ -3,25 +3,31 @@
 //! One bidirectional stream per connection, opened by the agent, carries [`frame`]d messages both ways:
 //!
 //! ```text
-//! agent                                   coordinator
-//!   | -- Hello ------------------------------> |   versions and features
-//!   | <------------------------------ Welcome -- |
-//!   | -- Join (token, name, key) --------------> |   first time only, on a connection of its own
-//!   | <----------------------- Joined | Refused -- |
-//!   | -- Connect (key, map version) -----------> |
-//!   | <---------------------------------- Map -- |   whole, unless the agent's version is the latest
-//!   | <-------------------------- PeerStates -- |   online and candidates of every peer
-//!   | -- RelayOpen ----------------------------> |
-//!   | <-------------------------- RelayOpened -- |
-//!   | -- Candidates ---------------------------> |   forwarded to peers as PeerStates
-//!   | -- CallMeMaybe (to) ---------------------> |   forwarded as CallMeMaybe (from)
-//!   | <------------ Delta, PeerStates, CallMeMaybe -- |   as they happen
-//!   | -- Ping ---------------------------------> |
-//!   | <--------------------------------- Pong -- |
+//! agent                                      coordinator
+//!   | -- Hello -----------------------------------> |   version and features
+//!   | <--------------------------------- Welcome -- |
+//!   | -- Join (token, name, key) -----------------> |   first time only, on a connection of its own
+//!   | <------------------------ Joined | Refused -- |
+//!   | -- Connect (key, map version) --------------> |
+//!   | <------------------------------------- Map -- |   whole, unless the agent's version is the latest
+//!   | <------------------------------ PeerStates -- |   online and candidates of every peer
+//!   | -- RelayOpen -------------------------------> |
+//!   | <----------------------------- RelayOpened -- |
+//!   | -- Candidates ------------------------------> |   forwarded to peers as PeerStates
+//!   | -- CallMeMaybe (to) ------------------------> |   forwarded as CallMeMaybe (from)
+//!   | <---------- Delta, PeerStates, CallMeMaybe -- |   as they happen
+//!   | -- Resync ----------------------------------> |   a Delta did not fit: answered by Map
+//!   | -- Ping ------------------------------------> |
+//!   | <------------------------------------ Pong -- |
 //! ```
 //!
+//! A message is a JSON object whose `type` names it, in snake case, with its fields beside that:
+//! `{"type":"ping","id":7}`. Numbers are integers without unit but for `…_ms`, milliseconds; keys, addresses and
+//! names have their text forms.
+//!
 //! The peer that is spoken to was authenticated by TLS before the first byte: the coordinator by its pinned
-//! key, the agent by its node key. A message of an unknown type is ignored by its receiver.
+//! key, the agent by its node key. A receiver ignores messages of an unknown type and unknown fields, reads an
+//! unknown value of a closed list as `Unknown`, and closes the connection over a message that it cannot read.
 
 pub mod frame;
 mod message;
