@@ -11,6 +11,7 @@
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
+//! - [`report`]: a page with a picture of all that, for people.
 //! - [`cli`]: the command `mesh-lab`.
 //!
 //! ```no_run
@@ -37,6 +38,7 @@ pub mod mesh;
 pub mod nat;
 pub mod netns;
 pub mod process;
+pub mod report;
 pub mod run;
 pub mod topology;
 pub mod village;

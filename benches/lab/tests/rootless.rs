@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::Command;
 
 /// Debian's `nobody`.
@@ -45,6 +44,4 @@ fn nine_types_are_measured_by_a_plain_user() {
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}{complained}");
     assert!(said.contains("9 of 9 as wanted"), "{said}");
-    let seen = mesh_lab::netns::list("mesh-natcheck");
-    assert!(seen.is_empty() || !Path::new("/run/netns").exists(), "it must not show outside: {seen:?}");
 }
