@@ -1,0 +1,366 @@
+//! The underlay: realms of addresses, joined by NATs, with hosts in them.
+//!
+//! A *realm* is a set of addresses that reach each other without translation: realm 0 is the internet, every LAN and the
+//! inside of every carrier-grade NAT is another. A NAT has an address in its outer realm and stands for its whole inner
+//! one. A datagram climbs from its sender's realm until it finds its destination address, NAT by NAT; it crosses the
+//! links at the realm where it found it; there it descends, NAT by NAT, to a host. Climbing is done when it is sent and
+//! descending when it arrives, so that NAT state is read and written at the right times. Both see the mappings of the
+//! way, so different realms may use the same private addresses.
+//!
+//! Every host or NAT that stands in the internet has an uplink; LANs have a delay and nothing else.
+
+mod firewall;
+mod link;
+mod nat;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+pub(crate) use self::{
+    firewall::Firewall,
+    link::LinkProfile,
+    nat::{EarlyProbe, Filtering, Hairpin, Mapping, NatProfile, NatType, PortChoice, Refresh},
+};
+use self::{
+    link::{Fate, Link},
+    nat::Nat,
+};
+use crate::rng::Rng;
+
+/// IPv4 and UDP header: what a datagram has on top of its payload on a link.
+const HEADER_V4: usize = 28;
+/// IPv6 and UDP header.
+const HEADER_V6: usize = 48;
+/// Time that a datagram needs inside a LAN.
+const LAN_DELAY: Duration = Duration::from_micros(200);
+
+/// Names a realm; 0 is the internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RealmId(pub(crate) usize);
+
+/// Names a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HostId(pub(crate) usize);
+
+/// Names a NAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NatId(pub(crate) usize);
+
+/// Names an uplink: what partitions are made between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct UplinkId(pub(crate) usize);
+
+/// The internet's realm.
+pub(crate) const INTERNET: RealmId = RealmId(0);
+
+/// A datagram on its way.
+#[derive(Debug, Clone)]
+pub(crate) struct Flight {
+    realm: RealmId,
+    source: SocketAddr,
+    destination: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+/// A datagram that has arrived at a host.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) host: HostId,
+    pub(crate) source: SocketAddr,
+    pub(crate) port: u16,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Why a datagram did not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lost {
+    /// The sender is attached nowhere.
+    Detached,
+    /// Nobody has the destination address.
+    NoSuchAddress,
+    /// A NAT does not hairpin.
+    NoHairpin,
+    /// A NAT has no mapping, or filters.
+    Nat,
+    /// A host's firewall.
+    Firewall,
+    /// A partition.
+    Partition,
+    /// A lossy link.
+    Link,
+    /// Larger than a link's MTU.
+    Mtu,
+}
+
+/// The underlay.
+pub(crate) struct Net {
+    rng: Rng,
+    realms: Vec<Realm>,
+    nats: Vec<Gateway>,
+    hosts: Vec<Host>,
+    uplinks: Vec<Uplink>,
+    cut: BTreeSet<(UplinkId, UplinkId)>,
+}
+
+#[derive(Default)]
+struct Realm {
+    gateway: Option<NatId>,
+    owners: BTreeMap<IpAddr, Owner>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Owner {
+    Host(HostId),
+    Nat(NatId),
+}
+
+struct Gateway {
+    nat: Nat,
+    inner: RealmId,
+    outer: RealmId,
+    address: IpAddr,
+    uplink: Option<UplinkId>,
+}
+
+struct Host {
+    place: Option<(RealmId, IpAddr)>,
+    uplink: Option<UplinkId>,
+    firewall: Option<Firewall>,
+}
+
+struct Uplink {
+    up: Link,
+    down: Link,
+}
+
+impl Net {
+    /// Makes an internet with nobody in it.
+    pub(crate) fn new(rng: Rng) -> Self {
+        Self {
+            rng,
+            realms: vec![Realm::default()],
+            nats: Vec::new(),
+            hosts: Vec::new(),
+            uplinks: Vec::new(),
+            cut: BTreeSet::new(),
+        }
+    }
+
+    /// Adds a line to the internet.
+    pub(crate) fn add_uplink(&mut self, profile: LinkProfile) -> UplinkId {
+        self.uplinks.push(Uplink { up: Link::new(profile), down: Link::new(profile) });
+        UplinkId(self.uplinks.len() - 1)
+    }
+
+    /// Adds a NAT with an address in an outer realm, and returns it and its inner realm.
+    pub(crate) fn add_nat(
+        &mut self,
+        profile: NatProfile,
+        outer: RealmId,
+        address: IpAddr,
+        uplink: Option<UplinkId>,
+    ) -> (NatId, RealmId) {
+        let id = NatId(self.nats.len());
+        let inner = RealmId(self.realms.len());
+        self.realms.push(Realm { gateway: Some(id), owners: BTreeMap::new() });
+        let nat = Nat::new(profile, self.rng.fork());
+        self.nats.push(Gateway { nat, inner, outer, address, uplink });
+        self.claim(outer, address, Owner::Nat(id));
+        (id, inner)
+    }
+
+    /// Adds a host that is attached nowhere.
+    pub(crate) fn add_host(&mut self, firewall: Option<Firewall>) -> HostId {
+        self.hosts.push(Host { place: None, uplink: None, firewall });
+        HostId(self.hosts.len() - 1)
+    }
+
+    /// Attaches a host, after taking it from where it was.
+    pub(crate) fn attach(&mut self, host: HostId, realm: RealmId, address: IpAddr, uplink: Option<UplinkId>) {
+        self.detach(host);
+        self.claim(realm, address, Owner::Host(host));
+        self.hosts[host.0].place = Some((realm, address));
+        self.hosts[host.0].uplink = uplink;
+        if let Some(firewall) = &mut self.hosts[host.0].firewall {
+            *firewall = Firewall::default();
+        }
+    }
+
+    /// Takes a host off the network.
+    pub(crate) fn detach(&mut self, host: HostId) {
+        if let Some((realm, address)) = self.hosts[host.0].place.take() {
+            self.realms[realm.0].owners.remove(&address);
+        }
+    }
+
+    /// Returns where a host is.
+    pub(crate) fn place(&self, host: HostId) -> Option<(RealmId, IpAddr)> {
+        self.hosts[host.0].place
+    }
+
+    /// Whether a host has a firewall of its own.
+    pub(crate) fn has_firewall(&self, host: HostId) -> bool {
+        self.hosts[host.0].firewall.is_some()
+    }
+
+    /// Returns the NATs between a realm and the internet, from inside outwards.
+    pub(crate) fn nats_above(&self, realm: RealmId) -> Vec<NatId> {
+        let gateway = |realm: RealmId| self.realms[realm.0].gateway;
+        std::iter::successors(gateway(realm), |nat| gateway(self.nats[nat.0].outer)).collect()
+    }
+
+    /// Returns a NAT's configuration.
+    pub(crate) fn profile(&self, nat: NatId) -> NatProfile {
+        self.nats[nat.0].nat.profile
+    }
+
+    /// Returns the uplink by which a host reaches the internet.
+    pub(crate) fn uplink_of(&self, host: HostId) -> Option<UplinkId> {
+        let (realm, _) = self.place(host)?;
+        match self.nats_above(realm).last() {
+            Some(nat) => self.nats[nat.0].uplink,
+            None => self.hosts[host.0].uplink,
+        }
+    }
+
+    /// Returns a line's profile.
+    pub(crate) fn link_profile(&self, uplink: UplinkId) -> LinkProfile {
+        self.uplinks[uplink.0].up.profile
+    }
+
+    /// Has a NAT forget its mappings.
+    pub(crate) fn reboot_nat(&mut self, nat: NatId) {
+        self.nats[nat.0].nat.reboot();
+    }
+
+    /// Gives a NAT another outer address; mappings are lost with the old one.
+    pub(crate) fn move_nat(&mut self, nat: NatId, address: IpAddr) {
+        let (outer, old) = (self.nats[nat.0].outer, self.nats[nat.0].address);
+        self.realms[outer.0].owners.remove(&old);
+        self.nats[nat.0].address = address;
+        self.claim(outer, address, Owner::Nat(nat));
+        self.reboot_nat(nat);
+    }
+
+    /// Whether an address is free in a realm.
+    pub(crate) fn is_free(&self, realm: RealmId, address: IpAddr) -> bool {
+        !self.realms[realm.0].owners.contains_key(&address)
+    }
+
+    /// Cuts two lines off from each other.
+    pub(crate) fn cut(&mut self, a: UplinkId, b: UplinkId) {
+        self.cut.insert((a.min(b), a.max(b)));
+    }
+
+    /// Joins all that is cut.
+    pub(crate) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Whether two lines are cut off from each other.
+    pub(crate) fn is_cut(&self, a: UplinkId, b: UplinkId) -> bool {
+        self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// Sends a datagram, as far as the realm where its destination is, and says when it arrives there.
+    pub(crate) fn send(
+        &mut self,
+        host: HostId,
+        port: u16,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+        now: Duration,
+    ) -> Result<(Duration, Flight), Lost> {
+        let (mut realm, address) = self.place(host).ok_or(Lost::Detached)?;
+        if let Some(firewall) = &mut self.hosts[host.0].firewall {
+            firewall.note_outbound(destination, now);
+        }
+        let mut source = SocketAddr::new(address, port);
+        let mut delay = LAN_DELAY;
+        let mut uplink = self.hosts[host.0].uplink;
+        loop {
+            if let Some(owner) = self.realms[realm.0].owners.get(&destination.ip()).copied() {
+                let flight = Flight { realm, source, destination, bytes };
+                if realm != INTERNET {
+                    return Ok((now + delay, flight));
+                }
+                let from = uplink.expect("what stands in the internet has an uplink");
+                let to = match owner {
+                    Owner::Host(to) => self.hosts[to.0].uplink,
+                    Owner::Nat(to) => self.nats[to.0].uplink,
+                };
+                let to = to.expect("what stands in the internet has an uplink");
+                return self.cross(from, to, flight, now + delay).map(|due| (due.0, due.1));
+            }
+            let gateway = self.realms[realm.0].gateway.ok_or(Lost::NoSuchAddress)?;
+            let through = &mut self.nats[gateway.0];
+            if through.address == destination.ip() && through.nat.profile.hairpin == Hairpin::Off {
+                return Err(Lost::NoHairpin);
+            }
+            source = SocketAddr::new(through.address, through.nat.send_out(source, destination, now));
+            if through.address == destination.ip() {
+                // The hairpin turns inside the NAT: the flight is the NAT's own to deliver.
+                let realm = through.outer;
+                return Ok((now + 2 * delay, Flight { realm, source, destination, bytes }));
+            }
+            realm = through.outer;
+            uplink = through.uplink;
+            delay += LAN_DELAY;
+        }
+    }
+
+    /// Brings an arrived datagram down to a host.
+    pub(crate) fn arrive(&mut self, flight: Flight, now: Duration) -> Result<Delivery, Lost> {
+        let Flight { mut realm, source, mut destination, bytes } = flight;
+        loop {
+            match self.realms[realm.0].owners.get(&destination.ip()).copied() {
+                None => return Err(Lost::NoSuchAddress),
+                Some(Owner::Host(host)) => {
+                    let firewall = &mut self.hosts[host.0].firewall;
+                    if firewall.as_mut().is_some_and(|firewall| !firewall.admits(source, now)) {
+                        return Err(Lost::Firewall);
+                    }
+                    return Ok(Delivery { host, source, port: destination.port(), bytes });
+                }
+                Some(Owner::Nat(nat)) => {
+                    let gateway = &mut self.nats[nat.0];
+                    destination = gateway.nat.take_in(destination.port(), source, now).ok_or(Lost::Nat)?;
+                    realm = gateway.inner;
+                }
+            }
+        }
+    }
+
+    /// Crosses the internet between two lines; what stays on one line only turns round at its provider.
+    fn cross(
+        &mut self,
+        from: UplinkId,
+        to: UplinkId,
+        flight: Flight,
+        now: Duration,
+    ) -> Result<(Duration, Flight), Lost> {
+        if self.is_cut(from, to) {
+            return Err(Lost::Partition);
+        }
+        let header = if flight.destination.is_ipv4() { HEADER_V4 } else { HEADER_V6 };
+        let len = flight.bytes.len() + header;
+        let up = self.uplinks[from.0].up.carry(now, len, &mut self.rng);
+        let fate = match up {
+            Fate::Arrives(at) => self.uplinks[to.0].down.carry(at, len, &mut self.rng),
+            Fate::Lost | Fate::TooBig => up,
+        };
+        match fate {
+            Fate::Arrives(at) => Ok((at, flight)),
+            Fate::Lost => Err(Lost::Link),
+            Fate::TooBig => Err(Lost::Mtu),
+        }
+    }
+
+    fn claim(&mut self, realm: RealmId, address: IpAddr, owner: Owner) {
+        let before = self.realms[realm.0].owners.insert(address, owner);
+        assert!(before.is_none(), "{address} is taken in {realm:?}");
+    }
+}
