@@ -43,8 +43,8 @@ impl Command {
             Self::Up => describe(state, &supervisor::up(state)?)?,
             Self::Down => supervisor::down(state)?,
             Self::Supervise => supervisor::supervise(state)?,
-            Self::Status => return status(&State::expect(state)?),
-            Self::Exec { node, program } => return exec(&State::expect(state)?, &node, &program),
+            Self::Status => return status(state),
+            Self::Exec { node, program } => return exec(state, &node, &program),
             Self::Change(request) => {
                 if let Some(stats) = control::ask(&State::expect(state)?.control, &request)? {
                     println!("{}", serde_json::to_string_pretty(&stats)?);
@@ -90,13 +90,15 @@ fn describe(path: &Path, state: &State) -> io::Result<()> {
     writeln!(out, "remove it:\n  {lab} down")
 }
 
-fn status(state: &State) -> anyhow::Result<ExitCode> {
+fn status(path: &Path) -> anyhow::Result<ExitCode> {
+    let state = State::expect(path)?;
+    enter_rootless(path, &state, &["status"])?;
     let mut code = ExitCode::SUCCESS;
     for node in &state.nodes {
         println!("== {} ({}) ==", node.name, node.address);
         let socket = node.socket.display().to_string();
         let program = [state.meshctl.display().to_string(), "--socket".into(), socket, "status".into()];
-        if exec(state, &node.name, &program)? != ExitCode::SUCCESS {
+        if exec(path, &node.name, &program)? != ExitCode::SUCCESS {
             code = ExitCode::FAILURE;
         }
     }
@@ -104,21 +106,32 @@ fn status(state: &State) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a program on a node, with the caller's terminal and exit code.
-fn exec(state: &State, node: &str, program: &[String]) -> anyhow::Result<ExitCode> {
-    let node = state.node(node)?;
-    if state.rootless && !rootless::is_second() {
-        // The namespaces can be named only from inside the supervisor's own: this program goes there first.
-        let error = std::process::Command::new("nsenter")
-            .args(["--preserve-credentials", "--user", "--mount", "--target", &state.pid.to_string(), "--"])
-            .arg(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env(rootless::MARK, "1")
-            .exec();
-        return Err(error).context("nsenter (util-linux) cannot be run");
-    }
+fn exec(path: &Path, node: &str, program: &[String]) -> anyhow::Result<ExitCode> {
+    let state = State::expect(path)?;
+    let mut again = vec!["exec", node, "--"];
+    again.extend(program.iter().map(String::as_str));
+    enter_rootless(path, &state, &again)?;
     let (name, args) = program.split_first().context("no program is given")?;
-    let command = HostCommand::new(name.as_ref(), node.surroundings.clone(), std::env::temp_dir());
+    let surroundings = state.node(node)?.surroundings.clone();
+    let command = HostCommand::new(name.as_ref(), surroundings, std::env::temp_dir());
     let status = command.args(args).interactive()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Runs this program once more inside the supervisor's user namespace, if it has one and this is not there yet:
+/// only in there can the nodes' namespaces be named.
+fn enter_rootless(path: &Path, state: &State, args: &[&str]) -> anyhow::Result<()> {
+    if !state.rootless || rootless::is_second() {
+        return Ok(());
+    }
+    let error = std::process::Command::new("nsenter")
+        .args(["--preserve-credentials", "--user", "--mount", "--target", &state.pid.to_string(), "--"])
+        .arg(std::env::current_exe()?)
+        .args(["village", "--state"])
+        .arg(path)
+        .args(args)
+        .env(rootless::MARK, "1")
+        .exec();
+    Err(error).context("nsenter (util-linux) cannot be run")
 }

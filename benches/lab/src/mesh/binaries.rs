@@ -1,5 +1,6 @@
 //! Finding the programs under test.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -55,5 +56,7 @@ fn directories() -> Vec<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
     found.extend(["release", "debug"].map(|profile| target.join(profile)));
+    let mut seen = BTreeSet::new();
+    found.retain(|directory| seen.insert(directory.clone()));
     found
 }

@@ -32,6 +32,11 @@ impl Daemon {
         Self { network, host: host.to_owned(), program, args, log, process: Mutex::new(None) }
     }
 
+    /// What it is called in logs: its host, and what it is.
+    pub fn name(&self) -> &str {
+        &self.log
+    }
+
     /// The host on which it runs.
     ///
     /// # Errors

@@ -158,6 +158,16 @@ impl Mesh {
         node.start()
     }
 
+    /// Stops all agents and then the coordinator, in order.
+    ///
+    /// # Errors
+    ///
+    /// If one does not stop in time, or ends with a failure.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.for_each_node(|node| node.agent().stop())?;
+        self.coordinator.stop()
+    }
+
     /// Waits until every agent is ready.
     ///
     /// # Errors
@@ -187,6 +197,11 @@ impl Mesh {
     /// If the host is missing.
     pub fn coordinator_command(&self) -> anyhow::Result<HostCommand> {
         Ok(self.coordinator.host()?.command(&self.binaries.coordinator))
+    }
+
+    /// Every daemon there is, the coordinator first; for those who kill at random.
+    pub fn daemons(&self) -> Vec<&Daemon> {
+        std::iter::once(&self.coordinator).chain(self.nodes().map(Node::agent)).collect()
     }
 
     /// The coordinator's daemon.

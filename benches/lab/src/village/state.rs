@@ -1,7 +1,7 @@
 //! What a village in the background tells those who want to look inside: one JSON file.
 
 use std::io::Write as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -108,6 +108,10 @@ pub fn default_path() -> anyhow::Result<PathBuf> {
     };
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     made.with_context(|| format!("directory {}", directory.display()))?;
+    // In /tmp, anyone may have been there first.
+    if std::fs::symlink_metadata(&directory)?.uid() != user.as_raw() {
+        bail!("{} belongs to another user", directory.display());
+    }
     Ok(directory.join("village.json"))
 }
 
