@@ -1,0 +1,162 @@
+//! The database file: how it is made, locked and checked.
+//!
+//! A new database is made complete under another name and then linked to its own, so a file with its name has
+//! a schema from its first moment, and one without was damaged: an empty file is never taken for a new
+//! database. The file and what SQLite puts beside it are readable by their owner alone. A lock on the state
+//! directory keeps a second coordinator out; the kernel drops it when the process dies.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{FlockOperation, flock};
+
+use super::migrations::{MIGRATIONS, migrate};
+use crate::store::StoreError;
+
+/// Name of the database in the state directory.
+pub(super) const FILE_NAME: &str = "coordinator.db";
+
+/// Marks a SQLite file as ours: "mesh" in ASCII.
+const APPLICATION_ID: i32 = 0x6d65_7368;
+
+/// Mode of the state directory when it is made here.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Mode of the database.
+const FILE_MODE: u32 = 0o600;
+
+/// Permission bits that a private file must not have.
+const OTHERS: u32 = 0o077;
+
+/// How long to wait for a predecessor that is about to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often the lock is tried meanwhile.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// How long SQLite waits for another process that reads the file, such as `sqlite3` on a shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens the database of a state directory, making both where they are missing. The second part of the
+/// result is the lock, to be kept as long as the connection.
+pub(super) fn open(state_dir: &Path) -> Result<(Connection, File), StoreError> {
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(state_dir).map_err(io_error(state_dir))?;
+    let lock = lock(state_dir)?;
+    let path = state_dir.join(FILE_NAME);
+    match fs::symlink_metadata(&path) {
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(damaged(&path, "not a regular file"));
+        }
+        Ok(metadata) if metadata.mode() & OTHERS != 0 => {
+            return Err(StoreError::Mode { path, mode: metadata.mode() & 0o7777 });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => create(state_dir, &path)?,
+        Err(error) => return Err(io_error(&path)(error)),
+    }
+    let connection = connect(&path)?;
+    Ok((connection, lock))
+}
+
+/// Says what a failure of SQLite means for the file.
+pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => damaged(path, error),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            StoreError::InUse { path: path.to_owned() }
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            io_error(path)(io::Error::other(error))
+        }
+        Some(ErrorCode::DiskFull) => io_error(path)(ErrorKind::StorageFull.into()),
+        _ => StoreError::Backend(error.into()),
+    }
+}
+
+fn lock(state_dir: &Path) -> Result<File, StoreError> {
+    let directory = File::open(state_dir).map_err(io_error(state_dir))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(directory),
+            Err(error) if io::Error::from(error).kind() != ErrorKind::WouldBlock => {
+                return Err(io_error(state_dir)(error.into()));
+            }
+            Err(_) if Instant::now() >= deadline => {
+                return Err(StoreError::InUse { path: state_dir.to_owned() });
+            }
+            Err(_) => thread::sleep(LOCK_RETRY),
+        }
+    }
+}
+
+/// Makes the database: complete under a temporary name, then linked.
+fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
+    let beside = |suffix: &str| state_dir.join(format!("{FILE_NAME}{suffix}"));
+    if let Some(orphan) = ["-wal", "-journal"].map(beside).into_iter().find(|orphan| orphan.exists()) {
+        return Err(damaged(path, format!("it is missing although {} is there", orphan.display())));
+    }
+    let draft = beside(".new");
+    for leftover in [draft.clone(), beside(".new-journal")] {
+        remove_if_present(&leftover)?;
+    }
+    OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&draft).map_err(io_error(&draft))?;
+    let mut connection =
+        Connection::open_with_flags(&draft, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed(&draft))?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(failed(&draft))?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed(&draft))?;
+    migrate(&mut connection, &draft, MIGRATIONS)?;
+    connection.close().map_err(|(_, error)| database_error(&draft, error))?;
+    fs::hard_link(&draft, path).map_err(io_error(path))?;
+    remove_if_present(&draft)?;
+    File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(io_error(state_dir))
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(failed(path))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed(path))?;
+    let application: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed(path))?;
+    if application != APPLICATION_ID {
+        return Err(damaged(path, "it was not made by mesh-coordinator, or is empty"));
+    }
+    // FULL syncs the write-ahead log at every commit: what was acknowledged survives a power cut.
+    for (pragma, value) in [("journal_mode", "WAL"), ("synchronous", "FULL"), ("trusted_schema", "OFF")] {
+        connection.pragma_update(None, pragma, value).map_err(failed(path))?;
+    }
+    migrate(&mut connection, path, MIGRATIONS)?;
+    let check: String =
+        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(failed(path))?;
+    if check != "ok" {
+        return Err(damaged(path, check));
+    }
+    Ok(connection)
+}
+
+fn remove_if_present(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error(path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(rusqlite::Error) -> StoreError {
+    move |error| database_error(path, error)
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    let path: PathBuf = path.to_owned();
+    move |source| StoreError::Io { path: path.clone(), source }
+}
+
+fn damaged(path: &Path, reason: impl ToString) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), reason: reason.to_string() }
+}
