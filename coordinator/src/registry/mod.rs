@@ -1,0 +1,265 @@
+//! What the coordinator knows of the mesh: nodes, join tokens, addresses, and every change of them.
+//!
+//! The truth is in the [`Store`], as JSON under these keys:
+//!
+//! ```text
+//! meta/mesh            address ranges and the coordinator's names
+//! meta/epoch           rises when the state is restored from a backup
+//! meta/next-node       the id of the next node
+//! nodes/<id>           a node
+//! node-keys/<hex>      the id of the node with this node key
+//! public-keys/<hex>    the id of the node with this WireGuard key
+//! names/<name>         the id of the node with this name
+//! addresses/<ipv4>     the id of the node with this address
+//! removed-keys/<hex>   this node key was removed: older tokens do not admit it
+//! relays/<id>          a relay
+//! tokens/<id>          a join token: hash, expiry, uses left, tags
+//! ```
+//!
+//! Every change is one transaction of the store that compares what it was decided on, so two coordinators on
+//! one store cannot contradict each other: the loser decides again. What is read often, the map, comes from
+//! a view of the store in memory that one task keeps up to date by watching the store; that task also
+//! announces the changes, in order and after they were committed. A method that changes something returns
+//! when the view has caught up with the change. The serial of a map is the revision of the store.
+
+use std::{path::Path, sync::Arc};
+
+use ipnet::Ipv4Net;
+use mesh_proto::{
+    key::{NodeKey, PublicKey},
+    name::NodeName,
+    netmap::{NetworkMap, Node, NodeId, Relay, Version},
+    token::JoinToken,
+};
+use time::OffsetDateTime;
+use tokio::sync::{Mutex, broadcast, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::{
+    draft::{Decision, Draft},
+    error::corrupt,
+    view::{SharedView, View},
+};
+pub use self::{error::RegistryError, tokens::TokenSpec};
+use crate::store::{Outcome, Revision, Store, sqlite::SqliteStore};
+
+mod addresses;
+mod draft;
+mod error;
+mod follow;
+mod keys;
+pub mod mapgen;
+mod membership;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod view;
+
+/// How many changes a receiver of [`Registry::watch`] may fall behind before it is told that it lagged.
+const WATCH_CAPACITY: usize = 1024;
+
+/// How often a change that met another coordinator's change is decided again before giving up.
+const MAX_ATTEMPTS: usize = 32;
+
+/// What the coordinator's own settings say of the mesh.
+#[derive(Debug, Clone)]
+pub struct MeshOptions {
+    /// The range of IPv4 mesh addresses. It is fixed at the first start.
+    pub ipv4: Ipv4Net,
+    /// Names and addresses of the coordinator, `host:port`, in the order in which agents try them.
+    pub coordinators: Vec<String>,
+    /// The name of the relay inside the coordinator.
+    pub relay_name: String,
+}
+
+/// A change of the network map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The version that the change made.
+    pub version: Version,
+    /// What changed.
+    pub kind: ChangeKind,
+}
+
+/// What a [`Change`] changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// A node is new, or not as it was.
+    NodeSet(Node),
+    /// A node was removed.
+    NodeRemoved(NodeId),
+    /// The relays are these.
+    RelaysSet(Vec<Relay>),
+}
+
+/// A handle to the registry. Clones share it; dropping the last one closes the store.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    view: SharedView,
+    changes: broadcast::Sender<Change>,
+    /// Up to where the view follows the store.
+    followed: watch::Receiver<Revision>,
+    /// Changes of this process wait for each other here instead of colliding in the store.
+    writing: Mutex<()>,
+    _stop_following: DropGuard,
+}
+
+impl Registry {
+    /// Opens the registry of a state directory, making both at the first start.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or holds what this program does not understand, or when the options
+    /// contradict it.
+    pub async fn open(state_dir: &Path, options: MeshOptions) -> Result<Self, RegistryError> {
+        Self::with_store(Arc::new(SqliteStore::open(state_dir).await?), options).await
+    }
+
+    /// Opens the registry of a store.
+    ///
+    /// # Errors
+    /// As [`Registry::open`].
+    pub async fn with_store(store: Arc<dyn Store>, options: MeshOptions) -> Result<Self, RegistryError> {
+        change(&*store, &membership::SetOptions(options)).await?;
+        let mut view = View::load(&*store).await?;
+        follow::recall(&*store, &mut view).await?;
+        let view = SharedView::new(view);
+        let (changes, _) = broadcast::channel(WATCH_CAPACITY);
+        let cancel = CancellationToken::new();
+        let followed =
+            follow::start(Arc::clone(&store), view.clone(), changes.clone(), cancel.clone()).await?;
+        let inner = Inner {
+            store,
+            view,
+            changes,
+            followed,
+            writing: Mutex::new(()),
+            _stop_following: cancel.drop_guard(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Registers a node: checks and consumes the token, gives it an id and addresses, and stores it, all in
+    /// one transaction. A node key that is registered already gets the node that it has, and uses up nothing.
+    ///
+    /// # Errors
+    /// When the token, the name or the WireGuard key is refused, or the store fails.
+    pub async fn join(
+        &self,
+        node_key: NodeKey,
+        token: JoinToken,
+        name: NodeName,
+        public_key: PublicKey,
+    ) -> Result<Node, RegistryError> {
+        let now = OffsetDateTime::now_utc();
+        self.change(&membership::Join { node_key, public_key, name, token, now }).await
+    }
+
+    /// Finds the registered node that connects. A WireGuard key that is not the stored one replaces it.
+    ///
+    /// # Errors
+    /// When the node key is not registered, the WireGuard key is another node's, or the store fails.
+    pub async fn connect(&self, node_key: NodeKey, public_key: PublicKey) -> Result<NodeId, RegistryError> {
+        if let Some(node) = self.inner.view.read().node_by_key(&node_key)
+            && node.public_key == public_key
+        {
+            return Ok(node.id);
+        }
+        self.change(&membership::Connect { node_key, public_key }).await
+    }
+
+    /// Makes the map of one node. To miss no change, call [`Registry::watch`] before, and skip the changes
+    /// whose version is not above the map's.
+    ///
+    /// # Errors
+    /// When the node is not registered.
+    pub async fn map_for(&self, id: NodeId) -> Result<NetworkMap, RegistryError> {
+        mapgen::map(&self.inner.view.read(), id).ok_or(RegistryError::NotRegistered)
+    }
+
+    /// Returns the version that [`Registry::map_for`] would give now.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.inner.view.read().version()
+    }
+
+    /// Returns the changes after a version, oldest first; `None` when they are not known any more, or the
+    /// version is of another epoch or of the future: the node needs a whole map then.
+    ///
+    /// # Errors
+    /// None at present: the changes are kept in memory.
+    pub async fn changes_since(&self, version: Version) -> Result<Option<Vec<Change>>, RegistryError> {
+        Ok(self.inner.view.read().changes_since(version))
+    }
+
+    /// Returns the changes from now on, in order. A receiver that lags must send whole maps.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Makes a join token.
+    ///
+    /// # Errors
+    /// When the specification makes no sense, or the store fails.
+    pub async fn create_token(&self, spec: TokenSpec) -> Result<JoinToken, RegistryError> {
+        spec.check()?;
+        let token = tokens::generate()?;
+        self.change(&tokens::Create { token: token.clone(), spec, now: OffsetDateTime::now_utc() }).await?;
+        Ok(token)
+    }
+
+    /// Returns all nodes, by ascending id.
+    ///
+    /// # Errors
+    /// None at present: the nodes are kept in memory.
+    pub async fn nodes(&self) -> Result<Vec<Node>, RegistryError> {
+        Ok(self.inner.view.read().nodes().cloned().collect())
+    }
+
+    /// Removes a node. Its id is never used again, and its node key is admitted again only by a token that
+    /// is made after this.
+    ///
+    /// # Errors
+    /// When there is no node of this name, or the store fails.
+    pub async fn remove_node(&self, name: &NodeName) -> Result<NodeId, RegistryError> {
+        self.change(&membership::Remove(name.clone())).await
+    }
+
+    /// Renames a node.
+    ///
+    /// # Errors
+    /// When there is no node of this name, the new name is taken, or the store fails.
+    pub async fn rename_node(&self, name: &NodeName, to: NodeName) -> Result<Node, RegistryError> {
+        self.change(&membership::Rename { from: name.clone(), to }).await
+    }
+
+    /// Decides and commits one change, and waits until the view shows it.
+    async fn change<D: Decision>(&self, decision: &D) -> Result<D::Output, RegistryError> {
+        let _turn = self.inner.writing.lock().await;
+        let (revision, output) = change(&*self.inner.store, decision).await?;
+        let mut followed = self.inner.followed.clone();
+        followed.wait_for(|at| *at >= revision).await.map_err(|_| RegistryError::Stopped)?;
+        Ok(output)
+    }
+}
+
+/// Decides a change again and again until it could be committed.
+async fn change<D: Decision>(
+    store: &dyn Store,
+    decision: &D,
+) -> Result<(Revision, D::Output), RegistryError> {
+    for _ in 0..MAX_ATTEMPTS {
+        let mut draft = Draft::new(store);
+        let output = decision.decide(&mut draft).await?;
+        match store.commit(draft.into_transaction()).await? {
+            Outcome::Committed(revision) => return Ok((revision, output)),
+            Outcome::Conflict => {}
+        }
+    }
+    Err(RegistryError::Contended)
+}
