@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The budgets of the mesh, measured on the real binaries in the network lab.
+//!
+//! `make bench` builds the binaries, runs every group and prints one table; the same figures go to
+//! `target/bench/budgets.json`. A figure is a median over several runs, with its lowest and highest. Timings
+//! depend on the machine: what has a peer is measured beside it, in the same run, and judged as a ratio.
+
+pub mod agent;
+pub mod figure;
+pub mod first_packet;
+pub mod footprint;
+pub mod procfs;
+pub mod startup;
+pub mod throughput;

@@ -1,0 +1,36 @@
+//! `make bench`: see [`mesh_benches`]. Arguments name the groups to run; without any, all are.
+
+use std::path::Path;
+
+use mesh_benches::{figure, first_packet, footprint, startup, throughput};
+use mesh_lab::Lab;
+
+type Group = (&'static str, fn(&Lab) -> anyhow::Result<Vec<figure::Figure>>);
+
+const GROUPS: [Group; 4] = [
+    ("startup", startup::measure),
+    ("first-packet", first_packet::measure),
+    ("footprint", footprint::measure),
+    ("throughput", throughput::measure),
+];
+
+fn main() -> anyhow::Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let mut figures = Vec::new();
+    let mut failures = Vec::new();
+    for (name, measure) in GROUPS {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        eprintln!("measuring {name} ...");
+        match Lab::new("bench").and_then(|lab| measure(&lab)) {
+            Ok(group) => figures.extend(group),
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+    }
+    println!("{}", figure::table(&figures));
+    let json = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/budgets.json");
+    figure::write_json(&figures, &json)?;
+    anyhow::ensure!(failures.is_empty(), "not measured: {}", failures.join("; "));
+    Ok(())
+}
