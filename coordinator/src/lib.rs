@@ -3,12 +3,19 @@
 //! [`store`] keeps revisioned key-values; [`registry`] is what they mean: nodes, join tokens, addresses and the
 //! changes of the network map. [`identity`] is the coordinator's key.
 //!
-//! On the other side is one UDP port: [`front`] tells apart what arrives there, and [`relay`] forwards between
-//! nodes. [`limit`] has the rate limits of all of them.
+//! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
+//! nodes, and [`control`] is what nodes and the coordinator say to each other over QUIC, with the keys of
+//! [`tls`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
+//! counted, and [`serve`] puts the parts together.
 
+pub mod control;
 pub mod front;
 pub mod identity;
 pub mod limit;
+pub mod metrics;
 pub mod registry;
 pub mod relay;
+pub mod serve;
 pub mod store;
+pub mod tcp;
+pub mod tls;

@@ -54,6 +54,12 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Says whether bytes are held that are not yet a whole message, or were not yet asked for.
+    #[must_use]
+    pub fn has_partial(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
     /// Returns the next whole message, or `None` until more bytes are there.
     ///
     /// # Errors

@@ -1,0 +1,326 @@
+//! The hub: the one place that knows which nodes are connected, and where they may be reached.
+//!
+//! It is an actor: sessions send it commands and it puts news into their mailboxes; it never waits for a
+//! session. The newest connection of a node is the node; an older one is told that it was replaced. Where a
+//! node was reached last is remembered in memory when it goes, so that a peer which comes later can try.
+//!
+//! At present every registered node is in every other's map, so news of one go to all others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use mesh_proto::{
+    candidate::{Candidate, MAX_CANDIDATES},
+    control::{PeerState, RefusalCode},
+    netmap::{NodeId, RelayId},
+};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    mpsc, oneshot, watch,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{mailbox::Mailbox, refusal, stats::ControlStats};
+use crate::{
+    limit::{Rate, TokenBucket},
+    registry::{Change, ChangeKind, Registry, RegistryError},
+    relay::{RelayGone, RelayHandle},
+};
+
+/// Commands that may wait; sessions wait when it is full.
+const COMMAND_CAPACITY: usize = 1024;
+/// CallMeMaybes from one node to one other. Honest ones come with a change of network or a new attempt.
+const CALL_RATE: Rate = Rate { per_second: 2, burst: 8 };
+/// Relays of one node that are passed on; what goes beyond is cut.
+const MAX_RELAYS: usize = 8;
+
+/// The task that knows who is connected.
+pub struct Hub {
+    registry: Registry,
+    changes: broadcast::Receiver<Change>,
+    commands: mpsc::Receiver<Command>,
+    relay: RelayHandle,
+    stats: Arc<ControlStats>,
+    online: watch::Sender<BTreeSet<NodeId>>,
+    nodes: BTreeMap<NodeId, Presence>,
+    /// Ids are never used again: a session that comes too late for its node's removal is known by them.
+    removed: BTreeSet<NodeId>,
+    next_session: u64,
+}
+
+/// Speaks to the hub. Cheap to clone.
+#[derive(Clone)]
+pub struct HubHandle {
+    commands: mpsc::Sender<Command>,
+    online: watch::Receiver<BTreeSet<NodeId>>,
+}
+
+/// The hub's task has ended: the process is stopping.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the hub has stopped")]
+pub struct HubGone;
+
+/// A session's place in the hub.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    node: NodeId,
+    session: u64,
+    mailbox: Arc<Mailbox>,
+}
+
+enum Command {
+    Attach { node: NodeId, attached: oneshot::Sender<Attachment> },
+    Detach(Attachment),
+    SetCandidates { node: NodeId, candidates: Vec<Candidate>, relays: Vec<RelayId> },
+    Call { from: NodeId, to: NodeId, candidates: Vec<Candidate> },
+}
+
+/// What the hub knows of a registered node.
+#[derive(Default)]
+struct Presence {
+    session: Option<Connected>,
+    candidates: Vec<Candidate>,
+    relays: Vec<RelayId>,
+}
+
+struct Connected {
+    id: u64,
+    mailbox: Arc<Mailbox>,
+    /// One bucket per peer that was called and is registered.
+    calls: BTreeMap<NodeId, TokenBucket>,
+}
+
+impl Attachment {
+    pub(super) fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+}
+
+impl HubHandle {
+    /// Returns who is connected, now and as it changes.
+    #[must_use]
+    pub fn online(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.online.clone()
+    }
+
+    /// Says that a node has a session. An older session of it ends; the others are told.
+    pub(super) async fn attach(&self, node: NodeId) -> Result<Attachment, HubGone> {
+        let (attached, answer) = oneshot::channel();
+        self.commands.send(Command::Attach { node, attached }).await.map_err(|_| HubGone)?;
+        answer.await.map_err(|_| HubGone)
+    }
+
+    /// Says that a session has ended. If the hub is gone, nobody has to know.
+    pub(super) async fn detach(&self, attachment: Attachment) {
+        let _ = self.commands.send(Command::Detach(attachment)).await;
+    }
+
+    /// Sets where a node may be reached, and at which relays.
+    pub(super) async fn set_candidates(
+        &self,
+        node: NodeId,
+        candidates: Vec<Candidate>,
+        relays: Vec<RelayId>,
+    ) {
+        let _ = self.commands.send(Command::SetCandidates { node, candidates, relays }).await;
+    }
+
+    /// Passes a call on.
+    pub(super) async fn call(&self, from: NodeId, to: NodeId, candidates: Vec<Candidate>) {
+        let _ = self.commands.send(Command::Call { from, to, candidates }).await;
+    }
+}
+
+impl Hub {
+    /// Makes the hub of a registry; it tells the relay which nodes there are.
+    #[must_use]
+    pub fn new(registry: Registry, relay: RelayHandle, stats: Arc<ControlStats>) -> (Self, HubHandle) {
+        let (sender, commands) = mpsc::channel(COMMAND_CAPACITY);
+        let online = watch::Sender::new(BTreeSet::new());
+        let handle = HubHandle { commands: sender, online: online.subscribe() };
+        let hub = Self {
+            changes: registry.watch(),
+            registry,
+            commands,
+            relay,
+            stats,
+            online,
+            nodes: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            next_session: 0,
+        };
+        (hub, handle)
+    }
+
+    /// Works until it is cancelled, or the relay is gone.
+    ///
+    /// # Errors
+    /// When the registry fails.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), RegistryError> {
+        self.load_nodes().await?;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                change = self.changes.recv() => match change {
+                    Ok(change) => {
+                        if self.handle_change(change.kind).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Err(RecvError::Lagged(_)) => self.load_nodes().await?,
+                    Err(RecvError::Closed) => return Ok(()),
+                },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.handle_command(command),
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    /// Takes over which nodes there are, at the start and after changes were missed.
+    async fn load_nodes(&mut self) -> Result<(), RegistryError> {
+        let known: BTreeSet<NodeId> = self.registry.nodes().await?.iter().map(|node| node.id).collect();
+        let gone: Vec<NodeId> = self.nodes.keys().filter(|id| !known.contains(id)).copied().collect();
+        for id in gone {
+            self.remove(id);
+        }
+        for id in &known {
+            self.nodes.entry(*id).or_default();
+        }
+        // A relay that is gone ends the process; here is nothing more to do about it.
+        let _ = self.relay.set_nodes(known).await;
+        Ok(())
+    }
+
+    async fn handle_change(&mut self, change: ChangeKind) -> Result<(), RelayGone> {
+        match change {
+            ChangeKind::NodeSet(node) => {
+                if !self.nodes.contains_key(&node.id) {
+                    self.nodes.insert(node.id, Presence::default());
+                }
+                self.relay.add_node(node.id).await
+            }
+            ChangeKind::NodeRemoved(id) => {
+                self.remove(id);
+                self.relay.remove_node(id).await
+            }
+            ChangeKind::RelaysSet(_) => Ok(()),
+        }
+    }
+
+    /// Forgets a node. Its session learns of the removal by itself, and is told here in case it lagged.
+    fn remove(&mut self, id: NodeId) {
+        self.removed.insert(id);
+        if let Some(Presence { session: Some(session), .. }) = self.nodes.remove(&id) {
+            session.mailbox.put_end(refusal(RefusalCode::NotRegistered, "this node was removed"));
+            self.online.send_if_modified(|online| online.remove(&id));
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Attach { node, attached } => {
+                let attachment = self.attach(node);
+                if let Err(unclaimed) = attached.send(attachment) {
+                    self.detach(&unclaimed);
+                }
+            }
+            Command::Detach(attachment) => self.detach(&attachment),
+            Command::SetCandidates { node, candidates, relays } => {
+                self.set_candidates(node, candidates, relays);
+            }
+            Command::Call { from, to, candidates } => match self.call(from, to, candidates) {
+                Some(()) => self.stats.calls.increment(),
+                None => self.stats.calls_dropped.increment(),
+            },
+        }
+    }
+
+    fn attach(&mut self, node: NodeId) -> Attachment {
+        self.next_session += 1;
+        let mailbox = Arc::new(Mailbox::default());
+        let attachment = Attachment { node, session: self.next_session, mailbox: mailbox.clone() };
+        if self.removed.contains(&node) {
+            mailbox.put_end(refusal(RefusalCode::NotRegistered, "this node was removed"));
+            return attachment;
+        }
+        for (id, presence) in self.nodes.iter().filter(|(id, _)| **id != node) {
+            mailbox.put_state(Arc::new(presence.state(*id)));
+        }
+        let connected = Connected { id: self.next_session, mailbox, calls: BTreeMap::new() };
+        let older = self.nodes.entry(node).or_default().session.replace(connected);
+        match older {
+            Some(older) => {
+                let replaced = refusal(RefusalCode::Replaced, "a newer connection of this node took over");
+                older.mailbox.put_end(replaced);
+            }
+            None => {
+                self.online.send_modify(|online| {
+                    online.insert(node);
+                });
+                self.announce(node);
+            }
+        }
+        attachment
+    }
+
+    fn detach(&mut self, attachment: &Attachment) {
+        let node = attachment.node;
+        let Some(presence) = self.nodes.get_mut(&node) else { return };
+        if presence.session.as_ref().is_some_and(|session| session.id == attachment.session) {
+            presence.session = None;
+            self.online.send_if_modified(|online| online.remove(&node));
+            self.announce(node);
+        }
+    }
+
+    fn set_candidates(&mut self, node: NodeId, mut candidates: Vec<Candidate>, mut relays: Vec<RelayId>) {
+        candidates.truncate(MAX_CANDIDATES);
+        relays.truncate(MAX_RELAYS);
+        let Some(presence) = self.nodes.get_mut(&node) else { return };
+        if presence.candidates != candidates || presence.relays != relays {
+            presence.candidates = candidates;
+            presence.relays = relays;
+            self.announce(node);
+        }
+    }
+
+    /// Passes a call on; `None` if the peer is not there, or the pair is over its rate.
+    fn call(&mut self, from: NodeId, to: NodeId, mut candidates: Vec<Candidate>) -> Option<()> {
+        candidates.truncate(MAX_CANDIDATES);
+        let mailbox = self.nodes.get(&to).filter(|_| from != to)?.session.as_ref()?.mailbox.clone();
+        let caller = self.nodes.get_mut(&from)?.session.as_mut()?;
+        let now = Instant::now();
+        let bucket = caller.calls.entry(to).or_insert_with(|| TokenBucket::new(now));
+        bucket.try_take(now, CALL_RATE, 1).ok()?;
+        mailbox.put_call(from, candidates);
+        Some(())
+    }
+
+    /// Tells all other connected nodes of a node's state.
+    fn announce(&self, node: NodeId) {
+        let Some(presence) = self.nodes.get(&node) else { return };
+        let state = Arc::new(presence.state(node));
+        for (id, other) in &self.nodes {
+            if let Some(session) = other.session.as_ref().filter(|_| *id != node) {
+                session.mailbox.put_state(state.clone());
+            }
+        }
+    }
+}
+
+impl Presence {
+    fn state(&self, id: NodeId) -> PeerState {
+        PeerState {
+            id,
+            online: self.session.is_some(),
+            candidates: self.candidates.clone(),
+            relays: self.relays.clone(),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A control connection as its messages: framed, with deadlines and limits.
+//!
+//! Carriers (QUIC today, TLS in a WebSocket later) hand in the two halves of their stream; nothing above
+//! this file knows which carrier it is.
+
+use std::{net::SocketAddr, time::Duration};
+
+use mesh_proto::{
+    control::frame::{self, Decoder, FrameError},
+    key::NodeKey,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::Instant,
+};
+
+/// A message that has begun must be whole after this: a sender that trickles is cut off.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
+/// A message must have been taken over by the carrier after this: a receiver that does not read is cut off.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a connection is kept after its last message, so that the other side can read it.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are read at once: most messages are shorter.
+const READ_CHUNK: usize = 2048;
+
+/// A connection whose other side proved its node key.
+pub struct Link {
+    /// Who the other side is.
+    pub node_key: NodeKey,
+    /// Where the other side is.
+    pub remote: SocketAddr,
+    reader: FrameReader,
+    writer: FrameWriter,
+}
+
+/// Reads messages.
+struct FrameReader {
+    stream: Box<dyn AsyncRead + Send + Sync + Unpin>,
+    decoder: Decoder,
+    chunk: Box<[u8; READ_CHUNK]>,
+    /// When the message that is not yet whole began.
+    partial_since: Option<Instant>,
+    /// Bytes that may still be read; `None` for no limit but that of a message.
+    allowance: Option<usize>,
+}
+
+/// Writes messages.
+struct FrameWriter {
+    stream: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+}
+
+/// Why a connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The other side closed the stream.
+    #[error("the stream was closed")]
+    Closed,
+    /// The carrier failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// What was read is not a message.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A message took too long to arrive, or to be taken.
+    #[error("a message took longer than its deadline")]
+    Slow,
+    /// More was sent than a stranger may send.
+    #[error("too many bytes before the node was known")]
+    TooMuch,
+}
+
+impl Link {
+    /// Makes a link of a carrier's stream.
+    pub fn new(
+        node_key: NodeKey,
+        remote: SocketAddr,
+        reader: impl AsyncRead + Send + Sync + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Sync + Unpin + 'static,
+    ) -> Self {
+        let reader = FrameReader {
+            stream: Box::new(reader),
+            decoder: Decoder::default(),
+            chunk: Box::new([0; READ_CHUNK]),
+            partial_since: None,
+            allowance: None,
+        };
+        Self { node_key, remote, reader, writer: FrameWriter { stream: Box::new(writer) } }
+    }
+
+    /// Limits how many bytes are read from now on; `None` lifts the limit.
+    pub fn set_allowance(&mut self, allowance: Option<usize>) {
+        self.reader.allowance = allowance;
+    }
+
+    /// Waits for the next message. Cancel-safe: what was read is kept.
+    ///
+    /// # Errors
+    /// When the connection cannot go on.
+    pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
+        self.reader.recv().await
+    }
+
+    /// Sends a message. Not cancel-safe.
+    ///
+    /// # Errors
+    /// When the connection cannot go on.
+    pub async fn send(&mut self, message: &impl Serialize) -> Result<(), LinkError> {
+        self.writer.send(message).await
+    }
+
+    /// Sends a last message and waits a little for the other side to have read it.
+    pub async fn close(mut self, last: &impl Serialize) {
+        if self.send(last).await.is_err() {
+            return;
+        }
+        let _ = tokio::time::timeout(LINGER, async {
+            if self.writer.stream.shutdown().await.is_ok() {
+                let chunk = &mut self.reader.chunk[..];
+                while self.reader.stream.read(chunk).await.is_ok_and(|len| len > 0) {}
+            }
+        })
+        .await;
+    }
+}
+
+impl FrameReader {
+    async fn recv<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
+        loop {
+            if let Some(message) = self.decoder.poll_message()? {
+                self.partial_since = None;
+                return Ok(message);
+            }
+            if self.decoder.has_partial() {
+                self.partial_since.get_or_insert_with(Instant::now);
+            }
+            let read = self.stream.read(&mut self.chunk[..]);
+            let len = match self.partial_since {
+                Some(since) => tokio::time::timeout_at(since + MESSAGE_DEADLINE, read)
+                    .await
+                    .map_err(|_elapsed| LinkError::Slow)??,
+                None => read.await?,
+            };
+            if len == 0 {
+                return Err(LinkError::Closed);
+            }
+            if let Some(allowance) = &mut self.allowance {
+                *allowance = allowance.checked_sub(len).ok_or(LinkError::TooMuch)?;
+            }
+            self.decoder.handle_bytes(&self.chunk[..len]);
+        }
+    }
+}
+
+impl FrameWriter {
+    async fn send(&mut self, message: &impl Serialize) -> Result<(), LinkError> {
+        let bytes = frame::encode(message)?;
+        tokio::time::timeout(WRITE_DEADLINE, self.stream.write_all(&bytes))
+            .await
+            .map_err(|_elapsed| LinkError::Slow)??;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::control::ClientMessage;
+    use tokio::io::{DuplexStream, duplex, split};
+
+    use super::*;
+
+    fn link_over(stream: DuplexStream) -> Link {
+        let (reader, writer) = split(stream);
+        Link::new(NodeKey([1; 32]), ([127, 0, 0, 1], 1).into(), reader, writer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_trickles_is_cut_off_and_an_idle_stream_is_not() {
+        let (mut client, server) = duplex(64);
+        let mut link = link_over(server);
+        let idle = tokio::time::timeout(Duration::from_secs(3600), link.recv::<ClientMessage>()).await;
+        assert!(idle.is_err(), "nothing begun, nothing late");
+        let trickle = tokio::spawn(async move {
+            for byte in frame::encode(&ClientMessage::Ping { id: 1 }).unwrap() {
+                if client.write_all(&[byte]).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let started = Instant::now();
+        assert!(matches!(link.recv::<ClientMessage>().await, Err(LinkError::Slow)));
+        assert!(started.elapsed() <= MESSAGE_DEADLINE + Duration::from_secs(1));
+        drop(link);
+        trickle.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_does_not_read_is_cut_off() {
+        let (_client, server) = duplex(4);
+        let mut link = link_over(server);
+        assert!(matches!(link.send(&ClientMessage::Ping { id: 1 }).await, Err(LinkError::Slow)));
+    }
+
+    #[tokio::test]
+    async fn a_stranger_may_send_only_so_much() {
+        let (mut client, server) = duplex(1 << 16);
+        let mut link = link_over(server);
+        link.set_allowance(Some(1000));
+        client.write_all(&[0, 0, 0x10, 0]).await.unwrap();
+        client.write_all(&[b' '; 2000]).await.unwrap();
+        assert!(matches!(link.recv::<ClientMessage>().await, Err(LinkError::TooMuch)));
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_recv_loses_nothing() {
+        let (mut client, server) = duplex(1 << 16);
+        let mut link = link_over(server);
+        let bytes = frame::encode(&ClientMessage::Ping { id: 7 }).unwrap();
+        for part in bytes.chunks(3) {
+            client.write_all(part).await.unwrap();
+            let early = tokio::time::timeout(Duration::from_millis(1), link.recv::<ClientMessage>()).await;
+            if let Ok(message) = early {
+                assert!(matches!(message, Ok(ClientMessage::Ping { id: 7 })));
+                return;
+            }
+        }
+        panic!("the message never came");
+    }
+}

@@ -1,0 +1,46 @@
+//! The control side: what nodes and the coordinator say to each other, over QUIC.
+//!
+//! ```text
+//!  quinn --> server: gate, TLS, Hello/Welcome --> enter: Join | Connect --> session (one per node)
+//!                                                                            |  ^ mailbox
+//!                                     registry -- changes --> every session  v  |
+//!                                            \--------------> hub: who is online, candidates, calls
+//!                                                              \--> relay: which nodes there are
+//! ```
+//!
+//! Tasks, all tracked and all ended by cancellation: the *server* accepts connections; one *connection task*
+//! each takes a connection from its first packet to its end, and is the session of a node once the node is
+//! known; the *hub* is the one place that knows who is connected. What they wait for is cancel-safe:
+//! accepting, receiving a message (what was read is kept), taking mail, receiving a change or a command.
+//!
+//! A session follows the registry by itself: it subscribes to changes, sends the map, and then the changes
+//! after it, so no change is lost or sent twice. News of peers come through the hub, which puts them into
+//! the session's mailbox, where newer news replaces older. A client that does not read is cut off by the
+//! deadline of a write, and has to connect again.
+
+mod enter;
+mod gate;
+mod hub;
+mod link;
+mod mailbox;
+mod server;
+mod session;
+mod stats;
+
+use mesh_proto::control::{Refusal, RefusalCode};
+
+pub use self::{
+    enter::Coordinator,
+    gate::Place,
+    hub::{Hub, HubGone, HubHandle},
+    link::{Link, LinkError},
+    server::{ControlServer, Service, Stranger, server_config},
+    stats::{ControlStats, Counter},
+};
+
+/// What this program says of itself in Hello and Welcome.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn refusal(code: RefusalCode, message: &str) -> Refusal {
+    Refusal { code, message: message.to_owned(), retry_after_ms: None }
+}

@@ -1,0 +1,200 @@
+//! Accepts connections, up to the point where the other side has proved its node key and said Hello.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use mesh_proto::control::{ClientMessage, Refusal, RefusalCode, ServerMessage, Welcome};
+use quinn::{Incoming, VarInt, crypto::rustls::QuicServerConfig};
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    VERSION,
+    gate::{AddressProof, Admission, Gate, Place},
+    link::{Link, LinkError},
+    refusal,
+    stats::ControlStats,
+};
+use crate::tls;
+
+/// From the first packet until a node is known.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Without a packet for this long a client is gone.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Both sides keep the connection alive: two lost packets in a row do not end it.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// What a stranger may send before it is known: Hello, Join and Connect take less than 1 KiB.
+const STRANGER_ALLOWANCE: usize = 16 << 10;
+/// What a client may send ahead of our reading; the longest honest messages are of a few KiB.
+const RECEIVE_WINDOW: u32 = 64 << 10;
+/// What waits for a client to acknowledge it. More than this is never buffered for one that is slow.
+const SEND_WINDOW: u64 = 256 << 10;
+/// Connections that quinn keeps while they wait to be accepted, and the bytes it keeps for them.
+const MAX_INCOMING: usize = 256;
+const INCOMING_BUFFER: u64 = 16 << 10;
+const INCOMING_BUFFER_TOTAL: u64 = 1 << 20;
+
+/// Takes over connections whose other side has said Hello.
+pub trait Service: Send + Sync + 'static {
+    /// Serves a connection to its end. Ends soon, and politely, once `cancel` is cancelled.
+    fn serve(
+        self: Arc<Self>,
+        stranger: Stranger,
+        cancel: CancellationToken,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// A connection whose other side has proved a key and said Hello, and may or may not be a node.
+pub struct Stranger {
+    /// The connection.
+    pub link: Link,
+    /// Its place at the door, to be dropped when the other side is known.
+    pub place: Place,
+    /// When it has to be known.
+    pub deadline: Instant,
+}
+
+/// The task that accepts connections.
+pub struct ControlServer<S> {
+    endpoint: quinn::Endpoint,
+    service: Arc<S>,
+    stats: Arc<ControlStats>,
+    gate: Gate,
+}
+
+/// Makes the QUIC configuration of a control server with this Ed25519 key.
+///
+/// # Errors
+/// When the key cannot be used.
+pub fn server_config(pkcs8: &[u8]) -> io::Result<quinn::ServerConfig> {
+    let tls = tls::server_config(pkcs8).map_err(io::Error::other)?;
+    let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .send_window(SEND_WINDOW)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().map_err(io::Error::other)?));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+impl<S: Service> ControlServer<S> {
+    /// Makes a server that accepts from an endpoint and hands over to a service.
+    #[must_use]
+    pub fn new(endpoint: quinn::Endpoint, service: Arc<S>, stats: Arc<ControlStats>) -> Self {
+        Self { endpoint, service, stats, gate: Gate::default() }
+    }
+
+    /// Accepts connections until it is cancelled; their tasks are tracked.
+    pub async fn run(self, tracker: TaskTracker, cancel: CancellationToken) {
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                incoming = self.endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            self.admit(incoming, &tracker, &cancel);
+        }
+    }
+
+    fn admit(&self, incoming: Incoming, tracker: &TaskTracker, cancel: &CancellationToken) {
+        let proof = match incoming.remote_address_validated() {
+            true => AddressProof::Proved,
+            false => AddressProof::Claimed,
+        };
+        match self.gate.try_enter(incoming.remote_address().ip(), proof) {
+            Admission::Enter(place) => {
+                let (service, stats) = (self.service.clone(), self.stats.clone());
+                let cancel = cancel.clone();
+                tracker.spawn(async move {
+                    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+                    match handshake(incoming, deadline, &stats, &cancel).await {
+                        Some(link) => service.serve(Stranger { link, place, deadline }, cancel).await,
+                        None => stats.handshake_failures.increment(),
+                    }
+                });
+            }
+            Admission::ProveAddress => {
+                self.stats.retries.increment();
+                // An error says that the address is proved already, which the gate was told.
+                let _ = incoming.retry();
+            }
+            Admission::Full => {
+                self.stats.turned_away.increment();
+                incoming.refuse();
+            }
+        }
+    }
+}
+
+/// Takes a connection from its first packet to Welcome. `None`: it failed, or did not make it in time.
+async fn handshake(
+    incoming: Incoming,
+    deadline: Instant,
+    stats: &ControlStats,
+    cancel: &CancellationToken,
+) -> Option<Link> {
+    let handshake = async {
+        let connection = incoming.await.ok()?;
+        stats.connections.increment();
+        let node_key = tls::node_key_of(&connection)?;
+        let (send, recv) = connection.accept_bi().await.ok()?;
+        let link = Link::new(node_key, connection.remote_address(), recv, send);
+        greet(link, stats).await
+    };
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => None,
+        link = tokio::time::timeout_at(deadline, handshake) => link.ok().flatten(),
+    }
+}
+
+/// Expects Hello and answers Welcome.
+async fn greet(mut link: Link, stats: &ControlStats) -> Option<Link> {
+    link.set_allowance(Some(STRANGER_ALLOWANCE));
+    match link.recv().await {
+        Ok(ClientMessage::Hello(hello)) => {
+            tracing::debug!(version = hello.version, "hello");
+            let welcome =
+                Welcome { version: VERSION.to_owned(), features: Vec::new(), observed: link.remote };
+            link.send(&ServerMessage::Welcome(welcome)).await.ok()?;
+            Some(link)
+        }
+        Ok(_) => {
+            refuse(link, stats, refusal(RefusalCode::Protocol, "the first message has to be hello")).await;
+            None
+        }
+        Err(error) => {
+            refuse_broken(link, stats, &error).await;
+            None
+        }
+    }
+}
+
+/// Says why, and closes.
+pub(super) async fn refuse(link: Link, stats: &ControlStats, refusal: Refusal) {
+    tracing::debug!(code = ?refusal.code, "refused");
+    stats.count_refusal(refusal.code);
+    link.close(&ServerMessage::Refused(refusal)).await;
+}
+
+/// Closes a connection on which reading failed, and says why if the other side may be listening still.
+pub(super) async fn refuse_broken(link: Link, stats: &ControlStats, error: &LinkError) {
+    tracing::debug!(%error, "connection ended");
+    match error {
+        LinkError::Closed | LinkError::Io(_) => {}
+        LinkError::Frame(_) | LinkError::Slow | LinkError::TooMuch => {
+            refuse(link, stats, refusal(RefusalCode::Protocol, &error.to_string())).await;
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The session of a connected node: its map and every change of it, news of its peers, and what it says.
+
+use std::sync::Arc;
+
+use mesh_proto::{
+    control::{ClientMessage, PeerState, Refusal, RefusalCode, ServerMessage},
+    netmap::{NodeId, Version},
+};
+use tokio::{
+    sync::broadcast::{self, error::RecvError, error::TryRecvError},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    enter::refusal_of,
+    hub::{Attachment, HubHandle},
+    link::{Link, LinkError},
+    mailbox::Mail,
+    refusal,
+    server::{refuse, refuse_broken},
+    stats::ControlStats,
+};
+use crate::{
+    limit::{Rate, TokenBucket},
+    registry::{Change, ChangeKind, Registry, RegistryError, mapgen},
+    relay::RelayHandle,
+};
+
+/// Messages of one client. One that is over it is read more slowly, which QUIC passes on to it. The burst
+/// is a call to each of a thousand peers.
+const MESSAGE_RATE: Rate = Rate { per_second: 200, burst: 2000 };
+/// Peers in one PeerStates: with the most candidates each has some 3 KiB, and a message may have 1 MiB.
+const STATES_PER_MESSAGE: usize = 256;
+/// Changes that are folded into one delta.
+const CHANGES_PER_DELTA: usize = 64;
+/// When the coordinator stops, clients come back after this and up to as much again, not all at once.
+const SHUTDOWN_RETRY_MS: u64 = 500;
+
+/// What a session works with.
+pub(super) struct Session {
+    pub(super) node: NodeId,
+    /// The version of the map that the client has.
+    pub(super) version: Option<Version>,
+    pub(super) changes: broadcast::Receiver<Change>,
+    pub(super) registry: Registry,
+    pub(super) hub: HubHandle,
+    pub(super) relay: RelayHandle,
+    pub(super) stats: Arc<ControlStats>,
+}
+
+/// Why a session ended.
+enum End {
+    /// The connection failed, or what came over it made no sense.
+    Link(LinkError),
+    /// The client is told why, and the connection is closed.
+    Refused(Refusal),
+}
+
+/// Serves a session until its connection, the node or the coordinator is gone.
+pub(super) async fn run(mut session: Session, mut link: Link, cancel: CancellationToken) {
+    let end = match session.send_map_or_changes(&mut link).await {
+        Ok(()) => match session.hub.attach(session.node).await {
+            Ok(attachment) => {
+                tracing::debug!(node = session.node.0, "connected");
+                let end = session.serve(&mut link, &attachment, &cancel).await;
+                session.hub.detach(attachment).await;
+                tracing::debug!(node = session.node.0, "disconnected");
+                end
+            }
+            Err(_) => End::Refused(shutting_down()),
+        },
+        Err(end) => end,
+    };
+    match end {
+        End::Link(error) => refuse_broken(link, &session.stats, &error).await,
+        End::Refused(refusal) => refuse(link, &session.stats, refusal).await,
+    }
+}
+
+impl Session {
+    /// Serves until something ends the session. Changes go before mail: a peer is in the map before there
+    /// is news of it.
+    async fn serve(&mut self, link: &mut Link, attachment: &Attachment, cancel: &CancellationToken) -> End {
+        let mut bucket = TokenBucket::new(std::time::Instant::now());
+        let mut read_from = Instant::now();
+        loop {
+            let step = tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(End::Refused(shutting_down())),
+                change = self.changes.recv() => self.handle_change(link, change).await,
+                mail = attachment.mailbox().take() => self.handle_mail(link, mail).await,
+                message = recv_from(link, read_from) => match message {
+                    Ok(message) => {
+                        if let Err(wait) = bucket.try_take(std::time::Instant::now(), MESSAGE_RATE, 1) {
+                            read_from = Instant::now() + wait;
+                        }
+                        self.handle_message(link, message).await
+                    }
+                    Err(error) => Err(End::Link(error)),
+                },
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Brings the client's map to the present: by what it misses if that is known still, or whole.
+    async fn send_map_or_changes(&mut self, link: &mut Link) -> Result<(), End> {
+        if let Some(version) = self.version
+            && let Some(missed) = self.registry.changes_since(version).await?
+        {
+            return self.send_delta(link, &missed).await;
+        }
+        self.send_map(link).await
+    }
+
+    async fn send_map(&mut self, link: &mut Link) -> Result<(), End> {
+        let map = Box::new(self.registry.map_for(self.node).await?);
+        self.version = Some(map.version);
+        self.stats.maps.increment();
+        link.send(&ServerMessage::Map { map }).await?;
+        Ok(())
+    }
+
+    /// Sends those of the changes that the client does not have and that concern it.
+    async fn send_delta(&mut self, link: &mut Link, changes: &[Change]) -> Result<(), End> {
+        let from = self.version.unwrap_or_default();
+        let news: Vec<Change> = changes
+            .iter()
+            .filter(|change| change.version > from && mapgen::concerns(self.node, change))
+            .cloned()
+            .collect();
+        if news.is_empty() {
+            return Ok(());
+        }
+        let delta = mapgen::delta(self.node, from, &news);
+        self.version = Some(delta.to);
+        self.stats.deltas.increment();
+        link.send(&ServerMessage::Delta { delta }).await?;
+        Ok(())
+    }
+
+    async fn handle_change(&mut self, link: &mut Link, change: Result<Change, RecvError>) -> Result<(), End> {
+        let mut changes = match change {
+            Ok(change) => vec![change],
+            Err(RecvError::Lagged(_)) => return self.send_map(link).await,
+            Err(RecvError::Closed) => return Err(End::Refused(shutting_down())),
+        };
+        while changes.len() < CHANGES_PER_DELTA {
+            match self.changes.try_recv() {
+                Ok(change) => changes.push(change),
+                Err(TryRecvError::Lagged(_)) => return self.send_map(link).await,
+                // Closed is met again by the next recv.
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        if changes.iter().any(|change| change.kind == ChangeKind::NodeRemoved(self.node)) {
+            return Err(RegistryError::NotRegistered.into());
+        }
+        self.send_delta(link, &changes).await
+    }
+
+    async fn handle_mail(&self, link: &mut Link, mail: Mail) -> Result<(), End> {
+        if let Some(refusal) = mail.end {
+            return Err(End::Refused(refusal));
+        }
+        let states: Vec<PeerState> = mail.states.into_values().map(Arc::unwrap_or_clone).collect();
+        for peers in states.chunks(STATES_PER_MESSAGE) {
+            link.send(&ServerMessage::PeerStates { peers: peers.to_vec() }).await?;
+        }
+        for (from, candidates) in mail.calls {
+            link.send(&ServerMessage::CallMeMaybe { from, candidates }).await?;
+        }
+        Ok(())
+    }
+
+    async fn handle_message(&mut self, link: &mut Link, message: ClientMessage) -> Result<(), End> {
+        match message {
+            ClientMessage::Resync => self.send_map(link).await,
+            ClientMessage::Candidates { candidates, relays } => {
+                self.hub.set_candidates(self.node, candidates, relays).await;
+                Ok(())
+            }
+            ClientMessage::CallMeMaybe { to, candidates } => {
+                self.hub.call(self.node, to, candidates).await;
+                Ok(())
+            }
+            ClientMessage::RelayOpen => {
+                let channel = self.relay.open(self.node).await.map_err(|_| End::Refused(shutting_down()))?;
+                link.send(&ServerMessage::RelayOpened(channel)).await?;
+                Ok(())
+            }
+            ClientMessage::Ping { id } => {
+                link.send(&ServerMessage::Pong { id }).await?;
+                Ok(())
+            }
+            ClientMessage::Hello(_) | ClientMessage::Join { .. } | ClientMessage::Connect { .. } => {
+                Err(End::Refused(refusal(RefusalCode::Protocol, "this connection is a node's already")))
+            }
+            ClientMessage::Unknown => Ok(()),
+        }
+    }
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl From<RegistryError> for End {
+    fn from(error: RegistryError) -> Self {
+        Self::Refused(refusal_of(&error))
+    }
+}
+
+/// What a client is told when the coordinator stops.
+pub(super) fn shutting_down() -> Refusal {
+    let jitter = getrandom::u32().map_or(0, |random| u64::from(random) % SHUTDOWN_RETRY_MS);
+    Refusal {
+        code: RefusalCode::ShuttingDown,
+        message: "the coordinator is stopping".to_owned(),
+        retry_after_ms: Some(SHUTDOWN_RETRY_MS + jitter),
+    }
+}
+
+/// Waits for a message, but not before the time. Cancel-safe.
+async fn recv_from(link: &mut Link, not_before: Instant) -> Result<ClientMessage, LinkError> {
+    tokio::time::sleep_until(not_before).await;
+    link.recv().await
+}
