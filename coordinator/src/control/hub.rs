@@ -200,9 +200,7 @@ impl Hub {
     async fn handle_change(&mut self, change: ChangeKind) -> Result<(), RelayGone> {
         match change {
             ChangeKind::NodeSet(node) => {
-                if !self.nodes.contains_key(&node.id) {
-                    self.nodes.insert(node.id, Presence::default());
-                }
+                self.nodes.entry(node.id).or_default();
                 self.relay.add_node(node.id).await
             }
             ChangeKind::NodeRemoved(id) => {
