@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use mesh_proto::{
     candidate::Candidate,
     netmap::{NodeId, RelayId},
@@ -14,6 +15,9 @@ use crate::config::{PeerConfig, RelayConfig};
 pub enum Command {
     /// These are the peers, all of them. Peers that stay keep their sessions and paths.
     SetPeers(Vec<PeerConfig>),
+    /// These are this node's own prefixes, all of them: its addresses and what lies behind it. Packets from peers that go
+    /// elsewhere are dropped.
+    SetAllowedIps(Vec<IpNet>),
     /// These are the relays at which a channel is open, all of them.
     SetRelays(Vec<RelayConfig>),
     /// These are the addresses of this node's own interfaces (with the port of the UDP socket), and what was mapped or

@@ -26,6 +26,9 @@ pub struct Config {
     pub private_key: PrivateKey,
     /// This node's mesh addresses.
     pub addresses: Vec<IpAddr>,
+    /// Where inner packets may go to on this node: its addresses and the prefixes behind it. Changed later by
+    /// [`crate::command::Command::SetAllowedIps`].
+    pub allowed_ips: Vec<IpNet>,
     /// Largest inner packet, in bytes.
     pub mtu: u16,
 }

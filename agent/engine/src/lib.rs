@@ -11,9 +11,23 @@
 pub mod batch;
 pub mod command;
 pub mod config;
+mod disco;
 pub mod drops;
+mod engine;
 pub mod event;
+mod netcheck;
+mod packet;
+mod path;
+mod peer;
+mod queue;
+mod relay;
+mod router;
+mod segment;
+mod session;
 pub mod snapshot;
+mod timer;
+
+pub use engine::Engine;
 
 /// Whether the session's clock is moved by the caller, for simulations. A shipped binary asserts that it is not.
 pub const VIRTUAL_TIME: bool = cfg!(feature = "virtual-time");

@@ -1,0 +1,162 @@
+//! What the driver asks for.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use mesh_proto::netmap::{NodeId, RelayId};
+
+use super::{Engine, Local};
+use crate::{
+    command::Command,
+    config::{PeerConfig, RelayConfig},
+    event::{Event, WakeupReason},
+    path::is_probable,
+    peer::Peer,
+    relay::{Outcome, RelayClient},
+    router::{Claim, Own, Router},
+};
+
+impl Engine {
+    /// Does what the driver asks for. Commands that want what is there already change nothing.
+    pub fn handle_command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::SetPeers(peers) => self.set_peers(peers, now),
+            Command::SetAllowedIps(allowed_ips) => {
+                self.own_allowed_ips = allowed_ips;
+                self.rebuild_router();
+            }
+            Command::SetRelays(relays) => self.set_relays(relays, now),
+            Command::SetCandidates(mut candidates) => {
+                candidates.retain(|candidate| is_probable(candidate.address));
+                self.local.netcheck.set_local(candidates);
+            }
+            Command::SetObservers(observers) => self.local.netcheck.set_observers(&observers, now),
+            Command::PeerState { id, online, candidates, relays } => {
+                self.with_peer(id, now, |peer, local| {
+                    peer.set_state(online, &candidates, relays, local, now);
+                });
+            }
+            Command::CallMeMaybe { from, candidates } => {
+                self.with_peer(from, now, |peer, local| peer.handle_call(&candidates, local, now));
+            }
+            Command::Ping { peer, token } => {
+                self.with_peer(peer, now, |peer, local| peer.ping(token, local, now));
+            }
+            Command::NetworkChanged => {
+                self.local.netcheck.on_network_changed(now);
+                for relay in self.local.relays.values_mut() {
+                    relay.on_network_changed(now);
+                }
+                let ids: Vec<_> = self.local.relays.keys().copied().collect();
+                for id in ids {
+                    self.bind_relay(id, now);
+                }
+                self.with_all_peers(now, |peer, local| peer.on_network_changed(local, now));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Sends what Binds of a relay are due.
+    pub(super) fn bind_relay(&mut self, id: RelayId, now: Instant) {
+        let Local { relays, outbox, .. } = &mut self.local;
+        let Some(relay) = relays.get_mut(&id) else { return };
+        let went_down = relay.handle_timeout(now, |via, datagram| outbox.push_datagram(via, datagram));
+        if went_down {
+            self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
+        }
+    }
+
+    /// Tells of what a relay has said.
+    pub(super) fn apply_relay(&mut self, id: RelayId, outcome: Outcome, now: Instant) {
+        match outcome {
+            Outcome::Nothing => return,
+            Outcome::Bound { observer, observed, came_up } => {
+                if let Some(from) = observer {
+                    let dedicated = crate::netcheck::Observer::Dedicated;
+                    self.local.netcheck_mut().on_observed(dedicated, from, observed, now);
+                }
+                if came_up {
+                    self.local.outbox.push_event(Event::RelayUp(id));
+                    self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
+                }
+            }
+            Outcome::Unknown(news) => {
+                if news {
+                    self.local.outbox.push_event(Event::RelayLost(id));
+                }
+                self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
+            }
+        }
+        self.settle(now);
+    }
+
+    fn set_relays(&mut self, relays: Vec<RelayConfig>, now: Instant) {
+        let wanted: BTreeSet<_> = relays.iter().map(|relay| relay.id).collect();
+        let gone: Vec<_> = self.local.relays.keys().filter(|id| !wanted.contains(id)).copied().collect();
+        for id in gone {
+            self.local.relays.remove(&id);
+            self.wakeups.set(WakeupReason::Relay(id), None);
+        }
+        for config in relays {
+            match self.local.relays.get_mut(&config.id) {
+                Some(relay) => relay.set_config(config, now),
+                None => {
+                    self.local.relays.insert(config.id, RelayClient::new(config, now));
+                }
+            }
+        }
+        for id in wanted {
+            self.bind_relay(id, now);
+        }
+        self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
+    }
+
+    fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Instant) {
+        let keeps = |peer: &Peer| {
+            peers.iter().any(|config| config.id == peer.id() && config.public_key == peer.public_key())
+        };
+        let gone: Vec<NodeId> = self.peers.iter().filter(|peer| !keeps(peer)).map(Peer::id).collect();
+        for id in gone {
+            if let Some(mut peer) = self.peers.remove(id) {
+                peer.close(&mut self.local);
+            }
+            self.wakeups.set(WakeupReason::Session(id), None);
+            self.wakeups.set(WakeupReason::Paths(id), None);
+        }
+        for config in peers {
+            let (id, key) = (config.id, config.public_key);
+            // A peer with this node's key would be this node.
+            if id == self.local.id || key == self.local.keys.public() {
+                continue;
+            }
+            if let Some(peer) = self.peers.by_id_mut(id) {
+                peer.set_config(config);
+            } else if self.peers.by_key_mut(&key).is_some() {
+                tracing::warn!("two peers have the same key; the first one keeps it");
+            } else {
+                self.peers.insert(id, key, |slot| Peer::new(config, slot));
+            }
+        }
+        self.rebuild_router();
+        self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
+    }
+
+    fn rebuild_router(&mut self) {
+        let claims: Vec<_> = self
+            .peers
+            .iter()
+            .map(|peer| Claim { id: peer.id(), slot: peer.slot(), allowed_ips: &peer.config().allowed_ips })
+            .collect();
+        let own = Own { id: self.local.id, allowed_ips: &self.own_allowed_ips };
+        let (router, refusals) = Router::new(own, &claims);
+        self.local.router = router;
+        for refusal in refusals.iter().filter(|refusal| !self.refusals.contains(refusal)) {
+            self.local.outbox.push_event(Event::PrefixRefused {
+                peer: refusal.peer,
+                prefix: refusal.prefix,
+                owner: refusal.owner,
+            });
+        }
+        self.refusals = refusals;
+    }
+}

@@ -1,0 +1,193 @@
+//! From the underlay to the TUN.
+
+use std::{net::SocketAddr, time::Instant};
+
+use mesh_proto::{
+    demux::{DatagramKind, classify},
+    disco,
+    netmap::RelayId,
+    relay::{Frame, HEADER_LEN},
+};
+
+use super::Engine;
+use crate::{
+    batch::{RxBatch, RxTrain, TxArena, Via},
+    drops::DropReason,
+    event::PathAddress,
+    session::{Admission, Session, TYPE_COOKIE, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE},
+};
+
+impl Engine {
+    /// Takes a train of datagrams. Data is opened in place; where the inner packets lie in it is noted in `packets`.
+    ///
+    /// Answers are laid out in `out` as far as there is room; the rest waits for [`Engine::poll_transmit`].
+    pub fn handle_datagrams(
+        &mut self,
+        train: &mut RxTrain<'_>,
+        now: Instant,
+        out: &mut TxArena,
+        packets: &mut RxBatch,
+    ) {
+        let stride = train.stride.max(1);
+        let mut start = 0;
+        for datagram in train.bytes.chunks_mut(stride) {
+            let len = datagram.len();
+            if let Some(range) = self.handle_datagram(train.via, datagram, now) {
+                packets.push(start + range.start..start + range.end);
+            }
+            start += len;
+        }
+        if self.local.unsettled {
+            self.settle(now);
+        }
+        self.poll_transmit(now, out);
+    }
+
+    /// Takes one datagram; returns where in it an inner packet lies.
+    fn handle_datagram(
+        &mut self,
+        via: Via,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Option<std::ops::Range<usize>> {
+        match (classify(datagram), via) {
+            (DatagramKind::WireGuard, Via::Udp { remote, .. }) => {
+                let len = self.handle_wireguard(direct(remote), datagram, now)?;
+                Some(0..len)
+            }
+            (DatagramKind::Disco, Via::Udp { remote, .. }) => {
+                self.handle_disco(direct(remote), datagram, now);
+                None
+            }
+            (DatagramKind::Stun, Via::Udp { remote, .. }) => {
+                if !self.local.netcheck_mut().handle_stun(canonical(remote), datagram, now) {
+                    self.local.drops.count(DropReason::UnknownSession);
+                }
+                None
+            }
+            (DatagramKind::Relay, _) => self.handle_relay(via, datagram, now),
+            (DatagramKind::WireGuard | DatagramKind::Disco | DatagramKind::Stun, Via::Stream(_))
+            | (DatagramKind::Quic | DatagramKind::Unknown, _) => {
+                self.local.drops.count(DropReason::MalformedDatagram);
+                None
+            }
+        }
+    }
+
+    fn handle_relay(
+        &mut self,
+        via: Via,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Option<std::ops::Range<usize>> {
+        let Ok(frame) = Frame::decode(datagram) else {
+            self.local.drops.count(DropReason::MalformedDatagram);
+            return None;
+        };
+        let found = self.local.relays.iter_mut().find(|(_, relay)| relay.is_from(via) && relay.owns(&frame));
+        let Some((id, relay)) = found else {
+            self.local.drops.count(DropReason::UnknownSession);
+            return None;
+        };
+        let id: RelayId = *id;
+        if !matches!(frame, Frame::Data { .. }) {
+            let outcome = relay.handle_frame(&frame, via, now);
+            self.apply_relay(id, outcome, now);
+            return None;
+        }
+        let from = PathAddress::Relay(id);
+        let payload = datagram.get_mut(HEADER_LEN..)?;
+        match classify(payload) {
+            DatagramKind::WireGuard => {
+                let len = self.handle_wireguard(from, payload, now)?;
+                Some(HEADER_LEN..HEADER_LEN + len)
+            }
+            DatagramKind::Disco => {
+                self.handle_disco(from, payload, now);
+                None
+            }
+            DatagramKind::Stun | DatagramKind::Relay | DatagramKind::Quic | DatagramKind::Unknown => {
+                self.local.drops.count(DropReason::MalformedDatagram);
+                None
+            }
+        }
+    }
+
+    /// Takes a WireGuard message; returns the length of the inner packet at its beginning, if it held one.
+    fn handle_wireguard(&mut self, from: PathAddress, message: &mut [u8], now: Instant) -> Option<usize> {
+        match message.first().copied() {
+            Some(TYPE_DATA) => {
+                let Some(peer) = Session::receiver(message).and_then(|slot| self.peers.get_mut(slot)) else {
+                    self.local.drops.count(DropReason::UnknownSession);
+                    return None;
+                };
+                let len = peer.open(from, message, &mut self.local, &mut self.scratch, now);
+                peer.arm_loosely(&mut self.wakeups, now);
+                if peer.has_ready_packets(now) {
+                    self.ready.push(peer.slot());
+                }
+                return len;
+            }
+            Some(TYPE_INITIATION) => {
+                let source = self.local.limit_address(from);
+                match self.local.keys.admit(source, message, now) {
+                    Ok(Admission::From(key)) => match self.peers.by_key_mut(&key) {
+                        Some(peer) => {
+                            let id = peer.id();
+                            self.with_peer(id, now, |peer, local| {
+                                peer.handle_handshake(from, message, local, now);
+                            });
+                        }
+                        None => self.local.drops.count(DropReason::UnknownSession),
+                    },
+                    Ok(Admission::Challenge(cookie)) => {
+                        self.local.drops.count(DropReason::RateLimited);
+                        if let PathAddress::Direct(remote) = from {
+                            let via = Via::Udp { remote, local: None };
+                            self.local.outbox.push_datagram(via, cookie.to_vec());
+                        }
+                    }
+                    Err(reason) => self.local.drops.count(reason),
+                }
+            }
+            Some(TYPE_RESPONSE | TYPE_COOKIE) => {
+                let peer = Session::receiver(message).and_then(|slot| self.peers.get_mut(slot));
+                match peer.map(|peer| (peer.id(), peer.has_session())) {
+                    Some((id, true)) => {
+                        self.with_peer(id, now, |peer, local| {
+                            peer.handle_handshake(from, message, local, now);
+                        });
+                    }
+                    Some((_, false)) | None => self.local.drops.count(DropReason::UnknownSession),
+                }
+            }
+            _ => self.local.drops.count(DropReason::MalformedDatagram),
+        }
+        None
+    }
+
+    fn handle_disco(&mut self, from: PathAddress, datagram: &[u8], now: Instant) {
+        let Ok((header, sealed)) = disco::Header::decode(datagram) else {
+            return self.local.drops.count(DropReason::MalformedDatagram);
+        };
+        let Some(id) = self.peers.by_key_mut(&header.sender).map(|peer| peer.id()) else {
+            return self.local.drops.count(DropReason::UnknownSession);
+        };
+        self.with_peer(id, now, |peer, local| peer.handle_disco(from, &header, sealed, local, now));
+    }
+}
+
+fn direct(remote: SocketAddr) -> PathAddress {
+    PathAddress::Direct(canonical(remote))
+}
+
+/// An IPv4 address that an IPv6 socket shows mapped is the IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(_) => address,
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::from((v4, v6.port())),
+            None => address,
+        },
+    }
+}

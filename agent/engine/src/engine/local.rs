@@ -1,0 +1,182 @@
+//! This node as its peers' state machines need it: keys, relays, candidates, and what goes out.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
+
+use mesh_proto::{
+    candidate::Candidate,
+    netmap::{NodeId, RelayId},
+    relay::HEADER_LEN,
+};
+use rand_chacha::ChaCha8Rng;
+use rand_core::RngCore;
+
+use crate::{
+    batch::{TxArena, Via},
+    drops::DropCounters,
+    event::{Event, PathAddress},
+    netcheck::NetCheck,
+    path::is_probable,
+    queue::Budget,
+    relay::RelayClient,
+    router::Router,
+    session::Keys,
+};
+
+/// Most datagrams of the engine's own that wait for the driver: handshakes, probes, Binds. They are made in answer
+/// to what came in, which the driver hands over a batch at a time.
+const MAX_DATAGRAMS: usize = 4096;
+/// Most events that wait for the driver.
+const MAX_EVENTS: usize = 4096;
+/// Most packets for the TUN of the engine's own that wait for the driver.
+const MAX_PACKETS: usize = 64;
+
+/// What peers share.
+pub(crate) struct Local {
+    pub(crate) id: NodeId,
+    pub(crate) keys: Keys,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) mtu: u16,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) router: Router,
+    pub(crate) relays: BTreeMap<RelayId, RelayClient>,
+    pub(crate) netcheck: NetCheck,
+    pub(crate) outbox: Outbox,
+    pub(crate) budget: Budget,
+    pub(crate) drops: DropCounters,
+    /// Something changed that [`super::Engine::settle`] is to see to.
+    pub(crate) unsettled: bool,
+}
+
+/// What waits for the driver. Each part is bounded; what goes beyond is dropped, the oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    datagrams: VecDeque<(Via, Vec<u8>)>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) packets: VecDeque<Vec<u8>>,
+}
+
+/// What a message to a peer goes through, and what stands before it there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route {
+    pub(crate) via: Via,
+    pub(crate) header: Option<[u8; HEADER_LEN]>,
+}
+
+impl Route {
+    /// Returns the length of what stands before a message.
+    pub(crate) fn header_len(&self) -> usize {
+        self.header.map_or(0, |header| header.len())
+    }
+}
+
+impl Local {
+    /// Returns what a path leads through now.
+    pub(crate) fn route(&self, peer: NodeId, path: PathAddress) -> Option<Route> {
+        match path {
+            PathAddress::Direct(remote) => {
+                Some(Route { via: Via::Udp { remote, local: None }, header: None })
+            }
+            PathAddress::Relay(id) => {
+                let (via, header) = self.relays.get(&id)?.route(peer)?;
+                Some(Route { via, header: Some(header) })
+            }
+        }
+    }
+
+    /// Sends a message of the engine's own to a peer; whether there was a way.
+    pub(crate) fn send(&mut self, peer: NodeId, path: PathAddress, message: &[u8]) -> bool {
+        let Some(route) = self.route(peer, path) else { return false };
+        let datagram = match route.header {
+            Some(header) => [&header[..], message].concat(),
+            None => message.to_vec(),
+        };
+        self.outbox.push_datagram(route.via, datagram);
+        true
+    }
+
+    /// Returns the address that handshakes on a path are limited by.
+    pub(crate) fn limit_address(&self, path: PathAddress) -> IpAddr {
+        match path {
+            PathAddress::Direct(address) => address.ip(),
+            PathAddress::Relay(id) => {
+                self.relays.get(&id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), RelayClient::limit_address)
+            }
+        }
+    }
+
+    /// Returns the candidates of a peer that may be probed: no special addresses, none inside the mesh, none of
+    /// this node's own.
+    pub(crate) fn filter_candidates(&self, candidates: &[Candidate]) -> Vec<Candidate> {
+        let own = self.netcheck.candidates();
+        let is_fine = |candidate: &&Candidate| {
+            let ip = candidate.address.ip();
+            is_probable(candidate.address)
+                && self.router.lookup(ip).is_none()
+                && !self.router.is_own(ip)
+                && !own.iter().any(|own| own.address == candidate.address)
+        };
+        candidates.iter().filter(is_fine).copied().collect()
+    }
+
+    /// Tells whether the relays answer, soon.
+    pub(crate) fn check_relays(&mut self, now: Instant) {
+        self.unsettled = true;
+        for relay in self.relays.values_mut() {
+            relay.check(now);
+        }
+    }
+
+    /// Address discovery, which the engine will look after.
+    pub(crate) fn netcheck_mut(&mut self) -> &mut NetCheck {
+        self.unsettled = true;
+        &mut self.netcheck
+    }
+
+    /// Returns random bytes.
+    pub(crate) fn random<const N: usize>(&mut self) -> [u8; N] {
+        let mut out = [0; N];
+        self.rng.fill_bytes(&mut out);
+        out
+    }
+
+    /// Returns a random number from 0 to 1.
+    pub(crate) fn random_fraction(&mut self) -> f64 {
+        f64::from(self.rng.next_u32()) / f64::from(u32::MAX)
+    }
+}
+
+impl Outbox {
+    pub(crate) fn push_datagram(&mut self, via: Via, datagram: Vec<u8>) {
+        push_bounded(&mut self.datagrams, (via, datagram), MAX_DATAGRAMS);
+    }
+
+    pub(crate) fn push_event(&mut self, event: Event) {
+        push_bounded(&mut self.events, event, MAX_EVENTS);
+    }
+
+    pub(crate) fn push_packet(&mut self, packet: Vec<u8>) {
+        push_bounded(&mut self.packets, packet, MAX_PACKETS);
+    }
+
+    /// Moves waiting datagrams into an arena; whether it was too small for all.
+    pub(crate) fn flush(&mut self, out: &mut TxArena) -> bool {
+        while let Some((via, datagram)) = self.datagrams.front() {
+            if !out.push(*via, datagram) {
+                return true;
+            }
+            self.datagrams.pop_front();
+        }
+        false
+    }
+}
+
+fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, capacity: usize) {
+    if queue.len() >= capacity {
+        queue.pop_front();
+    }
+    queue.push_back(item);
+}

@@ -1,0 +1,208 @@
+//! The engine: the shell around peers, relays and address discovery.
+
+use std::time::Instant;
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
+
+mod commands;
+mod inbound;
+mod local;
+mod outbound;
+mod slots;
+
+pub(crate) use local::{Local, Route};
+
+use self::{local::Outbox, slots::Slots};
+use crate::{
+    batch::MAX_TRAIN_BYTES,
+    config::Config,
+    drops::DropCounters,
+    event::{Event, Wakeup, WakeupReason},
+    netcheck::NetCheck,
+    peer::Peer,
+    queue::Budget,
+    router::{Own, Refusal, Router},
+    session::Keys,
+    snapshot::{RelaySnapshot, Snapshot},
+    timer::Wakeups,
+};
+
+/// A mesh node without IO and without a clock.
+///
+/// | kind | methods | contract |
+/// |---|---|---|
+/// | input | [`handle_tun`], [`handle_datagrams`], [`handle_timeout`], [`handle_command`] | in any order, `now` never goes back |
+/// | output | [`poll_transmit`], [`poll_packet`], [`poll_event`], [`poll_timeout`] | after every input: the first three until they have nothing left, then the fourth |
+/// | view | [`snapshot`] | at any time; changes nothing |
+///
+/// Calling an input too often is a no-op: a timeout before it is due, a command that wants what is there already.
+/// No input fails: what is wrong with a packet is counted (see [`DropReason`]).
+///
+/// [`handle_tun`]: Engine::handle_tun
+/// [`handle_datagrams`]: Engine::handle_datagrams
+/// [`handle_timeout`]: Engine::handle_timeout
+/// [`handle_command`]: Engine::handle_command
+/// [`poll_transmit`]: Engine::poll_transmit
+/// [`poll_packet`]: Engine::poll_packet
+/// [`poll_event`]: Engine::poll_event
+/// [`poll_timeout`]: Engine::poll_timeout
+/// [`snapshot`]: Engine::snapshot
+/// [`DropReason`]: crate::drops::DropReason
+pub struct Engine {
+    local: Local,
+    peers: Slots,
+    wakeups: Wakeups,
+    scratch: Scratch,
+    /// Slots of peers whose waiting packets can go.
+    ready: Vec<u32>,
+    own_allowed_ips: Vec<ipnet::IpNet>,
+    refusals: Vec<Refusal>,
+    icmp: outbound::IcmpLimit,
+}
+
+/// Buffers that are used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// A cut or complete inner packet.
+    pub(crate) packet: Vec<u8>,
+    /// A sealed message.
+    pub(crate) datagram: Vec<u8>,
+}
+
+impl Engine {
+    /// Most bytes that one [`Engine::handle_tun`] lays out: the driver leaves this much room in the arena.
+    ///
+    /// A superpacket of 64 KiB, cut into the smallest segments that TCP makes (536 bytes), each with its own headers,
+    /// padding, tag and relay header, and all of it twice while a path is doubted.
+    pub const MAX_TUN_ROOM: usize = 4 * MAX_TRAIN_BYTES;
+
+    /// Makes an engine without peers and relays. The seed makes everything random in it but session keys.
+    #[must_use]
+    pub fn new(config: Config, seed: [u8; 32], now: Instant) -> Self {
+        let own_allowed_ips = config.allowed_ips;
+        let (router, _) = Router::new(Own { id: config.id, allowed_ips: &own_allowed_ips }, &[]);
+        Self {
+            local: Local {
+                id: config.id,
+                keys: Keys::new(&config.private_key, now),
+                addresses: config.addresses,
+                mtu: config.mtu,
+                rng: ChaCha8Rng::from_seed(seed),
+                router,
+                relays: std::collections::BTreeMap::new(),
+                netcheck: NetCheck::default(),
+                outbox: Outbox::default(),
+                budget: Budget::default(),
+                drops: DropCounters::default(),
+                unsettled: false,
+            },
+            peers: Slots::default(),
+            wakeups: Wakeups::default(),
+            scratch: Scratch::default(),
+            ready: Vec::new(),
+            own_allowed_ips,
+            refusals: Vec::new(),
+            icmp: outbound::IcmpLimit::default(),
+        }
+    }
+
+    /// Does what is due at `now`; the next wakeup is later than `now` then.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for reason in self.wakeups.take_due(now) {
+            match reason {
+                WakeupReason::Session(id) => {
+                    self.with_peer(id, now, |peer, local| peer.handle_session_timeout(local, now));
+                }
+                WakeupReason::Paths(id) => {
+                    self.with_peer(id, now, |peer, local| peer.handle_paths_timeout(local, now));
+                }
+                WakeupReason::Relay(id) => self.bind_relay(id, now),
+                WakeupReason::NetCheck => {
+                    let active = self.peers.iter().any(|peer| peer.is_active(now));
+                    let Local { netcheck, rng, outbox, .. } = &mut self.local;
+                    netcheck.handle_timeout(now, active, rng, |remote, datagram| {
+                        outbox.push_datagram(crate::batch::Via::Udp { remote, local: None }, datagram);
+                    });
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Returns a packet of the engine's own for the TUN.
+    pub fn poll_packet(&mut self) -> Option<Vec<u8>> {
+        self.local.outbox.packets.pop_front()
+    }
+
+    /// Returns something that the driver should know or do.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.local.outbox.events.pop_front()
+    }
+
+    /// Returns when [`Engine::handle_timeout`] wants to be called, and why.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Wakeup> {
+        self.wakeups.next()
+    }
+
+    /// Shows the engine as it is.
+    #[must_use]
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        let relays = self.local.relays.iter().map(|(id, relay)| RelaySnapshot {
+            id: *id,
+            address: relay.address(),
+            up: relay.is_up(),
+            rtt: relay.rtt(),
+        });
+        Snapshot {
+            peers: self.peers.iter().map(|peer| peer.snapshot(now)).collect(),
+            relays: relays.collect(),
+            candidates: self.local.netcheck.candidates(),
+            mapping: self.local.netcheck.mapping(),
+            drops: self.local.drops.clone(),
+        }
+    }
+
+    /// Runs `act` on a peer and re-arms its wakeups.
+    fn with_peer(
+        &mut self,
+        id: mesh_proto::netmap::NodeId,
+        now: Instant,
+        act: impl FnOnce(&mut Peer, &mut Local),
+    ) -> bool {
+        let Some(peer) = self.peers.by_id_mut(id) else { return false };
+        act(peer, &mut self.local);
+        peer.arm(&mut self.wakeups, now);
+        if peer.has_ready_packets(now) {
+            self.ready.push(peer.slot());
+        }
+        true
+    }
+
+    /// Runs `act` on every peer and re-arms their wakeups.
+    fn with_all_peers(&mut self, now: Instant, mut act: impl FnMut(&mut Peer, &mut Local)) {
+        let Self { peers, local, wakeups, ready, .. } = self;
+        peers.for_each(|peer| {
+            act(peer, local);
+            peer.arm(wakeups, now);
+            if peer.has_ready_packets(now) {
+                ready.push(peer.slot());
+            }
+        });
+    }
+
+    /// Tells of changed candidates and arms the wakeups that belong to no peer.
+    fn settle(&mut self, now: Instant) {
+        self.local.unsettled = false;
+        if let Some(candidates) = self.local.netcheck.take_changed() {
+            self.local.outbox.push_event(Event::CandidatesChanged(candidates));
+            self.with_all_peers(now, |peer, local| peer.on_own_candidates_changed(local, now));
+        }
+        self.local.unsettled = false;
+        self.wakeups.set_after(WakeupReason::NetCheck, self.local.netcheck.poll_timeout(), now);
+        for (id, relay) in &self.local.relays {
+            self.wakeups.set_after(WakeupReason::Relay(*id), relay.poll_timeout(), now);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! From the TUN to the underlay.
+
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use crate::{
+    batch::{TunFrame, TxArena},
+    drops::DropReason,
+    packet::icmp,
+    peer::Room,
+    segment::Segments,
+};
+
+/// ICMP errors per second at most (Linux: `icmp_msgs_per_sec`, one per millisecond and host; this is for one node).
+const ICMP_PER_SECOND: u32 = 50;
+
+/// Counts ICMP errors of the running second.
+#[derive(Debug, Default)]
+pub(super) struct IcmpLimit {
+    since: Option<Instant>,
+    sent: u32,
+}
+
+impl IcmpLimit {
+    fn admit(&mut self, now: Instant) -> bool {
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= Duration::from_secs(1);
+        if self.since.is_none_or(is_over) {
+            *self = Self { since: Some(now), sent: 0 };
+        }
+        self.sent += 1;
+        self.sent <= ICMP_PER_SECOND
+    }
+}
+
+impl Engine {
+    /// Takes what one read of the TUN gave. The caller leaves [`Engine::MAX_TUN_ROOM`] free in `out`.
+    pub fn handle_tun(&mut self, frame: TunFrame<'_>, now: Instant, out: &mut TxArena) {
+        let segments = match Segments::new(frame) {
+            Ok(segments) => segments,
+            Err(reason) => return self.local.drops.count(reason),
+        };
+        let Some(slot) = self.local.router.lookup(segments.header().destination) else {
+            return self.local.drops.count(DropReason::NoRoute);
+        };
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return self.local.drops.count(DropReason::NoRoute);
+        };
+        if segments.max_len() > usize::from(self.local.mtu) {
+            peer.count_drop(DropReason::TooBig);
+            return self.answer_too_big(&segments, now);
+        }
+        peer.send(&segments, &mut self.local, &mut self.scratch, now, out);
+        peer.arm_loosely(&mut self.wakeups, now);
+        if peer.has_ready_packets(now) {
+            self.ready.push(slot);
+        }
+        if self.local.unsettled {
+            self.settle(now);
+        }
+    }
+
+    /// Lays out what the engine itself has to send, and packets that have waited. Returns whether more is waiting
+    /// than `out` has room for.
+    pub fn poll_transmit(&mut self, now: Instant, out: &mut TxArena) -> bool {
+        if self.local.outbox.flush(out) {
+            return true;
+        }
+        while let Some(slot) = self.ready.last().copied() {
+            if let Some(peer) = self.peers.get_mut(slot) {
+                if peer.send_waiting(&mut self.local, &mut self.scratch, now, out) == Room::None {
+                    return true;
+                }
+                peer.arm_loosely(&mut self.wakeups, now);
+            }
+            self.ready.pop();
+        }
+        self.local.outbox.flush(out)
+    }
+
+    fn answer_too_big(&mut self, segments: &Segments<'_>, now: Instant) {
+        let is_v4 = segments.header().source.is_ipv4();
+        let own = self.local.addresses.iter().find(|address| address.is_ipv4() == is_v4);
+        let Some(own) = own.copied() else { return };
+        if self.icmp.admit(now)
+            && let Some(answer) = icmp::too_big(segments.packet(), self.local.mtu, own)
+        {
+            self.local.outbox.push_packet(answer);
+        }
+    }
+}

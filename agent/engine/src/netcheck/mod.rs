@@ -1,0 +1,367 @@
+//! What this node looks like from outside: its reflexive addresses and the kind of NAT before it.
+//!
+//! Observers are asked by STUN (RFC 8489) from the engine's own socket, so that what they see is what peers see.
+//! A relay's Bound and a peer's Pong are observations, too. Every mapping counts until the same observer sees
+//! another one or the network changes.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use mesh_proto::{
+    candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
+    status::Mapping,
+    stun::{Message, TransactionId},
+};
+use rand_core::RngCore;
+
+use crate::path::is_probable;
+
+/// Most observers that are asked.
+const MAX_OBSERVERS: usize = 8;
+/// Most observations that are kept: observers, relays and peers.
+const MAX_OBSERVATIONS: usize = 32;
+/// Most reflexive candidates: beyond a handful, a NAT gives every observer another one, and none is of use.
+const MAX_REFLEXIVE: usize = 4;
+/// Waits between the requests of one round; after the last one, the observer does not answer.
+const RETRY_WAITS: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(1000),
+];
+/// While a peer is active, observers are asked this often at least and at most: just below the 30 s after which
+/// common NATs forget a mapping, scattered so that nodes don't ask in step (Tailscale's values).
+const ACTIVE_INTERVAL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
+/// While none is, the relay's Binds keep the mapping; this only notices a new NAT that nobody told of.
+const IDLE_INTERVAL: Duration = Duration::from_secs(300);
+
+/// The state of address discovery.
+#[derive(Debug, Default)]
+pub(crate) struct NetCheck {
+    observers: BTreeMap<SocketAddr, Query>,
+    observations: BTreeMap<SocketAddr, Observation>,
+    local: Vec<Candidate>,
+    reported: Vec<Candidate>,
+    next_round: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Query {
+    transaction: TransactionId,
+    sent: usize,
+    next: Option<Instant>,
+    answered: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Observation {
+    mapped: SocketAddr,
+    at: Instant,
+    observer: Observer,
+}
+
+/// Who saw this node's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Observer {
+    /// A STUN server or a relay.
+    Dedicated,
+    /// A peer: where it saw this node, another one may not, unless others agree.
+    Peer,
+}
+
+impl NetCheck {
+    /// These are the observers, all of them; a new one is asked at once.
+    pub(crate) fn set_observers(&mut self, observers: &[SocketAddr], now: Instant) {
+        let before = std::mem::take(&mut self.observers);
+        let mut before = before;
+        for address in observers.iter().take(MAX_OBSERVERS) {
+            let query =
+                before.remove(address).unwrap_or_else(|| Query { next: Some(now), ..Query::default() });
+            self.observers.insert(*address, query);
+        }
+        for gone in before.keys() {
+            self.observations.remove(gone);
+        }
+    }
+
+    /// These are this node's own candidates, without reflexive ones.
+    pub(crate) fn set_local(&mut self, candidates: Vec<Candidate>) {
+        self.local = candidates;
+    }
+
+    /// Everything that was seen is old: asks again.
+    pub(crate) fn on_network_changed(&mut self, now: Instant) {
+        self.observations.clear();
+        self.start_round(now);
+    }
+
+    /// Peers have become active: what is known must be fresh.
+    pub(crate) fn on_active(&mut self, now: Instant) {
+        let latest = now + ACTIVE_INTERVAL.1;
+        if self.next_round.is_some_and(|at| at > latest) {
+            let stale = self
+                .observers
+                .keys()
+                .filter_map(|observer| self.observations.get(observer))
+                .all(|seen| now.saturating_duration_since(seen.at) > ACTIVE_INTERVAL.1);
+            self.next_round = Some(if stale { now } else { latest });
+        }
+    }
+
+    /// Someone at `from` saw this node at `mapped`.
+    pub(crate) fn on_observed(
+        &mut self,
+        observer: Observer,
+        from: SocketAddr,
+        mapped: SocketAddr,
+        now: Instant,
+    ) {
+        if !is_probable(mapped) {
+            return;
+        }
+        self.observations.insert(from, Observation { mapped, at: now, observer });
+        while self.observations.len() > MAX_OBSERVATIONS {
+            let observers = &self.observers;
+            let expendable = self.observations.iter().filter(|(address, _)| !observers.contains_key(address));
+            let Some(oldest) = expendable.min_by_key(|(_, seen)| seen.at).map(|(address, _)| *address) else {
+                break;
+            };
+            self.observations.remove(&oldest);
+        }
+    }
+
+    /// Takes a STUN response; whether it answered a request of this node's.
+    pub(crate) fn handle_stun(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> bool {
+        let Ok(Message::BindingSuccess { transaction, mapped }) = Message::decode(datagram) else {
+            return false;
+        };
+        let Some(query) = self.observers.get_mut(&from) else { return false };
+        if query.sent == 0 || query.answered || query.transaction != transaction {
+            return false;
+        }
+        query.answered = true;
+        query.next = None;
+        self.on_observed(Observer::Dedicated, from, mapped, now);
+        true
+    }
+
+    /// Returns when [`NetCheck::handle_timeout`] wants to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let queries = self.observers.values().filter_map(|query| query.next);
+        queries.chain(self.next_round).min()
+    }
+
+    /// Sends the requests that are due. `active` tells whether there is traffic with a peer.
+    pub(crate) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        active: bool,
+        rng: &mut impl RngCore,
+        mut send: impl FnMut(SocketAddr, Vec<u8>),
+    ) {
+        if self.next_round.is_some_and(|at| at <= now) {
+            self.start_round(now);
+        }
+        for (address, query) in &mut self.observers {
+            if query.next.is_none_or(|at| at > now) {
+                continue;
+            }
+            let Some(wait) = RETRY_WAITS.get(query.sent) else {
+                query.next = None;
+                continue;
+            };
+            if query.sent == 0 {
+                rng.fill_bytes(&mut query.transaction);
+            }
+            query.sent += 1;
+            query.next = Some(now + *wait);
+            send(*address, Message::BindingRequest { transaction: query.transaction }.encode());
+        }
+        if self.next_round.is_none() && !self.observers.is_empty() {
+            let (least, most) = ACTIVE_INTERVAL;
+            let interval = if active {
+                least + (most - least).mul_f64(f64::from(rng.next_u32()) / f64::from(u32::MAX))
+            } else {
+                IDLE_INTERVAL
+            };
+            self.next_round = Some(now + interval);
+        }
+    }
+
+    /// Returns this node's candidates: local ones and reflexive ones.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let agreeing = |mapped| self.observations.values().filter(|other| other.mapped == mapped).count();
+        let mut seen: Vec<_> = self
+            .observations
+            .values()
+            .filter(|seen| seen.observer == Observer::Dedicated || agreeing(seen.mapped) > 1)
+            .collect();
+        // In an order that does not change with every answer.
+        seen.sort_by_key(|seen| (std::cmp::Reverse(agreeing(seen.mapped)), seen.mapped));
+        let mut reflexive: Vec<SocketAddr> = Vec::new();
+        for seen in seen {
+            let known =
+                self.local.iter().any(|own| own.address == seen.mapped && own.kind != CandidateKind::Guess);
+            if !known && !reflexive.contains(&seen.mapped) {
+                reflexive.push(seen.mapped);
+            }
+        }
+        reflexive.truncate(MAX_REFLEXIVE);
+        let reflexive =
+            reflexive.into_iter().map(|address| Candidate { address, kind: CandidateKind::Reflexive });
+        let mut candidates: Vec<_> = self.local.iter().copied().chain(reflexive).collect();
+        candidates.sort_by_key(|candidate| (candidate.kind, candidate.address));
+        // A guess that an observer has confirmed is no guess.
+        candidates.sort_by_key(|candidate| candidate.address);
+        candidates.dedup_by_key(|candidate| candidate.address);
+        candidates.sort_by_key(|candidate| (candidate.kind, candidate.address));
+        candidates.truncate(MAX_CANDIDATES);
+        candidates
+    }
+
+    /// Returns the candidates if they are not what was returned the last time.
+    pub(crate) fn take_changed(&mut self) -> Option<Vec<Candidate>> {
+        let candidates = self.candidates();
+        if candidates == self.reported {
+            return None;
+        }
+        self.reported.clone_from(&candidates);
+        Some(candidates)
+    }
+
+    /// Tells the NAT's mapping behaviour from what different observers saw (RFC 4787, section 4.1). IPv4 only,
+    /// if there is any: IPv6 is rarely translated.
+    pub(crate) fn mapping(&self) -> Mapping {
+        let v4: Vec<_> = self.observations.iter().filter(|(_, seen)| seen.mapped.is_ipv4()).collect();
+        let seen = if v4.is_empty() { self.observations.iter().collect() } else { v4 };
+        let own = |address| {
+            let is_host = |candidate: &&Candidate| candidate.kind == CandidateKind::Host;
+            self.local.iter().filter(is_host).any(|candidate| candidate.address == address)
+        };
+        if seen.is_empty() {
+            return Mapping::Unknown;
+        }
+        if seen.iter().all(|(_, seen)| own(seen.mapped)) {
+            return Mapping::None;
+        }
+        // An observer on this node's own network sees it untranslated, which says nothing about the NAT.
+        let seen: Vec<_> = seen.into_iter().filter(|(_, seen)| !own(seen.mapped)).collect();
+        let pairs =
+            seen.iter().enumerate().flat_map(|(index, a)| seen[index + 1..].iter().map(move |b| (a, b)));
+        let (mut differ_by_port, mut differ_by_address, mut agree_by_address) = (false, false, false);
+        for ((a, a_seen), (b, b_seen)) in pairs {
+            match (a.ip() == b.ip(), a_seen.mapped == b_seen.mapped) {
+                (true, false) => differ_by_port = true,
+                (false, false) => differ_by_address = true,
+                (false, true) => agree_by_address = true,
+                (true, true) => {}
+            }
+        }
+        match (differ_by_port, differ_by_address, agree_by_address) {
+            (true, ..) => Mapping::Apdm,
+            (false, true, _) => Mapping::Adm,
+            (false, false, true) => Mapping::Eim,
+            (false, false, false) => Mapping::Unknown,
+        }
+    }
+
+    fn start_round(&mut self, now: Instant) {
+        self.next_round = None;
+        for query in self.observers.values_mut() {
+            *query = Query { next: Some(now), ..Query::default() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn seen(pairs: &[(&str, &str)]) -> NetCheck {
+        let mut check = NetCheck::default();
+        check.set_local(vec![Candidate { address: address("10.0.0.5:51820"), kind: CandidateKind::Host }]);
+        for (observer, mapped) in pairs {
+            check.on_observed(Observer::Dedicated, address(observer), address(mapped), Instant::now());
+        }
+        check
+    }
+
+    #[test]
+    fn mappings_are_told_apart() {
+        let (one, one_too, two) = ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1");
+        let table: &[(&[(&str, &str)], Mapping)] = &[
+            (&[], Mapping::Unknown),
+            (&[(one, "203.0.113.1:5")], Mapping::Unknown),
+            (&[(one, "10.0.0.5:51820")], Mapping::None),
+            (&[(one, "203.0.113.1:5"), (two, "203.0.113.1:5")], Mapping::Eim),
+            (&[(one, "203.0.113.1:5"), (two, "203.0.113.1:6")], Mapping::Adm),
+            (&[(one, "203.0.113.1:5"), (one_too, "203.0.113.1:6")], Mapping::Apdm),
+            (&[(one, "203.0.113.1:5"), (one_too, "203.0.113.1:5")], Mapping::Unknown),
+            (&[(one, "203.0.113.1:5"), ("10.0.0.9:1", "10.0.0.5:51820")], Mapping::Unknown),
+        ];
+        for (row, (pairs, mapping)) in table.iter().enumerate() {
+            assert_eq!(seen(pairs).mapping(), *mapping, "row {row}");
+        }
+    }
+
+    #[test]
+    fn a_mapping_is_a_candidate_until_its_observer_sees_another() {
+        let mut check = seen(&[("192.0.2.1:1", "203.0.113.1:5"), ("192.0.2.2:1", "203.0.113.1:6")]);
+        assert_eq!(check.take_changed().map(|all| all.len()), Some(3));
+        assert_eq!(check.take_changed(), None);
+        check.on_observed(
+            Observer::Dedicated,
+            address("192.0.2.1:1"),
+            address("203.0.113.1:6"),
+            Instant::now(),
+        );
+        let addresses: Vec<_> = check.candidates().iter().map(|candidate| candidate.address).collect();
+        assert_eq!(addresses, [address("10.0.0.5:51820"), address("203.0.113.1:6")]);
+    }
+
+    #[test]
+    fn an_observer_is_asked_again_until_it_answers_and_forgeries_are_ignored() {
+        let now = Instant::now();
+        let mut rng = ChaCha8Rng::from_seed([1; 32]);
+        let mut check = NetCheck::default();
+        let observer = address("192.0.2.1:1");
+        check.set_observers(&[observer], now);
+        let mut requests = Vec::new();
+        check.handle_timeout(now, false, &mut rng, |to, bytes| requests.push((to, bytes)));
+        check.handle_timeout(now + RETRY_WAITS[0], false, &mut rng, |to, bytes| requests.push((to, bytes)));
+        assert_eq!(requests.len(), 2);
+        assert_eq!(requests[0], requests[1]);
+        let Ok(Message::BindingRequest { transaction }) = Message::decode(&requests[0].1) else { panic!() };
+        let mapped = address("203.0.113.1:5");
+        let forged = Message::BindingSuccess { transaction: [0; 12], mapped }.encode();
+        assert!(!check.handle_stun(observer, &forged, now));
+        let answer = Message::BindingSuccess { transaction, mapped }.encode();
+        assert!(!check.handle_stun(address("192.0.2.9:1"), &answer, now));
+        assert!(check.handle_stun(observer, &answer, now));
+        assert!(!check.handle_stun(observer, &answer, now));
+        assert_eq!(check.poll_timeout(), Some(now + IDLE_INTERVAL));
+    }
+
+    #[test]
+    fn silent_observers_cost_a_handful_of_datagrams_per_round() {
+        let start = Instant::now();
+        let mut rng = ChaCha8Rng::from_seed([1; 32]);
+        let mut check = NetCheck::default();
+        check.set_observers(&[address("192.0.2.1:1"), address("192.0.2.2:1")], start);
+        let mut sent = 0;
+        while let Some(at) = check.poll_timeout().filter(|at| *at < start + Duration::from_secs(3600)) {
+            check.handle_timeout(at, false, &mut rng, |_, _| sent += 1);
+        }
+        assert_eq!(sent, 12 * 2 * RETRY_WAITS.len());
+    }
+}

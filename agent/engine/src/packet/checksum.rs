@@ -1,0 +1,55 @@
+//! The Internet checksum (RFC 1071).
+
+use std::net::IpAddr;
+
+/// Adds bytes to a running sum. All but the last part of what is summed must have an even length.
+pub(crate) fn sum(bytes: &[u8], initial: u64) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut total = words.iter().fold(initial, |total, word| total + u64::from(u32::from_be_bytes(*word)));
+    let (pairs, odd) = rest.as_chunks::<2>();
+    for pair in pairs {
+        total += u64::from(u16::from_be_bytes(*pair));
+    }
+    if let [last] = odd {
+        total += u64::from(*last) << 8;
+    }
+    total
+}
+
+/// Folds a sum to 16 bits.
+pub(crate) fn fold(mut total: u64) -> u16 {
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    u16::try_from(total).unwrap_or_default()
+}
+
+/// Folds and complements a sum: the checksum.
+pub(crate) fn finish(total: u64) -> u16 {
+    !fold(total)
+}
+
+/// Sums the pseudo-header of TCP, UDP and ICMPv6.
+pub(crate) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u64 {
+    let mut total = u64::from(protocol) + len as u64;
+    for address in [source, destination] {
+        total = match address {
+            IpAddr::V4(v4) => sum(&v4.octets(), total),
+            IpAddr::V6(v6) => sum(&v6.octets(), total),
+        };
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_rfc_1071() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(fold(sum(&bytes, 0)), 0xddf2);
+        assert_eq!(finish(sum(&bytes, 0)), !0xddf2);
+        assert_eq!(fold(sum(&bytes[..7], 0)), fold(sum(&[&bytes[..7], &[0]].concat(), 0)));
+    }
+}

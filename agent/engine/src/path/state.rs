@@ -1,0 +1,239 @@
+//! One path: its probes, what they measured, and whether it answers.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use mesh_proto::{candidate::CandidateKind, disco::TxId};
+
+use super::select::{Class, Standing};
+use crate::event::PathAddress;
+
+/// A path that carries traffic is probed this often.
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// A path is trusted for this long after its last answer: two probes may be lost, the third may not be late.
+pub(crate) const TRUST: Duration = Duration::from_millis(2500);
+/// A suspect path is given up after this long, if another one answers.
+pub(crate) const SUSPECT_GRACE: Duration = Duration::from_secs(1);
+/// A suspect path is given up after this long in any case.
+pub(crate) const SUSPECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Probes whose answers are still waited for; older ones count as lost.
+const MAX_OUTSTANDING: usize = 8;
+/// A probe without an answer for this long counts as lost. Satellite round trips with queues stay below it.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Probes over which loss is measured.
+const LOSS_WINDOW: u32 = 16;
+/// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
+const RTT_WEIGHT: u32 = 8;
+
+/// How a path came to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    /// The peer or the coordinator named it.
+    Candidate(CandidateKind),
+    /// Something authentic came from there.
+    PeerReflexive,
+    /// A relay at which the peer is said to be.
+    ListedRelay,
+    /// A relay of this node's, where nothing is known of the peer's.
+    OwnRelay,
+}
+
+/// Whether a path answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// Nothing is known yet.
+    Untried,
+    /// It has answered, and nothing speaks against it.
+    Alive,
+    /// It answered once and should have answered again.
+    Suspect {
+        /// Since when.
+        since: Instant,
+    },
+    /// It has stopped answering.
+    Dead,
+}
+
+/// One path to a peer.
+#[derive(Debug)]
+pub(crate) struct Path {
+    pub(crate) address: PathAddress,
+    pub(crate) origin: Origin,
+    pub(crate) health: Health,
+    pub(crate) rtt: Option<Duration>,
+    /// When a probe was last answered.
+    pub(crate) last_answer: Option<Instant>,
+    /// When an authentic WireGuard message last came from there.
+    pub(crate) last_heard: Option<Instant>,
+    /// When a probe was last sent.
+    pub(crate) last_probe: Option<Instant>,
+    /// When the next probe is due.
+    pub(crate) next_probe: Option<Instant>,
+    /// Which of a hunt's probes is next.
+    pub(crate) step: usize,
+    /// Probes sent since the last answer.
+    pub(crate) unanswered: u32,
+    outstanding: VecDeque<(TxId, Instant)>,
+    /// Bit 0 is the last probe whose fate is known; 1 means lost.
+    losses: u32,
+    fates: u32,
+}
+
+impl Path {
+    pub(crate) fn new(address: PathAddress, origin: Origin) -> Self {
+        Self {
+            address,
+            origin,
+            health: Health::Untried,
+            rtt: None,
+            last_answer: None,
+            last_heard: None,
+            last_probe: None,
+            next_probe: None,
+            step: 0,
+            unanswered: 0,
+            outstanding: VecDeque::new(),
+            losses: 0,
+            fates: 0,
+        }
+    }
+
+    pub(crate) fn is_direct(&self) -> bool {
+        matches!(self.address, PathAddress::Direct(_))
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        match self.address {
+            PathAddress::Direct(address) => Class::of(address),
+            PathAddress::Relay(_) => Class::Internet,
+        }
+    }
+
+    /// Returns what the path can be chosen for, if anything.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        match (self.address, self.health) {
+            (PathAddress::Direct(_), Health::Alive | Health::Suspect { .. }) => Some(Standing::Direct),
+            (PathAddress::Direct(_), Health::Untried | Health::Dead) => {
+                self.last_heard.is_some().then_some(Standing::Heard)
+            }
+            (PathAddress::Relay(_), Health::Alive | Health::Suspect { .. }) => Some(Standing::Relayed),
+            (PathAddress::Relay(_), Health::Dead) => Some(Standing::Silent),
+            (PathAddress::Relay(_), Health::Untried) if self.origin == Origin::OwnRelay => {
+                Some(Standing::Hoped)
+            }
+            (PathAddress::Relay(_), Health::Untried) => Some(Standing::Listed),
+        }
+    }
+
+    /// Whether its last answer is recent enough to send on it alone.
+    pub(crate) fn is_trusted(&self, now: Instant) -> bool {
+        self.health == Health::Alive
+            && self.last_answer.is_some_and(|at| now.saturating_duration_since(at) < TRUST)
+    }
+
+    /// Notes a probe that is being sent.
+    pub(crate) fn on_probe_sent(&mut self, txid: TxId, now: Instant) {
+        if self.outstanding.len() >= MAX_OUTSTANDING {
+            self.outstanding.pop_front();
+            self.note_fate(true);
+        }
+        self.outstanding.push_back((txid, now));
+        self.last_probe = Some(now);
+        self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    /// Takes an answer; `None` when no probe of this path has this id.
+    pub(crate) fn on_pong(&mut self, txid: &TxId, now: Instant) -> Option<Duration> {
+        let index = self.outstanding.iter().position(|(id, _)| id == txid)?;
+        let (_, sent) = self.outstanding.remove(index)?;
+        let rtt = now.saturating_duration_since(sent);
+        self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
+        self.last_answer = Some(now);
+        self.unanswered = 0;
+        self.health = Health::Alive;
+        self.note_fate(false);
+        Some(rtt)
+    }
+
+    /// Whether a probe with this id was sent here and not answered yet.
+    pub(crate) fn awaits(&self, txid: &TxId) -> bool {
+        self.outstanding.iter().any(|(id, _)| id == txid)
+    }
+
+    /// Counts probes as lost whose answer is overdue.
+    pub(crate) fn expire_probes(&mut self, now: Instant) {
+        while self
+            .outstanding
+            .front()
+            .is_some_and(|(_, sent)| now.saturating_duration_since(*sent) >= PROBE_TIMEOUT)
+        {
+            self.outstanding.pop_front();
+            self.note_fate(true);
+        }
+    }
+
+    /// Doubts the path, unless it is doubted already.
+    pub(crate) fn suspect(&mut self, now: Instant) {
+        if self.health == Health::Alive {
+            self.health = Health::Suspect { since: now };
+        }
+    }
+
+    /// Returns the share of the last probes that stayed unanswered.
+    pub(crate) fn loss(&self) -> f64 {
+        let known = self.fates.min(LOSS_WINDOW);
+        if known == 0 {
+            return 0.0;
+        }
+        let lost = (self.losses & ((1 << known) - 1)).count_ones();
+        f64::from(lost) / f64::from(known)
+    }
+
+    fn note_fate(&mut self, lost: bool) {
+        self.losses = (self.losses << 1) | u32::from(lost);
+        self.fates = self.fates.saturating_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path() -> Path {
+        let address = PathAddress::Direct("192.0.2.1:7".parse().unwrap());
+        Path::new(address, Origin::PeerReflexive)
+    }
+
+    #[test]
+    fn answers_are_measured_and_smoothed() {
+        let now = Instant::now();
+        let mut path = path();
+        let ms = Duration::from_millis;
+        path.on_probe_sent([1; 12], now);
+        assert_eq!(path.on_pong(&[2; 12], now + ms(40)), None);
+        assert_eq!(path.on_pong(&[1; 12], now + ms(40)), Some(ms(40)));
+        assert_eq!(path.on_pong(&[1; 12], now + ms(50)), None);
+        path.on_probe_sent([3; 12], now + ms(1000));
+        assert_eq!(path.on_pong(&[3; 12], now + ms(1120)), Some(ms(120)));
+        assert_eq!(path.rtt, Some(ms(50)));
+        assert!(path.is_trusted(now + ms(3600)));
+        assert!(!path.is_trusted(now + ms(3620)));
+    }
+
+    #[test]
+    fn loss_is_that_of_the_last_probes() {
+        let now = Instant::now();
+        let mut path = path();
+        for number in 0..16u8 {
+            path.on_probe_sent([number; 12], now);
+            if number % 4 != 0 {
+                path.on_pong(&[number; 12], now);
+            }
+        }
+        path.expire_probes(now + PROBE_TIMEOUT);
+        assert!((path.loss() - 0.25).abs() < 1e-9);
+    }
+}

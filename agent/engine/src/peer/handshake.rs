@@ -1,0 +1,117 @@
+//! A peer's session: when it is made, kept and dropped.
+
+use std::time::Instant;
+
+use super::Peer;
+use crate::{
+    drops::DropReason,
+    engine::Local,
+    event::PathAddress,
+    session::{Due, Handshake, Session},
+};
+
+impl Peer {
+    /// Makes sure that a session is there or being made.
+    pub(super) fn ensure_session(&mut self, local: &mut Local, now: Instant) {
+        let session = self.open_session(local, now);
+        if !session.is_established(now) && !session.is_attempting() {
+            self.initiate(local, now);
+        }
+    }
+
+    /// Takes a handshake message of the peer's.
+    pub(crate) fn handle_handshake(
+        &mut self,
+        from: PathAddress,
+        datagram: &[u8],
+        local: &mut Local,
+        now: Instant,
+    ) {
+        let source = local.limit_address(from);
+        let mut reply = Vec::new();
+        let session = self.open_session(local, now);
+        let handled = session.handle_handshake(source, datagram, now, &mut reply);
+        match handled {
+            Ok(Handshake::Challenge) => {
+                self.drops.count(DropReason::RateLimited);
+                local.send(self.config.id, from, &reply);
+            }
+            Ok(Handshake::Cookie) => {}
+            Ok(Handshake::Responded | Handshake::Established) => {
+                self.last_handshake = Some(now);
+                local.send(self.config.id, from, &reply);
+                self.paths.on_wireguard(from, now);
+                self.note_traffic(local, now);
+                self.judge(local, now);
+            }
+            Err(reason) => {
+                self.drops.count(reason);
+                self.drop_useless_session();
+            }
+        }
+    }
+
+    /// Does what the session's timers ask for.
+    pub(crate) fn handle_session_timeout(&mut self, local: &mut Local, now: Instant) {
+        let Self { queue, drops, .. } = self;
+        queue.expire(now, &mut local.budget, |reason| drops.count(reason));
+        loop {
+            let Some(session) = self.session.as_mut() else { return };
+            match session.handle_timeout(now) {
+                Due::Nothing => return,
+                Due::Keepalive => self.send_keepalive(local, now),
+                Due::Initiate { distress } => {
+                    if distress {
+                        self.paths.suspect_all(now);
+                        self.judge(local, now);
+                    }
+                    self.initiate(local, now);
+                }
+                Due::GivenUp => self.drop_useless_session(),
+                Due::Expired => {
+                    self.session = None;
+                }
+            }
+        }
+    }
+
+    /// Sends an initiation to wherever it may find the peer.
+    pub(super) fn initiate(&mut self, local: &mut Local, now: Instant) {
+        let jitter = local.random_fraction();
+        let session = self.open_session(local, now);
+        session.set_jitter(jitter);
+        let Some(initiation) = session.initiate(now) else { return };
+        let retries = session.retries();
+        let targets = self.paths.handshake_targets(retries, now);
+        let sent = targets.into_iter().filter(|path| local.send(self.config.id, *path, &initiation)).count();
+        self.unsent = sent == 0;
+    }
+
+    /// Sends an initiation that could not be sent before, now that there may be a way.
+    pub(super) fn retry_unsent(&mut self, local: &mut Local, now: Instant) {
+        if std::mem::take(&mut self.unsent)
+            && self.session.as_ref().is_some_and(|session| session.is_attempting())
+        {
+            self.initiate(local, now);
+        }
+    }
+
+    fn open_session(&mut self, local: &Local, now: Instant) -> &mut Session {
+        let (key, slot) = (self.config.public_key, self.slot);
+        self.session.get_or_insert_with(|| Box::new(Session::new(&local.keys, &key, slot, now)))
+    }
+
+    /// Drops a session that has no keys and makes none.
+    fn drop_useless_session(&mut self) {
+        if self.session.as_ref().is_some_and(|session| !session.is_of_use()) {
+            self.session = None;
+        }
+    }
+
+    fn send_keepalive(&mut self, local: &mut Local, now: Instant) {
+        let mut out = [0; crate::session::OVERHEAD];
+        let Some(session) = self.session.as_mut() else { return };
+        let Some(len) = session.seal(&[], &mut out, now) else { return };
+        self.send_on_targets(&out[..len], local, now);
+    }
+}

@@ -1,0 +1,207 @@
+//! One peer: its session, its paths, and what waits for it.
+//!
+//! ```text
+//! traffic to it, a handshake or a CallMeMaybe from it
+//!    |-- initiation through the relay at once (and to addresses that worked before); first packets wait
+//!    |-- CallMeMaybe through the relay and through the coordinator
+//!    `-- every known address is probed: at once in the local network, else when the CallMeMaybe has arrived
+//! response ------> waiting packets go out, in order, through the relay
+//! first Pong ----> the path that answered becomes the primary path
+//! ```
+//!
+//! The session ([`handshake`], [`data`]) and the paths ([`probing`]) know nothing of each other but where a message
+//! came from and where one is to go.
+
+use std::time::Instant;
+
+use mesh_proto::{
+    disco::TxId,
+    key::PublicKey,
+    netmap::{NodeId, RelayId},
+};
+
+mod data;
+mod handshake;
+mod probing;
+
+pub(crate) use data::Room;
+
+use crate::{
+    config::PeerConfig,
+    disco::DiscoKey,
+    drops::{DropCounters, DropReason},
+    engine::Local,
+    event::{Event, WakeupReason},
+    path::{Path, PathSet},
+    queue::Queue,
+    session::{REJECT_AFTER_TIME, Session},
+    snapshot::{PathSnapshot, PeerSnapshot},
+    timer::Wakeups,
+};
+
+/// A peer.
+pub(crate) struct Peer {
+    config: PeerConfig,
+    slot: u32,
+    session: Option<Box<Session>>,
+    disco: Option<DiscoKey>,
+    paths: PathSet,
+    queue: Queue,
+    online: bool,
+    /// The relays at which it has a channel, as the coordinator says.
+    relays: Vec<RelayId>,
+    last_handshake: Option<Instant>,
+    last_call: Option<Instant>,
+    last_called: Option<Instant>,
+    /// The last initiation could not be sent anywhere.
+    unsent: bool,
+    /// Pings that a person asked for.
+    pings: Vec<AskedPing>,
+    tx_bytes: u64,
+    rx_bytes: u64,
+    drops: DropCounters,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AskedPing {
+    token: u64,
+    /// Set when it was sent.
+    txid: Option<TxId>,
+}
+
+impl Peer {
+    pub(crate) fn new(config: PeerConfig, slot: u32) -> Self {
+        Self {
+            config,
+            slot,
+            session: None,
+            disco: None,
+            paths: PathSet::default(),
+            queue: Queue::default(),
+            online: false,
+            relays: Vec::new(),
+            last_handshake: None,
+            last_call: None,
+            last_called: None,
+            unsent: false,
+            pings: Vec::new(),
+            tx_bytes: 0,
+            rx_bytes: 0,
+            drops: DropCounters::default(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.config.id
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    pub(crate) fn public_key(&self) -> PublicKey {
+        self.config.public_key
+    }
+
+    pub(crate) fn config(&self) -> &PeerConfig {
+        &self.config
+    }
+
+    /// Takes over a configuration with the same id and key.
+    pub(crate) fn set_config(&mut self, config: PeerConfig) {
+        self.config = config;
+    }
+
+    /// Gives back what the peer holds of shared things.
+    pub(crate) fn close(&mut self, local: &mut Local) {
+        self.queue.clear(&mut local.budget);
+    }
+
+    /// Whether there was traffic lately.
+    pub(crate) fn is_active(&self, now: Instant) -> bool {
+        self.paths.is_active(now)
+    }
+
+    /// Whether a session is there or being made.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Counts a dropped packet.
+    pub(crate) fn count_drop(&mut self, reason: DropReason) {
+        self.drops.count(reason);
+    }
+
+    /// Arms the wakeups exactly, after something other than a packet has changed them.
+    pub(crate) fn arm(&self, wakeups: &mut Wakeups, now: Instant) {
+        let id = self.config.id;
+        wakeups.set_after(WakeupReason::Session(id), self.session_timeout(), now);
+        wakeups.set_after(WakeupReason::Paths(id), self.paths.poll_timeout(now), now);
+    }
+
+    /// Arms the wakeups after packets: one that comes early does no harm and is put right then.
+    pub(crate) fn arm_loosely(&self, wakeups: &mut Wakeups, now: Instant) {
+        let id = self.config.id;
+        wakeups.bring_forward(WakeupReason::Session(id), self.session_timeout(), now);
+        wakeups.bring_forward(WakeupReason::Paths(id), self.paths.poll_timeout(now), now);
+    }
+
+    /// Shows the peer as it is.
+    pub(crate) fn snapshot(&self, now: Instant) -> PeerSnapshot {
+        let primary = self.paths.primary();
+        let answered = self.paths.iter().any(|path| path.is_trusted(now));
+        let in_session =
+            self.last_handshake.is_some_and(|at| now.saturating_duration_since(at) < REJECT_AFTER_TIME);
+        let others = self.paths.iter().filter(|path| Some(path.address) != primary.map(|path| path.address));
+        PeerSnapshot {
+            id: self.config.id,
+            online: self.online || answered || in_session,
+            path: primary.map(|path| self.path_snapshot(path)),
+            reason: self.paths.reason(),
+            last_handshake: self.last_handshake,
+            tx_bytes: self.tx_bytes,
+            rx_bytes: self.rx_bytes,
+            drops: self.drops.clone(),
+            paths: primary.into_iter().chain(others).map(|path| self.path_snapshot(path)).collect(),
+            decisions: self.paths.decisions().cloned().collect(),
+        }
+    }
+
+    fn path_snapshot(&self, path: &Path) -> PathSnapshot {
+        let is_primary = self.paths.primary().is_some_and(|primary| primary.address == path.address);
+        PathSnapshot {
+            address: path.address,
+            since: self.paths.primary_since().filter(|_| is_primary),
+            rtt: path.rtt,
+            loss: path.loss(),
+            mtu: PATH_MTU,
+            last_answer: path.last_answer,
+        }
+    }
+
+    fn session_timeout(&self) -> Option<Instant> {
+        let session = self.session.as_ref().and_then(|session| session.poll_timeout());
+        session.into_iter().chain(self.queue.poll_timeout()).min()
+    }
+
+    /// Judges the paths and tells what came of it.
+    fn judge(&mut self, local: &mut Local, now: Instant) {
+        let verdict = self.paths.judge(now);
+        if verdict.suspicion {
+            local.check_relays(now);
+        }
+        if verdict.changed {
+            let path = self.paths.primary().map(|path| path.address);
+            tracing::debug!(
+                peer = self.config.id.0,
+                reason = self.paths.reason(),
+                "the primary path changed"
+            );
+            local.outbox.push_event(Event::PathChanged { peer: self.config.id, path });
+            self.send_asked_pings(local, now);
+        }
+    }
+}
+
+/// Largest inner packet of every path, until paths are measured: what any underlay carries.
+const PATH_MTU: u16 = 1280;

@@ -1,0 +1,278 @@
+//! A peer's paths: candidates, probes, CallMeMaybe.
+
+use std::time::{Duration, Instant};
+
+use mesh_proto::{
+    candidate::Candidate,
+    disco::{Header, Message, TxId},
+    netmap::RelayId,
+};
+
+use super::{AskedPing, Peer};
+use crate::{
+    disco::{DiscoKey, PING_PADDING},
+    drops::DropReason,
+    engine::Local,
+    event::{Event, PathAddress},
+    netcheck::Observer,
+    path::Targets,
+};
+
+/// Least time between CallMeMaybes to a peer: so they don't answer each other for ever.
+const CALL_INTERVAL: Duration = Duration::from_secs(5);
+/// Least time when there is news to tell.
+const NEWS_INTERVAL: Duration = Duration::from_millis(250);
+/// A peer that stays relayed is called again this often while there is traffic.
+const CALL_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
+/// A CallMeMaybe of the peer's starts a hunt over at most this often.
+const CALLED_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a CallMeMaybe is thought to take where nothing was measured.
+const DEFAULT_ONE_WAY: Duration = Duration::from_millis(50);
+/// The longest wait for a CallMeMaybe to arrive.
+const MAX_ONE_WAY: Duration = Duration::from_millis(300);
+/// Most pings asked for by a person that wait for their answers.
+const MAX_ASKED_PINGS: usize = 16;
+
+impl Peer {
+    /// News from the coordinator.
+    pub(crate) fn set_state(
+        &mut self,
+        online: bool,
+        candidates: &[Candidate],
+        relays: Vec<RelayId>,
+        local: &mut Local,
+        now: Instant,
+    ) {
+        self.online = online;
+        self.relays = relays;
+        let candidates = local.filter_candidates(candidates);
+        let news = self.paths.set_candidates(&candidates);
+        self.update_relays(local, now);
+        if news && self.is_active(now) {
+            self.paths.hunt_new(now);
+        }
+        self.retry_unsent(local, now);
+        self.judge(local, now);
+    }
+
+    /// The peer asks to be probed.
+    pub(crate) fn handle_call(&mut self, candidates: &[Candidate], local: &mut Local, now: Instant) {
+        let candidates = local.filter_candidates(candidates);
+        self.paths.add_candidates(&candidates);
+        let rested = |at: Instant| now.saturating_duration_since(at) >= CALLED_INTERVAL;
+        // The peer sent this one way ago and waits as long before it probes: both sides' first probes meet.
+        if self.last_called.is_none_or(rested) {
+            self.last_called = Some(now);
+            self.paths.on_traffic(now);
+            self.paths.hunt(now, Duration::ZERO);
+        } else {
+            self.paths.hunt_new(now);
+        }
+        local.netcheck_mut().on_active(now);
+        self.call(CALL_INTERVAL, local, now);
+        self.retry_unsent(local, now);
+        self.judge(local, now);
+    }
+
+    /// This node's candidates have changed.
+    pub(crate) fn on_own_candidates_changed(&mut self, local: &mut Local, now: Instant) {
+        if self.is_active(now) && self.call(NEWS_INTERVAL, local, now) {
+            let delay = self.one_way(local);
+            self.paths.hunt(now, delay);
+        }
+    }
+
+    /// Relays have come up or gone down.
+    pub(crate) fn update_relays(&mut self, local: &mut Local, now: Instant) {
+        let known = !self.relays.is_empty();
+        let usable: Vec<_> = local
+            .relays
+            .iter()
+            .filter(|(_, relay)| relay.is_up())
+            .map(|(id, _)| (*id, self.relays.contains(id)))
+            .filter(|(id, listed)| {
+                let answers =
+                    |path: &crate::path::Path| path.standing().is_some() && path.last_heard.is_some();
+                *listed || !known || self.paths.get(PathAddress::Relay(*id)).is_some_and(answers)
+            })
+            .collect();
+        let had_none = self.paths.best_relay().is_none();
+        self.paths.set_relays(&usable);
+        if had_none && self.paths.best_relay().is_some() && self.is_active(now) {
+            self.paths.hunt_new(now);
+            self.call(NEWS_INTERVAL, local, now);
+        }
+        self.retry_unsent(local, now);
+        self.judge(local, now);
+    }
+
+    /// The host's network changed: no path is to be trusted.
+    pub(crate) fn on_network_changed(&mut self, local: &mut Local, now: Instant) {
+        self.paths.suspect_all(now);
+        if self.is_active(now) {
+            self.paths.hunt(now, Duration::ZERO);
+            self.call(NEWS_INTERVAL, local, now);
+        }
+        self.judge(local, now);
+    }
+
+    /// Takes a disco message of the peer's, which came on this path.
+    pub(crate) fn handle_disco(
+        &mut self,
+        from: PathAddress,
+        header: &Header,
+        sealed: &[u8],
+        local: &mut Local,
+        now: Instant,
+    ) {
+        let message = match self.disco(local).open(header, sealed) {
+            Ok(message) => message,
+            Err(reason) => return self.drops.count(reason),
+        };
+        match message {
+            // A Ping shorter than its Pong would make this node an amplifier.
+            Message::Ping { padding, .. } if padding < PING_PADDING => {
+                self.drops.count(DropReason::MalformedDatagram);
+            }
+            Message::Ping { txid, .. } => {
+                let observed = match from {
+                    PathAddress::Direct(address) => Some(address),
+                    PathAddress::Relay(_) => None,
+                };
+                self.say(&Message::Pong { txid, observed }, from, local);
+                self.paths.on_ping(from, now);
+                self.send_probes(local, now);
+            }
+            Message::Pong { txid, observed } => self.handle_pong(from, txid, observed, local, now),
+            Message::CallMeMaybe { candidates } => self.handle_call(&candidates, local, now),
+        }
+    }
+
+    /// Sends the probes that are due and judges the paths.
+    pub(crate) fn handle_paths_timeout(&mut self, local: &mut Local, now: Instant) {
+        self.send_probes(local, now);
+        self.judge(local, now);
+        // Doubt may have called for more.
+        self.send_probes(local, now);
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= CALL_AGAIN_INTERVAL;
+        if self.is_active(now) && !self.paths.is_direct(now) && self.last_call.is_none_or(is_old) {
+            self.call(CALL_INTERVAL, local, now);
+            let delay = self.one_way(local);
+            self.paths.hunt(now, delay);
+        }
+    }
+
+    /// Pings on the primary path, for a person, and looks for a better one.
+    pub(crate) fn ping(&mut self, token: u64, local: &mut Local, now: Instant) {
+        if self.pings.len() >= MAX_ASKED_PINGS {
+            self.pings.remove(0);
+        }
+        self.pings.push(AskedPing { token, txid: None });
+        self.note_traffic(local, now);
+        self.judge(local, now);
+        self.send_asked_pings(local, now);
+    }
+
+    /// Notes that something was sent to or came from the peer; after a pause, it is looked for.
+    pub(super) fn note_traffic(&mut self, local: &mut Local, now: Instant) {
+        if !self.paths.on_traffic(now) {
+            return;
+        }
+        local.netcheck_mut().on_active(now);
+        self.call(CALL_INTERVAL, local, now);
+        let delay = self.one_way(local);
+        self.paths.hunt(now, delay);
+        self.send_probes(local, now);
+        self.judge(local, now);
+    }
+
+    pub(super) fn send_asked_pings(&mut self, local: &mut Local, now: Instant) {
+        let first = match self.paths.targets(now) {
+            Targets::None => return,
+            Targets::One(path) | Targets::Two(path, _) => path,
+        };
+        for index in 0..self.pings.len() {
+            if self.pings[index].txid.is_none() {
+                self.pings[index].txid = Some(self.probe(first, local, now));
+            }
+        }
+    }
+
+    fn send_probes(&mut self, local: &mut Local, now: Instant) {
+        for path in self.paths.poll_probes(now) {
+            self.probe(path, local, now);
+        }
+    }
+
+    fn probe(&mut self, path: PathAddress, local: &mut Local, now: Instant) -> TxId {
+        let txid = local.random();
+        self.say(&Message::Ping { txid, padding: PING_PADDING }, path, local);
+        self.paths.on_probe_sent(path, txid, now);
+        txid
+    }
+
+    fn handle_pong(
+        &mut self,
+        from: PathAddress,
+        txid: TxId,
+        observed: Option<std::net::SocketAddr>,
+        local: &mut Local,
+        now: Instant,
+    ) {
+        let Some((path, rtt)) = self.paths.on_pong(from, &txid, now) else {
+            return self.send_probes(local, now);
+        };
+        if let (PathAddress::Direct(peer), Some(mapped)) = (path, observed) {
+            local.netcheck_mut().on_observed(Observer::Peer, peer, mapped, now);
+        }
+        if let Some(index) = self.pings.iter().position(|ping| ping.txid == Some(txid)) {
+            let AskedPing { token, .. } = self.pings.remove(index);
+            local.outbox.push_event(Event::Pong { token, peer: self.config.id, path, rtt });
+        }
+        self.judge(local, now);
+    }
+
+    /// Tells the peer this node's candidates, by every way there is, unless that was done within `interval`.
+    fn call(&mut self, interval: Duration, local: &mut Local, now: Instant) -> bool {
+        if self.last_call.is_some_and(|at| now.saturating_duration_since(at) < interval) {
+            return false;
+        }
+        let candidates = local.netcheck.candidates();
+        if candidates.is_empty() {
+            return false;
+        }
+        self.last_call = Some(now);
+        let relay = self.paths.best_relay().map(|path| path.address);
+        let direct = self.paths.primary().filter(|path| path.is_trusted(now)).map(|path| path.address);
+        let message = Message::CallMeMaybe { candidates: candidates.clone() };
+        for path in relay.into_iter().chain(direct.filter(|path| Some(*path) != relay)) {
+            self.say(&message, path, local);
+        }
+        local.outbox.push_event(Event::CallMeMaybe { to: self.config.id, candidates });
+        true
+    }
+
+    /// Estimates how long a CallMeMaybe takes to the peer.
+    fn one_way(&self, local: &Local) -> Duration {
+        let relay = self.paths.best_relay();
+        let measured = relay.and_then(|path| path.rtt).map(|rtt| rtt / 2);
+        // To the relay and from it to the peer, which is taken to be as far from it as this node is.
+        let assumed = relay.and_then(|path| match path.address {
+            PathAddress::Relay(id) => local.relays.get(&id)?.rtt(),
+            PathAddress::Direct(_) => None,
+        });
+        measured.or(assumed).unwrap_or(DEFAULT_ONE_WAY).min(MAX_ONE_WAY)
+    }
+
+    fn say(&mut self, message: &Message, path: PathAddress, local: &mut Local) {
+        self.disco(local);
+        let Some(key) = &self.disco else { return };
+        let datagram = key.seal(local.keys.public(), message, &mut local.rng);
+        local.send(self.config.id, path, &datagram);
+    }
+
+    fn disco(&mut self, local: &Local) -> &DiscoKey {
+        let peer = self.config.public_key;
+        self.disco.get_or_insert_with(|| DiscoKey::new(&local.keys, &peer))
+    }
+}

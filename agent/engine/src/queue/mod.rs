@@ -1,0 +1,147 @@
+//! First packets: what waits for a session that is being made.
+//!
+//! Each peer has a [`Queue`]; when it is full, the oldest packet goes. All queues together are bounded by a
+//! [`Budget`], so that traffic to many unreachable peers can't take the memory.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::drops::DropReason;
+
+/// Most packets that wait for one peer: the beginning of several TCP connections, or a burst of a stream.
+const MAX_PACKETS: usize = 128;
+/// Most bytes that wait for one peer: [`MAX_PACKETS`] of full size.
+const MAX_BYTES: usize = 192 * 1024;
+/// Most bytes that wait in all queues of an engine: a fourth of what an agent may take in memory at all.
+const MAX_TOTAL_BYTES: usize = 4 * 1024 * 1024;
+/// A packet is of no use after this long: its sender has sent it again. As long as the first handshake
+/// initiations of an attempt take through a lossy relay.
+const MAX_AGE: Duration = Duration::from_secs(5);
+
+/// What all queues of an engine hold.
+#[derive(Debug, Default)]
+pub(crate) struct Budget {
+    bytes: usize,
+}
+
+/// The packets that wait for one peer's session, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    packets: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    packet: Vec<u8>,
+}
+
+impl Queue {
+    /// Whether no packet waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Appends a packet. `dropped` is told of every packet that went for it, or that had waited too long.
+    pub(crate) fn push(
+        &mut self,
+        packet: Vec<u8>,
+        now: Instant,
+        budget: &mut Budget,
+        mut dropped: impl FnMut(DropReason),
+    ) {
+        self.expire(now, budget, &mut dropped);
+        self.bytes += packet.len();
+        budget.bytes += packet.len();
+        self.packets.push_back(Waiting { since: now, packet });
+        while self.packets.len() > MAX_PACKETS || self.bytes > MAX_BYTES || budget.bytes > MAX_TOTAL_BYTES {
+            if self.pop(budget).is_none() {
+                break;
+            }
+            dropped(DropReason::QueueFull);
+        }
+    }
+
+    /// Takes the oldest packet.
+    pub(crate) fn pop(&mut self, budget: &mut Budget) -> Option<Vec<u8>> {
+        let waiting = self.packets.pop_front()?;
+        self.bytes -= waiting.packet.len();
+        budget.bytes -= waiting.packet.len();
+        if self.packets.is_empty() {
+            self.packets.shrink_to_fit();
+        }
+        Some(waiting.packet)
+    }
+
+    /// Returns the oldest packet.
+    pub(crate) fn peek(&self) -> Option<&[u8]> {
+        self.packets.front().map(|waiting| waiting.packet.as_slice())
+    }
+
+    /// Drops what has waited too long.
+    pub(crate) fn expire(&mut self, now: Instant, budget: &mut Budget, mut dropped: impl FnMut(DropReason)) {
+        while self.poll_timeout().is_some_and(|at| at <= now) {
+            self.pop(budget);
+            dropped(DropReason::QueueExpired);
+        }
+    }
+
+    /// Drops everything, uncounted: the peer is gone.
+    pub(crate) fn clear(&mut self, budget: &mut Budget) {
+        while self.pop(budget).is_some() {}
+    }
+
+    /// Returns when the oldest packet has waited too long.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.packets.front().map(|waiting| waiting.since + MAX_AGE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_leave_in_order_and_the_oldest_goes_when_it_is_full() {
+        let now = Instant::now();
+        let (mut queue, mut budget, mut drops) = (Queue::default(), Budget::default(), Vec::new());
+        for number in 0..=MAX_PACKETS {
+            queue.push(vec![u8::try_from(number).unwrap(); 3], now, &mut budget, |reason| drops.push(reason));
+        }
+        assert_eq!(drops, [DropReason::QueueFull]);
+        assert_eq!(queue.pop(&mut budget), Some(vec![1; 3]));
+        assert_eq!(queue.pop(&mut budget), Some(vec![2; 3]));
+        queue.clear(&mut budget);
+        assert_eq!(budget.bytes, 0);
+    }
+
+    #[test]
+    fn bytes_are_bounded_per_peer_and_in_all() {
+        let now = Instant::now();
+        let mut budget = Budget::default();
+        let mut queues: Vec<Queue> = (0..40).map(|_| Queue::default()).collect();
+        for queue in &mut queues {
+            for _ in 0..4 {
+                queue.push(vec![0; 60_000], now, &mut budget, |_| {});
+            }
+            assert!(queue.bytes <= MAX_BYTES);
+        }
+        assert!(budget.bytes <= MAX_TOTAL_BYTES);
+        assert_eq!(budget.bytes, queues.iter().map(|queue| queue.bytes).sum::<usize>());
+    }
+
+    #[test]
+    fn old_packets_go() {
+        let now = Instant::now();
+        let (mut queue, mut budget, mut drops) = (Queue::default(), Budget::default(), Vec::new());
+        queue.push(vec![1], now, &mut budget, |_| {});
+        queue.push(vec![2], now + Duration::from_secs(1), &mut budget, |_| {});
+        assert_eq!(queue.poll_timeout(), Some(now + MAX_AGE));
+        queue.expire(now + MAX_AGE, &mut budget, |reason| drops.push(reason));
+        assert_eq!(drops, [DropReason::QueueExpired]);
+        assert_eq!(queue.peek(), Some(&[2][..]));
+    }
+}

@@ -1,0 +1,376 @@
+//! This node's side of its relay channels (the frames: [`mesh_proto::relay`]).
+//!
+//! ```text
+//!               Bound, by one address        Bound, by it again
+//!   binding ----------------------> choosing ------------------> up --+ Bind every 20 s
+//!      ^  Binds to every address                                 |  ^-+
+//!      +---------------------------------------------------------+
+//!             three Binds unanswered, or the channel is unknown
+//! ```
+//!
+//! A relay sends to the address that the Bind with the highest counter came from. Where a relay has several
+//! addresses, Binds to all of them race, so the one that answered first is bound once more before it is used.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use mesh_proto::{
+    netmap::NodeId,
+    relay::{Frame, bind_mac, data_header},
+};
+
+use crate::{
+    batch::Via,
+    config::{RelayCarrier, RelayConfig},
+};
+
+/// A channel is bound this often: below the 30 s after which common NATs forget a mapping.
+const BIND_INTERVAL: Duration = Duration::from_secs(20);
+/// Waits between Binds while none is answered; the last one repeats.
+const RETRY_WAITS: [Duration; 6] = [
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1500),
+    Duration::from_millis(3000),
+    Duration::from_millis(5000),
+];
+/// So many Binds in a row without an answer, and the relay is down.
+const MAX_UNANSWERED: usize = 3;
+/// A channel that the relay doesn't know is tried again this often; meanwhile a new one is being opened.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(5);
+/// Least time between Binds that are sent because something is suspicious.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Binds whose answers are still waited for.
+const MAX_OUTSTANDING: usize = 16;
+/// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
+const RTT_WEIGHT: u32 = 8;
+
+/// A channel at one relay.
+#[derive(Debug)]
+pub(crate) struct RelayClient {
+    config: RelayConfig,
+    state: State,
+    /// Counter of the last Bind.
+    counter: u64,
+    outstanding: Vec<Sent>,
+    unanswered: usize,
+    next_bind: Option<Instant>,
+    last_bind: Option<Instant>,
+    rtt: Option<Duration>,
+    lost_reported: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Binding,
+    /// This way answered first.
+    Choosing(Via),
+    Up(Via),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    counter: u64,
+    via: Via,
+    at: Instant,
+}
+
+/// What a frame of the relay's led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing that matters elsewhere.
+    Nothing,
+    /// A Bind was answered: this node was seen at this address, by an observer at that one.
+    Bound {
+        /// The relay's address, if it is reached over UDP.
+        observer: Option<SocketAddr>,
+        /// This node's.
+        observed: SocketAddr,
+        /// Whether the relay has become usable by it.
+        came_up: bool,
+    },
+    /// The relay does not know the channel; `true` if that is news.
+    Unknown(bool),
+}
+
+impl RelayClient {
+    pub(crate) fn new(config: RelayConfig, now: Instant) -> Self {
+        Self {
+            config,
+            state: State::Binding,
+            counter: 0,
+            outstanding: Vec::new(),
+            unanswered: 0,
+            next_bind: Some(now),
+            last_bind: None,
+            rtt: None,
+            lost_reported: false,
+        }
+    }
+
+    /// Takes over a configuration. One that is as before changes nothing.
+    pub(crate) fn set_config(&mut self, config: RelayConfig, now: Instant) {
+        if config == self.config {
+            return;
+        }
+        let counter = if config.channel == self.config.channel { self.counter } else { 0 };
+        let rtt = self.rtt;
+        *self = Self { counter, rtt, ..Self::new(config, now) };
+    }
+
+    /// Whether data can be sent.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
+    }
+
+    /// Returns the smoothed round-trip time to the relay.
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// Returns where the relay answers, if it does over UDP.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        match self.state {
+            State::Choosing(Via::Udp { remote, .. }) | State::Up(Via::Udp { remote, .. }) => Some(remote),
+            State::Choosing(Via::Stream(_)) | State::Up(Via::Stream(_)) | State::Binding => None,
+        }
+    }
+
+    /// Returns what a frame for a peer goes through and begins with, if the relay is up.
+    pub(crate) fn route(&self, peer: NodeId) -> Option<(Via, [u8; mesh_proto::relay::HEADER_LEN])> {
+        match self.state {
+            State::Up(via) => Some((via, data_header(peer, self.config.channel))),
+            State::Binding | State::Choosing(_) => None,
+        }
+    }
+
+    /// Whether datagrams that came this way may be this relay's.
+    pub(crate) fn is_from(&self, via: Via) -> bool {
+        match (via, &self.config.carrier) {
+            (Via::Udp { remote, .. }, RelayCarrier::Udp(addresses)) => addresses.contains(&remote),
+            (Via::Stream(id), RelayCarrier::Stream) => id == self.config.id,
+            (Via::Udp { .. }, RelayCarrier::Stream) | (Via::Stream(_), RelayCarrier::Udp(_)) => false,
+        }
+    }
+
+    /// Whether a frame is of this channel.
+    pub(crate) fn owns(&self, frame: &Frame<'_>) -> bool {
+        let channel = match frame {
+            Frame::Bind { channel, .. }
+            | Frame::Bound { channel, .. }
+            | Frame::Data { channel, .. }
+            | Frame::UnknownChannel { channel } => *channel,
+        };
+        channel == self.config.channel
+    }
+
+    /// Takes a frame of this channel that is not Data.
+    pub(crate) fn handle_frame(&mut self, frame: &Frame<'_>, via: Via, now: Instant) -> Outcome {
+        match *frame {
+            Frame::Bound { counter, observed, .. } => self.on_bound(counter, observed, now),
+            Frame::UnknownChannel { .. } => {
+                self.state = State::Binding;
+                self.next_bind = Some(now + UNKNOWN_WAIT);
+                self.unanswered = 0;
+                self.outstanding.clear();
+                let news = !std::mem::replace(&mut self.lost_reported, true);
+                tracing::debug!(relay = self.config.id.0, ?via, "the relay does not know the channel");
+                Outcome::Unknown(news)
+            }
+            Frame::Bind { .. } | Frame::Data { .. } => Outcome::Nothing,
+        }
+    }
+
+    /// The network may have changed, or the relay may be gone: binds soon.
+    pub(crate) fn check(&mut self, now: Instant) {
+        let at = self.last_bind.map_or(now, |last| (last + CHECK_INTERVAL).max(now));
+        self.next_bind = Some(self.next_bind.map_or(at, |next| next.min(at)));
+    }
+
+    /// The network changed: starts over, without being down until proved so.
+    pub(crate) fn on_network_changed(&mut self, now: Instant) {
+        self.unanswered = 0;
+        self.outstanding.clear();
+        self.next_bind = Some(now);
+    }
+
+    /// Returns when [`RelayClient::handle_timeout`] wants to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.next_bind
+    }
+
+    /// Sends the Binds that are due through `send`. Returns whether the relay has gone down by their silence.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, mut send: impl FnMut(Via, Vec<u8>)) -> bool {
+        if self.next_bind.is_none_or(|at| at > now) {
+            return false;
+        }
+        let was_up = self.is_up();
+        if self.unanswered >= MAX_UNANSWERED && self.state != State::Binding {
+            self.state = State::Binding;
+        }
+        for via in self.ways() {
+            self.counter += 1;
+            let (channel, counter) = (self.config.channel, self.counter);
+            let mac = bind_mac(&self.config.key, channel, counter);
+            if self.outstanding.len() >= MAX_OUTSTANDING {
+                self.outstanding.remove(0);
+            }
+            self.outstanding.push(Sent { counter, via, at: now });
+            send(via, Frame::Bind { channel, counter, mac }.encode());
+        }
+        let wait = RETRY_WAITS[self.unanswered.min(RETRY_WAITS.len() - 1)];
+        self.unanswered += 1;
+        self.last_bind = Some(now);
+        self.next_bind = Some(now + wait);
+        was_up && !self.is_up()
+    }
+
+    /// Returns the address that handshakes through this relay are limited by.
+    pub(crate) fn limit_address(&self) -> IpAddr {
+        self.address().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip())
+    }
+
+    fn ways(&self) -> Vec<Via> {
+        match (self.state, &self.config.carrier) {
+            (State::Choosing(via) | State::Up(via), _) => vec![via],
+            (State::Binding, RelayCarrier::Stream) => vec![Via::Stream(self.config.id)],
+            (State::Binding, RelayCarrier::Udp(addresses)) => {
+                addresses.iter().map(|remote| Via::Udp { remote: *remote, local: None }).collect()
+            }
+        }
+    }
+
+    fn on_bound(&mut self, counter: u64, observed: SocketAddr, now: Instant) -> Outcome {
+        let Some(index) = self.outstanding.iter().position(|sent| sent.counter == counter) else {
+            return Outcome::Nothing;
+        };
+        let sent = self.outstanding.swap_remove(index);
+        let rtt = now.saturating_duration_since(sent.at);
+        self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
+        self.unanswered = 0;
+        self.lost_reported = false;
+        let observer = match sent.via {
+            Via::Udp { remote, .. } => Some(remote),
+            Via::Stream(_) => None,
+        };
+        let has_one_way = match &self.config.carrier {
+            RelayCarrier::Udp(addresses) => addresses.len() == 1,
+            RelayCarrier::Stream => true,
+        };
+        let came_up = match self.state {
+            // No Bind was sent after this one that could have taken the channel elsewhere.
+            State::Binding if has_one_way => {
+                self.state = State::Up(sent.via);
+                true
+            }
+            State::Binding => {
+                self.state = State::Choosing(sent.via);
+                self.next_bind = Some(now);
+                return Outcome::Bound { observer, observed, came_up: false };
+            }
+            State::Choosing(via) if via == sent.via && counter == self.counter => {
+                self.state = State::Up(via);
+                true
+            }
+            State::Choosing(_) => return Outcome::Bound { observer, observed, came_up: false },
+            State::Up(_) => false,
+        };
+        self.next_bind = Some(now + BIND_INTERVAL);
+        Outcome::Bound { observer, observed, came_up }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::{netmap::RelayId, relay::ChannelId};
+
+    use super::*;
+
+    const CHANNEL: ChannelId = ChannelId(7);
+
+    fn config(addresses: &[&str]) -> RelayConfig {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        RelayConfig { id: RelayId(0), carrier: RelayCarrier::Udp(addresses), channel: CHANNEL, key: [3; 32] }
+    }
+
+    fn binds(client: &mut RelayClient, now: Instant) -> Vec<(Via, u64)> {
+        let mut sent = Vec::new();
+        client.handle_timeout(now, |via, bytes| match Frame::decode(&bytes) {
+            Ok(Frame::Bind { counter, mac, .. }) => {
+                assert_eq!(mac, bind_mac(&[3; 32], CHANNEL, counter));
+                sent.push((via, counter));
+            }
+            other => panic!("{other:?}"),
+        });
+        sent
+    }
+
+    fn bound(client: &mut RelayClient, via: Via, counter: u64, now: Instant) -> Outcome {
+        let observed = "198.51.100.1:9".parse().unwrap();
+        client.handle_frame(&Frame::Bound { channel: CHANNEL, counter, observed }, via, now)
+    }
+
+    #[test]
+    fn a_relay_with_one_address_is_up_after_one_answer_and_bound_every_20_s() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        let mut client = RelayClient::new(config(&["192.0.2.1:1"]), now);
+        let sent = binds(&mut client, now);
+        assert_eq!(sent.len(), 1);
+        assert!(!client.is_up());
+        assert!(matches!(
+            bound(&mut client, sent[0].0, sent[0].1, now + ms(30)),
+            Outcome::Bound { came_up: true, .. }
+        ));
+        assert!(client.is_up());
+        assert_eq!(client.rtt(), Some(ms(30)));
+        assert_eq!(client.poll_timeout(), Some(now + ms(20_030)));
+        assert_eq!(bound(&mut client, sent[0].0, sent[0].1, now + ms(31)), Outcome::Nothing);
+    }
+
+    #[test]
+    fn of_several_addresses_the_first_to_answer_is_bound_again() {
+        let now = Instant::now();
+        let mut client = RelayClient::new(config(&["192.0.2.1:1", "[2001:db8::1]:1"]), now);
+        let sent = binds(&mut client, now);
+        assert_eq!(sent.len(), 2);
+        bound(&mut client, sent[0].0, sent[0].1, now);
+        assert!(!client.is_up());
+        let again = binds(&mut client, now);
+        assert_eq!(again, [(sent[0].0, 3)]);
+        bound(&mut client, sent[1].0, sent[1].1, now);
+        assert!(!client.is_up());
+        bound(&mut client, again[0].0, 3, now);
+        assert!(client.is_up());
+        assert_eq!(client.address(), Some("192.0.2.1:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn silence_takes_a_relay_down_and_binds_go_on() {
+        let now = Instant::now();
+        let mut client = RelayClient::new(config(&["192.0.2.1:1"]), now);
+        let sent = binds(&mut client, now);
+        bound(&mut client, sent[0].0, sent[0].1, now);
+        let mut went_down = 0;
+        let mut wakeups = 0;
+        while let Some(at) = client.poll_timeout().filter(|at| *at < now + Duration::from_secs(60)) {
+            went_down += usize::from(client.handle_timeout(at, |_, _| {}));
+            wakeups += 1;
+        }
+        assert_eq!(went_down, 1);
+        assert!((8..20).contains(&wakeups), "{wakeups}");
+    }
+
+    #[test]
+    fn an_unknown_channel_is_reported_once() {
+        let now = Instant::now();
+        let mut client = RelayClient::new(config(&["192.0.2.1:1"]), now);
+        let via = binds(&mut client, now)[0].0;
+        let unknown = Frame::UnknownChannel { channel: CHANNEL };
+        assert_eq!(client.handle_frame(&unknown, via, now), Outcome::Unknown(true));
+        assert_eq!(client.handle_frame(&unknown, via, now), Outcome::Unknown(false));
+    }
+}
