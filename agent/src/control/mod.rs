@@ -12,13 +12,28 @@
 //! Nothing that is set on the [`ControlHandle`] is ever sent into a dead connection: it waits in the outbox,
 //! the latest state alone, and is said again after every reconnect.
 
+mod address;
+mod backoff;
+mod book;
+mod client;
+mod dial;
+#[cfg(test)]
+mod fake;
 mod join;
+mod link;
 mod outbox;
+mod relays;
+mod session;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use mesh_engine::config::RelayConfig;
@@ -31,7 +46,14 @@ use mesh_proto::{
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use join::{JoinError, JoinRequest, join};
+use client::Client;
+use outbox::Outbox;
+use shared::Shared;
+
+pub use address::{HostPort, InvalidHostPort, ResolveError};
+pub use dial::{AttemptError, DialError};
+pub use join::{JOIN_PATIENCE, JoinError, JoinRequest, join};
+pub use link::LinkError;
 
 use crate::identity::{Identity, Membership, StateDir};
 
@@ -76,7 +98,7 @@ pub enum ControlEvent {
 /// What the rest of the agent tells the coordinator. Nothing here waits.
 #[derive(Debug, Clone)]
 pub struct ControlHandle {
-    shared: Arc<outbox::Shared>,
+    shared: Arc<Shared>,
 }
 
 /// Starts the control connection and everything that belongs to it.
@@ -87,13 +109,9 @@ pub fn spawn(
     tracker: &TaskTracker,
 ) -> (ControlHandle, mpsc::Receiver<ControlEvent>) {
     let (events, receiver) = mpsc::channel(EVENTS_CAPACITY);
-    let shared = Arc::new(outbox::Shared::default());
-    let cancel = cancel.clone();
-    tracker.spawn(async move {
-        let _config = config;
-        cancel.cancelled().await;
-        drop(events);
-    });
+    let shared = Arc::new(Shared::default());
+    let client = Client::new(config, shared.clone(), events, cancel, tracker);
+    tracker.spawn(client.run());
     (ControlHandle { shared }, receiver)
 }
 
@@ -105,7 +123,7 @@ impl ControlHandle {
 
     /// Asks a peer, through the coordinator, to probe this node.
     pub fn call_me_maybe(&self, to: NodeId, candidates: Vec<Candidate>) {
-        self.shared.update(|outbox| outbox.call_me_maybe(to, candidates));
+        self.shared.update(|outbox| outbox.call_me_maybe(to, candidates, Instant::now()));
     }
 
     /// Opens a new channel at a relay that forgot the old one.
@@ -115,7 +133,7 @@ impl ControlHandle {
 
     /// The host's network changed: the connection is tested, and made again if it does not answer.
     pub fn network_changed(&self) {
-        self.shared.update(outbox::Outbox::network_changed);
+        self.shared.update(Outbox::network_changed);
     }
 
     /// Remembers that a peer answered at this address, for a start without a coordinator.

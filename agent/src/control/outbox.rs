@@ -1,49 +1,204 @@
-//! What waits to be said.
+//! What waits to be said to the coordinator, and to the tasks of this module.
+//!
+//! Only the latest state is kept: candidates replace candidates, a call to a peer replaces the one before. So
+//! the outbox is bounded by the number of peers and relays however long the coordinator is away. What was
+//! said last on a connection may never have arrived, so everything that still matters is said again on the
+//! next one.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Mutex};
-
-use mesh_proto::{
-    candidate::Candidate,
-    netmap::{NodeId, RelayId},
-    status::{ConnectionState, CoordinatorStatus},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::SocketAddr,
+    time::{Duration, Instant},
 };
 
+use mesh_proto::{
+    candidate::{Candidate, MAX_CANDIDATES},
+    control::ClientMessage,
+    netmap::{NodeId, RelayId},
+};
+
+/// Peers with a call waiting; a call beyond is dropped, the engine asks again.
+const MAX_CALLS: usize = 256;
+/// An older call is not sent (again): what it says of the network may be wrong by now.
+const CALL_TTL: Duration = Duration::from_secs(10);
+/// Peers whose last good address waits to be written.
+const MAX_WORKED: usize = 1024;
+
+/// What waits.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     candidates: Vec<Candidate>,
+    /// The relays at which a channel is open, and where they are.
+    relays: BTreeMap<RelayId, SocketAddr>,
+    /// Whether the coordinator has to hear of candidates and relays.
+    unsent: bool,
+    calls: BTreeMap<NodeId, Call>,
+    reopen: BTreeSet<RelayId>,
+    network_changed: bool,
+    worked: BTreeMap<NodeId, SocketAddr>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    outbox: Mutex<Outbox>,
+/// A call to a peer.
+#[derive(Debug)]
+struct Call {
+    since: Instant,
+    candidates: Vec<Candidate>,
+    /// Whether the connection that is up now has taken it.
+    said: bool,
 }
 
 impl Outbox {
-    pub(super) fn set_candidates(&mut self, candidates: Vec<Candidate>) {
-        self.candidates = candidates;
-    }
-    pub(super) fn call_me_maybe(&mut self, _to: NodeId, _candidates: Vec<Candidate>) {}
-    pub(super) fn reopen_relay(&mut self, _relay: RelayId) {}
-    pub(super) fn network_changed(&mut self) {}
-    pub(super) fn path_worked(&mut self, _peer: NodeId, _address: SocketAddr) {}
-}
-
-impl Shared {
-    pub(super) fn update(&self, change: impl FnOnce(&mut Outbox)) {
-        change(&mut self.outbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    }
-
-    pub(super) fn status(&self) -> CoordinatorStatus {
-        CoordinatorStatus {
-            state: ConnectionState::Connecting,
-            address: None,
-            transport: None,
-            rtt_ms: None,
-            error: None,
+    /// Replaces this node's candidates.
+    pub(super) fn set_candidates(&mut self, mut candidates: Vec<Candidate>) {
+        candidates.truncate(MAX_CANDIDATES);
+        if self.candidates != candidates {
+            self.candidates = candidates;
+            self.unsent = true;
         }
     }
 
-    pub(super) fn relay_names(&self) -> BTreeMap<RelayId, String> {
-        BTreeMap::new()
+    /// Says where a relay is at which a channel is open now.
+    pub(super) fn set_relay(&mut self, relay: RelayId, address: SocketAddr) {
+        self.unsent |= self.relays.insert(relay, address).is_none();
+    }
+
+    /// Says that there is no channel at a relay any more.
+    pub(super) fn remove_relay(&mut self, relay: RelayId) {
+        self.unsent |= self.relays.remove(&relay).is_some();
+    }
+
+    /// Adds a call to a peer.
+    pub(super) fn call_me_maybe(&mut self, to: NodeId, mut candidates: Vec<Candidate>, now: Instant) {
+        candidates.truncate(MAX_CANDIDATES);
+        self.calls.retain(|_, call| call.is_fresh(now));
+        if self.calls.len() >= MAX_CALLS && !self.calls.contains_key(&to) {
+            self.calls.retain(|_, call| !call.said);
+        }
+        if self.calls.len() < MAX_CALLS || self.calls.contains_key(&to) {
+            self.calls.insert(to, Call { since: now, candidates, said: false });
+        }
+    }
+
+    /// Asks for a new channel at a relay.
+    pub(super) fn reopen_relay(&mut self, relay: RelayId) {
+        self.reopen.insert(relay);
+    }
+
+    /// Says that the host's network is another one.
+    pub(super) fn network_changed(&mut self) {
+        self.network_changed = true;
+    }
+
+    /// Says where a peer answered.
+    pub(super) fn path_worked(&mut self, peer: NodeId, address: SocketAddr) {
+        if self.worked.len() < MAX_WORKED || self.worked.contains_key(&peer) {
+            self.worked.insert(peer, address);
+        }
+    }
+
+    /// Starts over with a new connection: it has not heard anything yet.
+    pub(super) fn handle_connected(&mut self) {
+        self.unsent = !(self.candidates.is_empty() && self.relays.is_empty());
+        for call in self.calls.values_mut() {
+            call.said = false;
+        }
+    }
+
+    /// Returns the next message to the coordinator.
+    pub(super) fn poll_message(&mut self, now: Instant) -> Option<ClientMessage> {
+        if mem::take(&mut self.unsent) {
+            let candidates = self.candidates.clone();
+            return Some(ClientMessage::Candidates {
+                candidates,
+                relays: self.relays.keys().copied().collect(),
+            });
+        }
+        self.calls.retain(|_, call| call.is_fresh(now));
+        let (to, call) = self.calls.iter_mut().find(|(_, call)| !call.said)?;
+        call.said = true;
+        Some(ClientMessage::CallMeMaybe { to: *to, candidates: call.candidates.clone() })
+    }
+
+    /// Returns the relays at which a channel is open, and where they are.
+    pub(super) fn relays(&self) -> &BTreeMap<RelayId, SocketAddr> {
+        &self.relays
+    }
+
+    /// Takes the relays at which a new channel is to be opened.
+    pub(super) fn take_reopened(&mut self) -> BTreeSet<RelayId> {
+        mem::take(&mut self.reopen)
+    }
+
+    /// Takes whether the network changed.
+    pub(super) fn take_network_changed(&mut self) -> bool {
+        mem::take(&mut self.network_changed)
+    }
+
+    /// Takes where peers answered.
+    pub(super) fn take_worked(&mut self) -> BTreeMap<NodeId, SocketAddr> {
+        mem::take(&mut self.worked)
+    }
+}
+
+impl Call {
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < CALL_TTL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::candidate::CandidateKind;
+
+    use super::*;
+
+    fn candidates(port: u16) -> Vec<Candidate> {
+        vec![Candidate { address: ([192, 0, 2, 1], port).into(), kind: CandidateKind::Host }]
+    }
+
+    fn drain(outbox: &mut Outbox, now: Instant) -> Vec<ClientMessage> {
+        std::iter::from_fn(|| outbox.poll_message(now)).collect()
+    }
+
+    #[test]
+    fn only_the_latest_candidates_are_sent_and_again_after_a_reconnect() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        outbox.handle_connected();
+        assert!(drain(&mut outbox, now).is_empty(), "nothing is known yet");
+        outbox.set_candidates(candidates(1));
+        outbox.set_candidates(candidates(2));
+        outbox.set_relay(RelayId(0), ([192, 0, 2, 9], 7443).into());
+        let sent = drain(&mut outbox, now);
+        let [ClientMessage::Candidates { candidates: sent, relays }] = &sent[..] else { panic!("{sent:?}") };
+        assert_eq!((sent, &relays[..]), (&candidates(2), &[RelayId(0)][..]));
+        outbox.set_candidates(candidates(2));
+        outbox.set_relay(RelayId(0), ([192, 0, 2, 9], 7443).into());
+        assert!(drain(&mut outbox, now).is_empty(), "the coordinator knows");
+        outbox.handle_connected();
+        assert_eq!(drain(&mut outbox, now).len(), 1);
+    }
+
+    #[test]
+    fn calls_are_replaced_bounded_and_grow_stale() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        outbox.call_me_maybe(NodeId(1), candidates(1), now);
+        outbox.call_me_maybe(NodeId(1), candidates(2), now);
+        let sent = drain(&mut outbox, now);
+        let [ClientMessage::CallMeMaybe { candidates: sent, .. }] = &sent[..] else { panic!("{sent:?}") };
+        assert_eq!(sent, &candidates(2));
+        assert!(drain(&mut outbox, now).is_empty());
+        outbox.handle_connected();
+        assert_eq!(drain(&mut outbox, now).len(), 1, "the old connection may have lost it");
+        for id in 0..10_000 {
+            outbox.call_me_maybe(NodeId(id), candidates(1), now);
+        }
+        assert_eq!(drain(&mut outbox, now).len(), MAX_CALLS);
+        outbox.call_me_maybe(NodeId(10_001), candidates(1), now);
+        assert_eq!(drain(&mut outbox, now).len(), 1, "what was said makes room");
+        assert!(drain(&mut outbox, now + CALL_TTL).is_empty());
+        assert!(outbox.calls.is_empty());
     }
 }

@@ -10,8 +10,6 @@
 //! Every file carries a checksum of its content (`sealed`), is written whole or not at all (`state_dir`), and
 //! all but the keys keep their previous generation ([`StateFile`]).
 
-#![allow(dead_code, reason = "the control client that uses the rest of it lands next")]
-
 mod error;
 mod keys;
 mod membership;
@@ -22,5 +20,6 @@ mod state_file;
 pub use error::{DamageKind, StateError};
 pub use keys::Identity;
 pub use membership::{Membership, load};
+pub(crate) use state_dir::CreatedDir;
 pub use state_dir::{StateDir, StateLock};
 pub use state_file::{Loaded, StateFile};

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// A file that holds a `T`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct StateFile<T> {
     dir: StateDir,
     /// The file's name, and the kind that its header states.
@@ -33,6 +33,13 @@ pub struct Loaded<T> {
     pub value: T,
     /// Why it is not the newest generation, if it is not.
     pub fallback: Option<StateError>,
+}
+
+// Derived, it would ask for a `T` that is `Clone`.
+impl<T> Clone for StateFile<T> {
+    fn clone(&self) -> Self {
+        Self { dir: self.dir.clone(), name: self.name, _content: PhantomData }
+    }
 }
 
 impl<T: Serialize + DeserializeOwned> StateFile<T> {

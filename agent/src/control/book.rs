@@ -1,0 +1,185 @@
+//! The address book: where coordinator and relays are, from all that was said and seen. No IO.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use mesh_proto::netmap::{NetworkMap, Relay};
+
+use super::address::{HostPort, Resolved, is_public, is_usable};
+use crate::netmap::KnownAddresses;
+
+/// Observers that the engine is told of; two are enough to tell mapping types apart.
+const MAX_OBSERVERS: usize = 8;
+/// Addresses of one relay that the engine is told of.
+const MAX_RELAY_ADDRESSES: usize = 4;
+
+/// Where everybody is.
+#[derive(Debug, Default)]
+pub(super) struct AddressBook {
+    /// What the node joined with.
+    joined: Vec<HostPort>,
+    known: KnownAddresses,
+    resolved: Resolved,
+    /// Where the coordinator is reached now.
+    connected: Option<SocketAddr>,
+    /// Where the coordinator sees this node.
+    observed: Option<IpAddr>,
+}
+
+impl AddressBook {
+    pub(super) fn new(joined: Vec<HostPort>, known: KnownAddresses) -> Self {
+        Self { joined, known, ..Self::default() }
+    }
+
+    /// Returns the coordinator's names: what it says of itself, then what the node joined with.
+    pub(super) fn names(&self, map: Option<&NetworkMap>) -> Vec<HostPort> {
+        let mut names = map.map(|map| HostPort::parse_all(&map.mesh.coordinators)).unwrap_or_default();
+        for name in &self.joined {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+
+    /// Returns where the coordinator was, the last place first.
+    pub(super) fn known(&self) -> &KnownAddresses {
+        &self.known
+    }
+
+    /// Takes what names resolved to.
+    pub(super) fn handle_resolved(&mut self, resolved: Resolved) {
+        self.resolved.extend(resolved);
+    }
+
+    /// Takes where the coordinator answered, and returns whether it is to be remembered.
+    pub(super) fn handle_connected(&mut self, remote: SocketAddr) -> bool {
+        self.connected = Some(remote);
+        self.observed = None;
+        self.known.set_worked(remote)
+    }
+
+    /// Takes where the coordinator sees this node.
+    pub(super) fn handle_observed(&mut self, observed: SocketAddr) {
+        self.observed = Some(observed.ip().to_canonical());
+    }
+
+    /// Returns who can answer STUN: the coordinator where it is reached, where else it is, and the relays.
+    pub(super) fn observers(
+        &self,
+        map: Option<&NetworkMap>,
+        relays: impl IntoIterator<Item = SocketAddr>,
+    ) -> Vec<SocketAddr> {
+        let names = self.names(map);
+        let resolved = names.iter().flat_map(|name| self.lookup(name));
+        let known = self.known.as_slice().iter().copied().filter(|_| self.connected.is_none());
+        let all = self.connected.into_iter().chain(relays).chain(resolved).chain(known);
+        distinct(all, &mesh_ranges(map), MAX_OBSERVERS)
+    }
+
+    /// Returns where a relay is reached, the place where it was met first.
+    pub(super) fn relay_addresses(&self, relay: &Relay, met: SocketAddr, mesh: &[IpNet]) -> Vec<SocketAddr> {
+        let names = HostPort::parse_all(&relay.addresses);
+        let others = names.iter().flat_map(|name| self.lookup(name));
+        distinct(std::iter::once(met).chain(others), mesh, MAX_RELAY_ADDRESSES)
+    }
+
+    /// Returns where a node that stands beside the coordinator may be reached from outside: where the
+    /// coordinator's name leads everybody else.
+    pub(super) fn guess(&self, map: Option<&NetworkMap>) -> Option<IpAddr> {
+        if is_public(self.observed?) {
+            return None;
+        }
+        let names = self.names(map);
+        let resolved = names.iter().flat_map(|name| self.lookup(name));
+        resolved.map(|address| address.ip()).find(|ip| is_public(*ip))
+    }
+
+    fn lookup(&self, name: &HostPort) -> Vec<SocketAddr> {
+        match name.literal() {
+            Some(address) => vec![address],
+            None => self.resolved.get(name).cloned().unwrap_or_default(),
+        }
+    }
+}
+
+/// Returns the ranges through which nothing of the underlay is reached.
+pub(super) fn mesh_ranges(map: Option<&NetworkMap>) -> Vec<IpNet> {
+    map.map(|map| vec![map.mesh.ipv4.into(), map.mesh.ipv6.into()]).unwrap_or_default()
+}
+
+fn distinct(all: impl Iterator<Item = SocketAddr>, mesh: &[IpNet], max: usize) -> Vec<SocketAddr> {
+    let mut kept = Vec::new();
+    for address in all {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if kept.len() < max && is_usable(address, mesh) && !kept.contains(&address) {
+            kept.push(address);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::netmap::RelayId;
+
+    use super::*;
+    use crate::netmap::fixtures::map;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn book() -> AddressBook {
+        let mut book = AddressBook::new(vec!["home.example".parse().unwrap()], KnownAddresses::default());
+        let resolved = [
+            ("home.example", vec![at("192.168.1.2:7443")]),
+            ("pi.example", vec![at("203.0.113.1:7443"), at("[2001:db8::1]:7443")]),
+        ];
+        book.handle_resolved(resolved.map(|(name, found)| (name.parse().unwrap(), found)).into());
+        book
+    }
+
+    #[test]
+    fn a_node_beside_the_coordinator_guesses_its_outside() {
+        let map = map(1, []);
+        let mut book = book();
+        assert_eq!(book.guess(Some(&map)), None, "not known where it is seen");
+        book.handle_connected(at("192.168.1.2:7443"));
+        book.handle_observed(at("192.168.1.7:999"));
+        assert_eq!(book.guess(Some(&map)), Some("203.0.113.1".parse().unwrap()));
+        book.handle_observed(at("198.51.100.7:999"));
+        assert_eq!(book.guess(Some(&map)), None, "it has an outside observer");
+    }
+
+    #[test]
+    fn the_coordinator_in_use_is_the_first_observer() {
+        let map = map(1, []);
+        let mut book = book();
+        book.handle_connected(at("192.168.1.2:7443"));
+        let relay = at("198.51.100.5:7443");
+        let want = ["192.168.1.2:7443", "198.51.100.5:7443", "203.0.113.1:7443", "[2001:db8::1]:7443"];
+        assert_eq!(book.observers(Some(&map), [relay]), want.map(at));
+    }
+
+    #[test]
+    fn without_a_connection_the_last_good_addresses_are_observers() {
+        let mut known = KnownAddresses::default();
+        known.set_worked(at("203.0.113.1:7443"));
+        known.set_worked(at("10.90.0.1:7443"));
+        let book = AddressBook::new(vec![], known);
+        let map = map(1, []);
+        assert_eq!(book.observers(Some(&map), []), [at("203.0.113.1:7443")], "not through the mesh");
+    }
+
+    #[test]
+    fn a_relay_is_reached_first_where_it_was_met() {
+        let map = map(1, []);
+        let addresses =
+            vec!["pi.example:7443".to_owned(), "192.0.2.9:1".to_owned(), "10.90.0.1:1".to_owned()];
+        let relay = Relay { id: RelayId(0), name: "pi".to_owned(), key: None, addresses };
+        let got = book().relay_addresses(&relay, at("192.168.1.2:7443"), &mesh_ranges(Some(&map)));
+        let want = ["192.168.1.2:7443", "203.0.113.1:7443", "[2001:db8::1]:7443", "192.0.2.9:1"];
+        assert_eq!(got, want.map(at));
+    }
+}

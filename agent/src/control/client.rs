@@ -1,0 +1,345 @@
+//! The task that keeps the connection to the coordinator: dial, session, wait, and again.
+//!
+//! It is the one owner of map, caches and address book. Being cancelled at any await is safe: what has to
+//! last is written by the [`Saver`] tasks.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_proto::{
+    control::{PeerState, Refusal, RefusalCode},
+    netmap::NetworkMap,
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info, warn};
+
+use super::{
+    ControlConfig, ControlEvent,
+    address::HostPort,
+    backoff::{self, Backoff},
+    book::{AddressBook, mesh_ranges},
+    dial::{self, Dialed, Target},
+    link::Link,
+    relays::Relays,
+    session::{self, End},
+    shared::{LinkState, Shared},
+    tls,
+};
+use crate::{
+    identity::Identity,
+    netmap::{self, CachedMap, CachedPeer, CachedPeers, Caches, KnownAddresses, Saver, Store},
+};
+
+/// A session that lasted this long was a good one: the next failure is the first.
+const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// The map is written at once, and at most this often while it changes all the time.
+const MAP_INTERVAL: Duration = Duration::from_secs(1);
+/// News of peers come often and are worth little: they are written rarely.
+const PEERS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The state of the task.
+pub(super) struct Client {
+    pub(super) identity: Arc<Identity>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) cancel: CancellationToken,
+    pub(super) store: Store,
+    pub(super) book: AddressBook,
+    config: ControlConfig,
+    tls: quinn::ClientConfig,
+    events: mpsc::Sender<ControlEvent>,
+    peers: CachedPeers,
+    relays: Relays,
+    savers: Savers,
+    backoff: Backoff,
+    /// What was said last, not to be said again.
+    observers: Vec<SocketAddr>,
+    guess: Option<IpAddr>,
+}
+
+/// The agent stops, or nobody listens to events any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gone;
+
+/// What the outbox asks of the connection itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LocalNews {
+    /// The host's network is another one.
+    pub(super) network_changed: bool,
+    /// The coordinator's relay forgot the channel.
+    pub(super) reopen_relay: bool,
+}
+
+struct Savers {
+    map: Saver<CachedMap>,
+    peers: Saver<Vec<CachedPeer>>,
+    coordinator: Saver<KnownAddresses>,
+}
+
+/// What to do after a failure.
+enum Next {
+    Wait(Duration),
+    AtOnce,
+    GiveUp(String),
+}
+
+impl Client {
+    pub(super) fn new(
+        config: ControlConfig,
+        shared: Arc<Shared>,
+        events: mpsc::Sender<ControlEvent>,
+        cancel: &CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let identity = Arc::new(config.identity.clone());
+        let tls = tls::client_config(&identity, config.membership.pin)
+            .expect("an identity's node key can be used for TLS");
+        let dir = &config.state_dir;
+        let caches = Caches::load(dir, &config.membership);
+        let savers = Savers {
+            map: Saver::spawn(netmap::map_file(dir), MAP_INTERVAL, cancel, tracker),
+            peers: Saver::spawn(netmap::peers_file(dir), PEERS_INTERVAL, cancel, tracker),
+            coordinator: Saver::spawn(netmap::coordinator_file(dir), Duration::ZERO, cancel, tracker),
+        };
+        let joined = HostPort::parse_all(&config.membership.coordinators);
+        Self {
+            store: Store::new(identity.node_key(), caches.map),
+            book: AddressBook::new(joined, caches.coordinator),
+            relays: Relays::new(identity.clone(), shared.clone(), events.clone(), cancel, tracker),
+            cancel: cancel.clone(),
+            peers: caches.peers,
+            backoff: Backoff::default(),
+            observers: Vec::new(),
+            guess: None,
+            identity,
+            shared,
+            config,
+            tls,
+            events,
+            savers,
+        }
+    }
+
+    /// Runs until it is cancelled, nobody listens, or the node is not a member any more.
+    pub(super) async fn run(mut self) {
+        if self.emit_cached().await.is_err() {
+            return;
+        }
+        loop {
+            let next = match self.connect().await {
+                Ok(Ok(link)) => {
+                    let started = Instant::now();
+                    let end = session::run(&mut self, link).await;
+                    if started.elapsed() >= GOOD_SESSION {
+                        self.backoff.reset();
+                    }
+                    match end {
+                        End::Gone => return,
+                        End::Lost(error) => self.handle_failure(&error),
+                        End::Refused(refusal) => self.handle_refusal(refusal),
+                    }
+                }
+                Ok(Err(next)) => next,
+                Err(Gone) => return,
+            };
+            match next {
+                Next::AtOnce => {}
+                Next::Wait(wait) => {
+                    debug!(?wait, "the next attempt waits");
+                    if self.interruptible(tokio::time::sleep(wait)).await.is_err() {
+                        return;
+                    }
+                }
+                Next::GiveUp(reason) => {
+                    // Nobody who listens is as good as somebody who knows.
+                    let _ = self.emit(ControlEvent::Fatal(reason)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Dials, again at once whenever the network changes meanwhile.
+    async fn connect(&mut self) -> Result<Result<Link, Next>, Gone> {
+        let dialed = loop {
+            let map = self.store.map().map(Arc::as_ref);
+            let target = Target {
+                config: self.tls.clone(),
+                names: self.book.names(map),
+                known: self.book.known().as_slice().to_vec(),
+                mesh: mesh_ranges(map),
+            };
+            match self.interruptible(async { dial::dial(&target).await }).await? {
+                Some(Ok(dialed)) => break dialed,
+                Some(Err(error)) => return Ok(Err(self.handle_failure(&error))),
+                None => {}
+            }
+        };
+        self.handle_dialed(&dialed);
+        Ok(Link::open(dialed).await.map_err(|error| self.handle_failure(&error)))
+    }
+
+    fn handle_dialed(&mut self, dialed: &Dialed) {
+        let remote = dialed.connection.remote_address();
+        self.book.handle_resolved(dialed.resolved.clone());
+        if self.book.handle_connected(remote) {
+            self.savers.coordinator.save(Arc::new(self.book.known().clone()));
+        }
+        self.shared.set_link(LinkState::Connected(dialed.connection.clone()));
+        info!("connected to the coordinator");
+        debug!(%remote, "where it was reached");
+    }
+
+    /// Waits for something, unless the agent stops; `None` when the network changed meanwhile.
+    async fn interruptible<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, Gone> {
+        tokio::pin!(work);
+        let (cancel, shared) = (self.cancel.clone(), self.shared.clone());
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Gone),
+                () = shared.changed() => {
+                    if self.handle_outbox().network_changed {
+                        self.backoff.reset();
+                        return Ok(None);
+                    }
+                    self.emit_observers().await?;
+                }
+                done = &mut work => return Ok(Some(done)),
+            }
+        }
+    }
+
+    fn handle_failure(&mut self, error: &dyn std::error::Error) -> Next {
+        let wait = self.backoff.next_wait(backoff::random());
+        self.set_down(error.to_string());
+        Next::Wait(wait)
+    }
+
+    fn handle_refusal(&mut self, refusal: Refusal) -> Next {
+        let random = backoff::random();
+        let wait = match (refusal.code, refusal.retry_after_ms) {
+            (RefusalCode::NotRegistered, _) => return Next::GiveUp(refusal.message),
+            (RefusalCode::Replaced, _) => {
+                warn!("another agent uses this node's identity");
+                self.backoff.longest_wait(random)
+            }
+            (_, Some(asked)) => self.backoff.next_wait_asked(Duration::from_millis(asked), random),
+            (
+                RefusalCode::Token
+                | RefusalCode::NameTaken
+                | RefusalCode::Busy
+                | RefusalCode::ShuttingDown
+                | RefusalCode::Protocol
+                | RefusalCode::Unknown,
+                None,
+            ) => self.backoff.next_wait(random),
+        };
+        self.set_down(refusal.to_string());
+        if wait.is_zero() { Next::AtOnce } else { Next::Wait(wait) }
+    }
+
+    /// Says that the connection is down: in the log once, in the status always.
+    fn set_down(&self, error: String) {
+        let failures = self.backoff.failures();
+        if failures == 1 {
+            warn!(error, "the coordinator is not reached, and is tried again and again");
+        } else {
+            debug!(error, failures, "the coordinator is not reached");
+        }
+        self.shared.set_link(LinkState::Down { error, failures });
+    }
+
+    /// Does what the outbox asks for and needs no connection, and returns the rest.
+    pub(super) fn handle_outbox(&mut self) -> LocalNews {
+        let (network_changed, reopened, worked) = self.shared.with_outbox(|outbox| {
+            (outbox.take_network_changed(), outbox.take_reopened(), outbox.take_worked())
+        });
+        if network_changed {
+            self.relays.network_changed();
+        }
+        let mut reopen_relay = false;
+        for relay in reopened {
+            reopen_relay |= !self.relays.reopen(relay);
+        }
+        let mut news = false;
+        for (peer, address) in worked {
+            news |= self.peers.set_worked(peer, address);
+        }
+        if news {
+            self.savers.peers.save(Arc::new(self.peers.to_list()));
+        }
+        LocalNews { network_changed, reopen_relay }
+    }
+
+    /// Takes over a new map.
+    pub(super) async fn handle_map(&mut self, map: Arc<NetworkMap>) -> Result<(), Gone> {
+        debug!(epoch = map.version.epoch, serial = map.version.serial, peers = map.peers.len(), "a new map");
+        let cached = CachedMap { pin: self.config.membership.pin, map: NetworkMap::clone(&map) };
+        self.savers.map.save(Arc::new(cached));
+        self.peers.retain(&map);
+        self.set_relays(&map);
+        self.emit(ControlEvent::Map(map)).await
+    }
+
+    /// Remembers where peers are.
+    pub(super) fn handle_peer_states(&mut self, states: &[PeerState]) {
+        if self.peers.apply(states) {
+            self.savers.peers.save(Arc::new(self.peers.to_list()));
+        }
+    }
+
+    fn set_relays(&mut self, map: &NetworkMap) {
+        let names: BTreeMap<_, _> = map.relays.iter().map(|relay| (relay.id, relay.name.clone())).collect();
+        self.shared.set_relay_names(names);
+        self.relays.set(&map.relays, &mesh_ranges(Some(map)));
+    }
+
+    /// Says what is known from before.
+    async fn emit_cached(&mut self) -> Result<(), Gone> {
+        if let Some(map) = self.store.map().cloned() {
+            self.set_relays(&map);
+            self.emit(ControlEvent::Map(map)).await?;
+            let states = self.peers.to_states();
+            if !states.is_empty() {
+                self.emit(ControlEvent::PeerStates(states)).await?;
+            }
+        }
+        self.emit_observers().await
+    }
+
+    /// Says who answers STUN, if that is news.
+    pub(super) async fn emit_observers(&mut self) -> Result<(), Gone> {
+        let relays = self.shared.with_outbox(|outbox| outbox.relays().clone());
+        let observers = self.book.observers(self.store.map().map(Arc::as_ref), relays.into_values());
+        if observers == self.observers {
+            return Ok(());
+        }
+        self.observers.clone_from(&observers);
+        self.emit(ControlEvent::Observers(observers)).await
+    }
+
+    /// Says where this node may be reached if it stands beside the coordinator, if that is news.
+    pub(super) async fn emit_guess(&mut self) -> Result<(), Gone> {
+        let guess = self.book.guess(self.store.map().map(Arc::as_ref));
+        if guess == self.guess {
+            return Ok(());
+        }
+        self.guess = guess;
+        self.emit(ControlEvent::Guess(guess)).await
+    }
+
+    /// Says something, and waits while the listener is behind.
+    pub(super) async fn emit(&self, event: ControlEvent) -> Result<(), Gone> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Gone),
+            sent = self.events.send(event) => sent.map_err(|_closed| Gone),
+        }
+    }
+}

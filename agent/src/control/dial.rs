@@ -1,0 +1,262 @@
+//! Reaching the holder of a pinned key at any of many addresses (after RFC 8305, "happy eyeballs").
+//!
+//! Addresses that worked before are tried at once, while names are being resolved. Attempts start 250 ms
+//! apart, or as soon as one has failed, and alternate between IPv6 and IPv4. The first connection whose
+//! handshake is complete wins, and its key was checked by then. Every dial has sockets of its own, so that no
+//! state that a NAT or a firewall keeps for an older one is in its way.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use ipnet::IpNet;
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
+use tokio::time::Instant;
+
+use super::{
+    address::{HostPort, ResolveError, Resolved, is_usable},
+    tls::{self, SERVER_NAME},
+};
+
+/// Head start of each attempt before the next one (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Four transmissions of the first packet fit into it.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
+/// Addresses tried in one dial; what goes beyond is cut.
+const MAX_ATTEMPTS: usize = 16;
+
+/// Whom to reach, and where.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// How to speak to it; holds the pin.
+    pub(super) config: quinn::ClientConfig,
+    /// Where it says that it is.
+    pub(super) names: Vec<HostPort>,
+    /// Where it was, the last place first.
+    pub(super) known: Vec<SocketAddr>,
+    /// The mesh's own ranges, through which it is not reached.
+    pub(super) mesh: Vec<IpNet>,
+}
+
+/// A connection to the holder of the pinned key.
+#[derive(Debug)]
+pub(super) struct Dialed {
+    pub(super) connection: Connection,
+    /// The socket below it, to be changed with the network.
+    pub(super) endpoint: Endpoint,
+    /// What names resolved to on the way.
+    pub(super) resolved: Resolved,
+}
+
+/// Why nothing was reached: every name and address that was tried.
+#[derive(Debug, Default)]
+pub struct DialError {
+    attempts: Vec<(String, AttemptError)>,
+}
+
+/// Why one attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    /// The name.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// This host has no way to the address.
+    #[error("not reachable from here: {0}")]
+    Socket(#[from] io::Error),
+    /// Nobody answered.
+    #[error("no answer in {} s", ATTEMPT_TIMEOUT.as_secs())]
+    Timeout,
+    /// Somebody else answered.
+    #[error("the coordinator's key does not match the pinned key")]
+    PinMismatch,
+    /// The connection failed.
+    #[error("{0}")]
+    Connection(ConnectionError),
+}
+
+enum Progress {
+    Resolved(HostPort, Result<Vec<SocketAddr>, ResolveError>),
+    Connected(SocketAddr, Result<Connection, AttemptError>),
+}
+
+type Pending<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Progress> + Send + 'a>>>;
+
+/// The state of one dial.
+struct Dial<'a> {
+    target: &'a Target,
+    sockets: Sockets,
+    waiting: VecDeque<SocketAddr>,
+    tried: Vec<SocketAddr>,
+    pending: Pending<'a>,
+    resolved: Resolved,
+    error: DialError,
+}
+
+/// One endpoint for each address family, made when it is needed.
+#[derive(Default)]
+struct Sockets {
+    v4: Option<Endpoint>,
+    v6: Option<Endpoint>,
+}
+
+/// Reaches the target.
+///
+/// # Errors
+/// When every attempt failed.
+pub(super) async fn dial(target: &Target) -> Result<Dialed, DialError> {
+    let mut dial = Dial {
+        target,
+        sockets: Sockets::default(),
+        waiting: VecDeque::new(),
+        tried: Vec::new(),
+        pending: FuturesUnordered::new(),
+        resolved: Resolved::new(),
+        error: DialError::default(),
+    };
+    dial.add(&target.known);
+    for name in &target.names {
+        dial.pending
+            .push(Box::pin(async { Progress::Resolved(name.clone(), name.resolve(&target.mesh).await) }));
+    }
+    let mut next_start = Instant::now();
+    loop {
+        if Instant::now() >= next_start && dial.try_start() {
+            next_start = Instant::now() + STAGGER;
+        }
+        if dial.pending.is_empty() && dial.waiting.is_empty() {
+            return Err(dial.error);
+        }
+        tokio::select! {
+            Some(progress) = dial.pending.next() => match progress {
+                Progress::Resolved(name, Ok(addresses)) => {
+                    dial.add(&addresses);
+                    dial.resolved.insert(name, addresses);
+                }
+                Progress::Resolved(name, Err(error)) => dial.error.add(&name, error.into()),
+                Progress::Connected(address, Ok(connection)) => {
+                    let endpoint = dial.sockets.take(address).expect("a connection has its endpoint");
+                    return Ok(Dialed { connection, endpoint, resolved: dial.resolved });
+                }
+                Progress::Connected(address, Err(error)) => {
+                    dial.error.add(&address, error);
+                    next_start = Instant::now();
+                }
+            },
+            () = tokio::time::sleep_until(next_start), if !dial.waiting.is_empty() => {}
+        }
+    }
+}
+
+/// Makes a socket that can reach the address, or says at once that there is none.
+pub(super) fn bind_for(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    // Connecting a socket of UDP sends nothing: it asks the routing table.
+    UdpSocket::bind(any)?.connect(address)?;
+    let socket = UdpSocket::bind(any)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+impl Dial<'_> {
+    fn add(&mut self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            let known = self.tried.contains(address) || self.waiting.contains(address);
+            let room = self.tried.len() + self.waiting.len() < MAX_ATTEMPTS;
+            if !known && room && is_usable(*address, &self.target.mesh) {
+                self.waiting.push_back(*address);
+            }
+        }
+    }
+
+    /// Starts the next attempt, of the other family than the last one if there is one.
+    fn try_start(&mut self) -> bool {
+        let last = self.tried.last().map(SocketAddr::is_ipv4);
+        let other = self.waiting.iter().position(|address| Some(address.is_ipv4()) != last);
+        let Some(address) = self.waiting.remove(other.unwrap_or(0)) else { return false };
+        self.tried.push(address);
+        let connecting = self.sockets.get(address).and_then(|endpoint| {
+            endpoint.connect_with(self.target.config.clone(), address, SERVER_NAME).map_err(io::Error::other)
+        });
+        self.pending.push(Box::pin(async move {
+            let attempt = async { Ok(tokio::time::timeout(ATTEMPT_TIMEOUT, connecting?).await) };
+            let result = match attempt.await {
+                Ok(Ok(Ok(connection))) => Ok(connection),
+                Ok(Ok(Err(error))) if tls::is_pin_mismatch(&error) => Err(AttemptError::PinMismatch),
+                Ok(Ok(Err(error))) => Err(AttemptError::Connection(error)),
+                Ok(Err(_elapsed)) => Err(AttemptError::Timeout),
+                Err(error) => Err(AttemptError::Socket(error)),
+            };
+            Progress::Connected(address, result)
+        }));
+        true
+    }
+}
+
+impl Sockets {
+    fn get(&mut self, address: SocketAddr) -> io::Result<&Endpoint> {
+        let slot = match address {
+            SocketAddr::V4(_) => &mut self.v4,
+            SocketAddr::V6(_) => &mut self.v6,
+        };
+        let socket = bind_for(address)?;
+        match slot {
+            Some(endpoint) => Ok(endpoint),
+            None => {
+                let runtime = Arc::new(TokioRuntime);
+                Ok(slot.insert(Endpoint::new(EndpointConfig::default(), None, socket, runtime)?))
+            }
+        }
+    }
+
+    fn take(&mut self, address: SocketAddr) -> Option<Endpoint> {
+        match address {
+            SocketAddr::V4(_) => self.v4.take(),
+            SocketAddr::V6(_) => self.v6.take(),
+        }
+    }
+}
+
+impl DialError {
+    /// Returns whether somebody answered who does not have the pinned key.
+    pub(super) fn is_pin_mismatch(&self) -> bool {
+        self.attempts.iter().any(|(_, error)| matches!(error, AttemptError::PinMismatch))
+    }
+
+    /// Makes the error of a dial that there was no time for.
+    pub(super) fn unfinished(target: &Target) -> Self {
+        let mut error = Self::default();
+        for name in &target.names {
+            error.add(name, AttemptError::Timeout);
+        }
+        error
+    }
+
+    fn add(&mut self, what: &impl ToString, error: AttemptError) {
+        self.attempts.push((what.to_string(), error));
+    }
+}
+
+impl std::error::Error for DialError {}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.attempts.is_empty() {
+            return f.write_str("there is no address to try");
+        }
+        for (index, (what, error)) in self.attempts.iter().enumerate() {
+            write!(f, "{}{what}: {error}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,188 @@
+//! A coordinator (or relay) in a test's hands: it says what the test tells it to.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_proto::{
+    control::{
+        ALPN, ClientMessage, Refusal, RefusalCode, ServerMessage, Welcome,
+        frame::{Decoder, encode},
+    },
+    key::{KeyPin, NodeKey},
+};
+use quinn::{
+    Connection, ConnectionError, Endpoint, RecvStream, SendStream, crypto::rustls::QuicServerConfig,
+};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key},
+    pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime},
+    server::{
+        AlwaysResolvesServerRawPublicKeys,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::CertifiedKey,
+    version::TLS13,
+};
+use tokio::time::timeout;
+
+use crate::identity::Identity;
+
+/// A message that does not come by then does not come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server with a key of its own on a loopback port.
+pub(super) struct FakeCoordinator {
+    pub(super) endpoint: Endpoint,
+    pub(super) identity: Identity,
+}
+
+/// One connection of an agent.
+pub(super) struct FakeSession {
+    pub(super) connection: Connection,
+    pub(super) node_key: NodeKey,
+    send: SendStream,
+    recv: RecvStream,
+    decoder: Decoder,
+}
+
+impl FakeCoordinator {
+    pub(super) fn start() -> Self {
+        Self::with_identity(Identity::generate().unwrap(), ([127, 0, 0, 1], 0).into())
+    }
+
+    /// Starts with a key and an address that were in use before.
+    pub(super) fn with_identity(identity: Identity, address: SocketAddr) -> Self {
+        let endpoint = Endpoint::server(server_config(&identity), address).unwrap();
+        Self { endpoint, identity }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.endpoint.local_addr().unwrap()
+    }
+
+    pub(super) fn key(&self) -> NodeKey {
+        self.identity.node_key()
+    }
+
+    pub(super) fn pin(&self) -> KeyPin {
+        KeyPin::of_spki(&self.key().to_spki())
+    }
+
+    /// Waits for a connection attempt, and for how it ends.
+    pub(super) async fn accept_connection(&self) -> Result<Connection, ConnectionError> {
+        timeout(PATIENCE, self.endpoint.accept()).await.expect("an agent connects").unwrap().await
+    }
+
+    /// Waits for an agent, and answers its Hello.
+    pub(super) async fn accept(&self) -> FakeSession {
+        let connection = self.accept_connection().await.unwrap();
+        let spki = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
+        let node_key = NodeKey::from_spki(&spki[0]).unwrap();
+        let (send, recv) = timeout(PATIENCE, connection.accept_bi()).await.expect("a stream").unwrap();
+        let mut session = FakeSession { connection, node_key, send, recv, decoder: Decoder::default() };
+        assert!(matches!(session.recv().await, ClientMessage::Hello(_)));
+        let observed = session.connection.remote_address();
+        let welcome = Welcome { version: "fake".to_owned(), features: vec![], observed };
+        session.send(ServerMessage::Welcome(welcome)).await;
+        session
+    }
+}
+
+impl FakeSession {
+    pub(super) async fn send(&mut self, message: ServerMessage) {
+        self.send.write_all(&encode(&message).unwrap()).await.unwrap();
+    }
+
+    pub(super) async fn recv(&mut self) -> ClientMessage {
+        timeout(PATIENCE, self.try_recv()).await.expect("a message").expect("a connection")
+    }
+
+    /// Waits for a message, or for the end of the connection.
+    pub(super) async fn try_recv(&mut self) -> Option<ClientMessage> {
+        loop {
+            if let Some(message) = self.decoder.poll_message().unwrap() {
+                return Some(message);
+            }
+            self.decoder.handle_bytes(&self.recv.read_chunk(4096, true).await.ok()??.bytes);
+        }
+    }
+
+    /// Waits for the first message that `pick` takes.
+    pub(super) async fn recv_until<T>(&mut self, mut pick: impl FnMut(ClientMessage) -> Option<T>) -> T {
+        loop {
+            if let Some(picked) = pick(self.recv().await) {
+                return picked;
+            }
+        }
+    }
+
+    /// Refuses, and closes as the coordinator does.
+    pub(super) async fn refuse(mut self, code: RefusalCode, retry_after_ms: Option<u64>) {
+        let refusal = Refusal { code, message: "because".to_owned(), retry_after_ms };
+        self.send(ServerMessage::Refused(refusal)).await;
+        self.send.finish().unwrap();
+        let _ = timeout(PATIENCE, self.connection.closed()).await;
+    }
+}
+
+fn server_config(identity: &Identity) -> quinn::ServerConfig {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::Pkcs8(identity.node_key_pkcs8().clone_key());
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let spki = CertificateDer::from(identity.node_key().to_spki());
+    let certified = Arc::new(CertifiedKey::new(vec![spki], key));
+    let verifier = Arc::new(AnyKey(provider.signature_verification_algorithms));
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
+}
+
+#[derive(Debug)]
+struct AnyKey(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AnyKey {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &spki, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}

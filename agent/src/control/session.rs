@@ -1,0 +1,253 @@
+//! One connection to the coordinator, from Connect to its end.
+//!
+//! Everything that can be said without an answer is said at once (Hello, Connect, RelayOpen, Candidates), so a
+//! session is up one round trip after the handshake.
+
+use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Instant};
+
+use mesh_engine::config::{RelayCarrier, RelayConfig};
+use mesh_proto::{
+    candidate::{Candidate, MAX_CANDIDATES},
+    control::{ClientMessage, PeerState, Refusal, RelayChannel, ServerMessage},
+    netmap::{NetworkMap, NodeId},
+};
+use tracing::{debug, warn};
+
+use super::{
+    ControlEvent,
+    address::{HostPort, Resolved, is_usable, resolve_all},
+    book::mesh_ranges,
+    client::{Client, Gone},
+    link::{Link, LinkError},
+};
+use crate::netmap::{Rejection, Update};
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The agent stops, or nobody listens to events any more.
+    Gone,
+    /// The connection is of no more use.
+    Lost(LinkError),
+    /// The coordinator wants no connection.
+    Refused(Refusal),
+}
+
+/// What one session remembers.
+pub(super) struct Session<'a> {
+    client: &'a mut Client,
+    link: Link,
+    /// A whole map was asked for and has not come.
+    resyncing: bool,
+    /// The coordinator is behind what is known: asking it again makes no difference.
+    behind: bool,
+    /// The channel at the coordinator's relay, and what the engine was told of it.
+    relay: Option<(RelayChannel, RelayConfig)>,
+}
+
+type Survey = Pin<Box<dyn Future<Output = Resolved> + Send>>;
+
+/// Runs a session to its end.
+pub(super) async fn run(client: &mut Client, link: Link) -> End {
+    let mut session = Session { client, link, resyncing: false, behind: false, relay: None };
+    let end = match session.run().await {
+        Ok(()) => End::Gone,
+        Err(end) => end,
+    };
+    session.link.close().await;
+    end
+}
+
+impl Session<'_> {
+    async fn run(&mut self) -> Result<(), End> {
+        let connect = ClientMessage::Connect {
+            public_key: self.client.identity.public_key(),
+            map: self.client.store.version(),
+        };
+        self.link.queue(&connect)?;
+        self.link.queue(&ClientMessage::RelayOpen)?;
+        self.client.shared.with_outbox(super::outbox::Outbox::handle_connected);
+        let shared = self.client.shared.clone();
+        let cancel = self.client.cancel.clone();
+        let mut survey = Some(self.survey());
+        loop {
+            self.flush().await?;
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                () = shared.changed() => {}
+                resolved = async { survey.as_mut().expect("checked before").await }, if survey.is_some() => {
+                    survey = None;
+                    self.client.book.handle_resolved(resolved);
+                    self.handle_addresses().await?;
+                }
+                message = self.link.recv() => self.handle(message?).await?,
+            }
+        }
+    }
+
+    /// Resolves every name of coordinator and relay, beside the session.
+    fn survey(&self) -> Survey {
+        let map = self.client.store.map().map(Arc::as_ref);
+        let mut names: BTreeSet<HostPort> = self.client.book.names(map).into_iter().collect();
+        let relays = map.map(|map| map.relays.as_slice()).unwrap_or_default();
+        names.extend(relays.iter().flat_map(|relay| HostPort::parse_all(&relay.addresses)));
+        Box::pin(resolve_all(names.into_iter().collect(), mesh_ranges(map)))
+    }
+
+    /// Does and says what waits in the outbox.
+    async fn flush(&mut self) -> Result<(), End> {
+        let local = self.client.handle_outbox();
+        if local.network_changed {
+            debug!("the network changed: the connection is tested");
+            self.link.rebind().map_err(|_unreachable| LinkError::Silent)?;
+            self.link.test()?;
+        }
+        if local.reopen_relay {
+            self.link.queue(&ClientMessage::RelayOpen)?;
+            self.link.test()?;
+        }
+        while self.link.has_room() {
+            let next = self.client.shared.with_outbox(|outbox| outbox.poll_message(Instant::now()));
+            let Some(message) = next else { break };
+            self.link.queue(&message)?;
+        }
+        self.client.emit_observers().await?;
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: ServerMessage) -> Result<(), End> {
+        match message {
+            ServerMessage::Welcome(welcome) => {
+                debug!(version = welcome.version, "connected");
+                self.client.book.handle_observed(welcome.observed);
+                self.handle_addresses().await
+            }
+            ServerMessage::Map { map } => {
+                self.resyncing = false;
+                let update = self.client.store.handle_map(*map);
+                self.handle_update(update).await
+            }
+            ServerMessage::Delta { delta } => {
+                let update = self.client.store.handle_delta(delta);
+                self.handle_update(update).await
+            }
+            ServerMessage::PeerStates { peers } => self.handle_peer_states(peers).await,
+            ServerMessage::CallMeMaybe { from, candidates } => self.handle_call(from, candidates).await,
+            ServerMessage::RelayOpened(channel) => self.handle_relay(channel).await,
+            ServerMessage::Refused(refusal) => Err(End::Refused(refusal)),
+            ServerMessage::Joined { .. } | ServerMessage::Pong { .. } | ServerMessage::Unknown => Ok(()),
+        }
+    }
+
+    async fn handle_update(&mut self, update: Result<Update, Rejection>) -> Result<(), End> {
+        match update {
+            Ok(Update::Changed(map)) => {
+                self.client.handle_map(map).await?;
+                self.handle_addresses().await
+            }
+            Ok(Update::Unchanged) => Ok(()),
+            Err(rejection @ Rejection::Older(_)) => {
+                if !self.behind {
+                    warn!(%rejection, "the coordinator lost its latest state: what is known is kept");
+                }
+                self.behind = true;
+                Ok(())
+            }
+            Err(rejection @ (Rejection::Gap(_) | Rejection::NoMap)) => {
+                debug!(%rejection, "a delta does not fit");
+                self.resync()
+            }
+            Err(rejection @ Rejection::Doubtful { .. }) => {
+                warn!(%rejection, "it is asked for again before it is believed");
+                self.resync()
+            }
+            Err(rejection @ (Rejection::Shrunk { .. } | Rejection::NotOurs)) => {
+                warn!(%rejection, "what the coordinator says is not taken over");
+                Ok(())
+            }
+        }
+    }
+
+    fn resync(&mut self) -> Result<(), End> {
+        if !self.resyncing && !self.behind {
+            self.resyncing = true;
+            self.link.queue(&ClientMessage::Resync)?;
+        }
+        Ok(())
+    }
+
+    async fn handle_peer_states(&mut self, mut peers: Vec<PeerState>) -> Result<(), End> {
+        let map = self.client.store.map().cloned();
+        for peer in &mut peers {
+            peer.candidates = sanitize(&peer.candidates, map.as_deref());
+        }
+        self.client.handle_peer_states(&peers);
+        Ok(self.client.emit(ControlEvent::PeerStates(peers)).await?)
+    }
+
+    async fn handle_call(&mut self, from: NodeId, candidates: Vec<Candidate>) -> Result<(), End> {
+        let map = self.client.store.map();
+        if !map.is_some_and(|map| map.peers.iter().any(|peer| peer.id == from)) {
+            return Ok(());
+        }
+        let candidates = sanitize(&candidates, map.map(Arc::as_ref));
+        Ok(self.client.emit(ControlEvent::CallMeMaybe { from, candidates }).await?)
+    }
+
+    async fn handle_relay(&mut self, channel: RelayChannel) -> Result<(), End> {
+        let config = self.relay_config(&channel);
+        self.relay = Some((channel, config.clone()));
+        let (id, remote) = (config.id, self.link.remote());
+        self.client.shared.update(|outbox| outbox.set_relay(id, remote));
+        Ok(self.client.emit(ControlEvent::RelayOpened(config)).await?)
+    }
+
+    /// Passes on what follows from addresses that became known.
+    async fn handle_addresses(&mut self) -> Result<(), End> {
+        if let Some((channel, told)) = &self.relay {
+            let config = self.relay_config(channel);
+            if config != *told {
+                self.relay = Some((channel.clone(), config.clone()));
+                self.client.emit(ControlEvent::RelayOpened(config)).await?;
+            }
+        }
+        self.client.emit_observers().await?;
+        Ok(self.client.emit_guess().await?)
+    }
+
+    fn relay_config(&self, channel: &RelayChannel) -> RelayConfig {
+        let map = self.client.store.map();
+        let relay = map.and_then(|map| map.relays.iter().find(|relay| relay.id == channel.relay));
+        let met = self.link.remote();
+        let addresses = match relay {
+            Some(relay) => self.client.book.relay_addresses(relay, met, &mesh_ranges(map.map(Arc::as_ref))),
+            None => vec![met],
+        };
+        RelayConfig {
+            id: channel.relay,
+            carrier: RelayCarrier::Udp(addresses),
+            channel: channel.channel,
+            key: channel.key,
+        }
+    }
+}
+
+/// Leaves out candidates that cannot be on the underlay.
+fn sanitize(candidates: &[Candidate], map: Option<&NetworkMap>) -> Vec<Candidate> {
+    let mesh = mesh_ranges(map);
+    let usable = candidates.iter().filter(|candidate| is_usable(candidate.address, &mesh));
+    usable.take(MAX_CANDIDATES).copied().collect()
+}
+
+impl From<Gone> for End {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error)
+    }
+}

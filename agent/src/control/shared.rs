@@ -1,0 +1,118 @@
+//! What the handle and the tasks share: the outbox, and what is known of the connection.
+//!
+//! The lock is held for moments, and never across an await.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use mesh_proto::{
+    netmap::RelayId,
+    status::{ConnectionState, ControlTransport, CoordinatorStatus},
+};
+use tokio::sync::Notify;
+
+use super::outbox::Outbox;
+
+/// After this many failures in a row the coordinator is said to be offline.
+const OFFLINE_AFTER: u32 = 3;
+
+/// What the handle and the tasks share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// Tells the coordinator's task, and no other, that the outbox changed.
+    changed: Notify,
+}
+
+/// What is known of the connection to the coordinator.
+#[derive(Debug, Default)]
+pub(super) enum LinkState {
+    /// It was never up and has never failed.
+    #[default]
+    Starting,
+    /// It is up.
+    Connected(quinn::Connection),
+    /// It is not up.
+    Down {
+        /// Why.
+        error: String,
+        /// How often in a row.
+        failures: u32,
+    },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outbox: Outbox,
+    link: LinkState,
+    relay_names: BTreeMap<RelayId, String>,
+}
+
+impl Shared {
+    /// Changes the outbox, and wakes the task that empties it.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Outbox)) {
+        change(&mut self.lock().outbox);
+        self.changed.notify_one();
+    }
+
+    /// Takes from the outbox.
+    pub(super) fn with_outbox<T>(&self, take: impl FnOnce(&mut Outbox) -> T) -> T {
+        take(&mut self.lock().outbox)
+    }
+
+    /// Waits until the outbox changed. Cancel-safe.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Says what became of the connection.
+    pub(super) fn set_link(&self, link: LinkState) {
+        self.lock().link = link;
+    }
+
+    /// Says what the relays are called.
+    pub(super) fn set_relay_names(&self, names: BTreeMap<RelayId, String>) {
+        self.lock().relay_names = names;
+    }
+
+    /// Returns what the relays are called.
+    pub(super) fn relay_names(&self) -> BTreeMap<RelayId, String> {
+        self.lock().relay_names.clone()
+    }
+
+    /// Describes the connection.
+    pub(super) fn status(&self) -> CoordinatorStatus {
+        let down = CoordinatorStatus {
+            state: ConnectionState::Connecting,
+            address: None,
+            transport: None,
+            rtt_ms: None,
+            error: None,
+        };
+        match &self.lock().link {
+            LinkState::Starting => down,
+            LinkState::Connected(connection) => CoordinatorStatus {
+                state: ConnectionState::Connected,
+                address: Some(connection.remote_address().to_string()),
+                transport: Some(ControlTransport::Quic),
+                rtt_ms: Some(connection.rtt().as_secs_f64() * 1e3),
+                error: None,
+            },
+            LinkState::Down { error, failures } => CoordinatorStatus {
+                state: match *failures < OFFLINE_AFTER {
+                    true => ConnectionState::Connecting,
+                    false => ConnectionState::Offline,
+                },
+                error: Some(error.clone()),
+                ..down
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,4 @@
+//! The control client against coordinators and relays in the test's hands.
+
+mod join;
+mod session;

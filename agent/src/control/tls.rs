@@ -1,0 +1,132 @@
+//! TLS with raw public keys (RFC 7250): this side proves its node key, the other side has the pinned key.
+//!
+//! The server's key is checked in the handshake, before this side has sent its own key or any message. TLS 1.3
+//! only, X25519MLKEM768 offered first, no resumption: every connection proves both keys anew.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_proto::{control::ALPN, key::KeyPin};
+use quinn::{IdleTimeout, TransportConfig, TransportErrorCode, VarInt, crypto::rustls::QuicClientConfig};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::{
+        AlwaysResolvesClientRawPublicKeys, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
+    sign::CertifiedKey,
+    version::TLS13,
+};
+
+use crate::identity::Identity;
+
+/// What stands for the server's name: it is neither sent nor checked.
+pub(super) const SERVER_NAME: &str = "mesh";
+
+/// Keeps NAT mappings and shows a dead coordinator.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Two keep-alives may be lost, three mean that the other side is gone.
+const IDLE_TIMEOUT_MS: u32 = 15_000;
+/// First guess of the round-trip time: a lost first packet is sent again after twice this, not after a second.
+const INITIAL_RTT: Duration = Duration::from_millis(200);
+/// One message of the longest kind, and the beginning of another.
+const RECEIVE_WINDOW: u32 = 2 << 20;
+
+/// Makes the configuration of connections that reach the holder of the pinned key, and nobody else.
+///
+/// # Errors
+/// When the node key cannot be used, which [`Identity`] excludes.
+pub(super) fn client_config(identity: &Identity, pin: KeyPin) -> Result<quinn::ClientConfig, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let key = provider
+        .key_provider
+        .load_private_key(PrivateKeyDer::Pkcs8(identity.node_key_pkcs8().clone_key()))?;
+    let spki = CertificateDer::from(identity.node_key().to_spki());
+    let certified = Arc::new(CertifiedKey::new(vec![spki], key));
+    let verifier = PinnedKey { pin, algorithms: provider.signature_verification_algorithms };
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = Resumption::disabled();
+    tls.enable_sni = false;
+    let quic = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(quic));
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
+}
+
+/// Returns whether a connection failed because the other side does not have the pinned key.
+pub(super) fn is_pin_mismatch(error: &quinn::ConnectionError) -> bool {
+    // Only this side's verifier makes a local error of this alert.
+    let alert = TransportErrorCode::crypto(AlertDescription::AccessDenied.into());
+    matches!(error, quinn::ConnectionError::TransportError(error) if error.code == alert)
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
+        .initial_rtt(INITIAL_RTT)
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+/// Accepts the server whose key has the pin.
+#[derive(Debug)]
+struct PinnedKey {
+    pin: KeyPin,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for PinnedKey {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if KeyPin::of_spki(end_entity) == self.pin {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &spki, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
