@@ -8,11 +8,13 @@
 //! workspace of its own, as it needs a nightly compiler:
 //!
 //! ```text
-//! cd proto
-//! cargo +nightly fuzz run disco                            # adds what it finds to the corpus
-//! cargo +nightly fuzz cmin disco                           # keeps what adds coverage, to be committed
-//! cargo +nightly fuzz run disco fuzz/artifacts/disco/…     # runs one input that failed
+//! cd proto && mkdir -p /tmp/disco
+//! cargo +nightly fuzz run --sanitizer none disco /tmp/disco fuzz/corpus/disco -- -max_len=1024 -max_total_time=60
+//! cargo +nightly fuzz run --sanitizer none disco fuzz/artifacts/disco/crash-…     # one input that failed
 //! ```
+//!
+//! New inputs go to the first folder; the few that are short and reach new code are worth a place in the corpus.
+//! There is no unsafe code here for a sanitizer to watch.
 //!
 //! An input that failed goes into the corpus with its fix. A file has at most [`MAX_INPUT_LEN`] bytes.
 
