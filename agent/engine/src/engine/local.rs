@@ -19,7 +19,7 @@ use crate::{
     drops::DropCounters,
     event::{Event, PathAddress},
     netcheck::NetCheck,
-    path::is_probable,
+    path::{guess::guesses, is_probable},
     queue::Budget,
     relay::RelayClient,
     router::Router,
@@ -109,7 +109,7 @@ impl Local {
     }
 
     /// Returns the candidates of a peer that may be probed: no special addresses, none inside the mesh, none of
-    /// this node's own.
+    /// this node's own. Where they are of no use from here, guesses are added.
     pub(crate) fn filter_candidates(&self, candidates: &[Candidate]) -> Vec<Candidate> {
         let own = self.netcheck.candidates();
         let is_fine = |candidate: &&Candidate| {
@@ -119,7 +119,8 @@ impl Local {
                 && !self.router.is_own(ip)
                 && !own.iter().any(|own| own.address == candidate.address)
         };
-        candidates.iter().filter(is_fine).copied().collect()
+        let guesses = guesses(candidates, self.netcheck.observers());
+        candidates.iter().chain(&guesses).filter(is_fine).copied().collect()
     }
 
     /// Tells whether the relays answer, soon.

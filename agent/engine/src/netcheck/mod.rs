@@ -87,6 +87,11 @@ impl NetCheck {
         }
     }
 
+    /// Returns the observers.
+    pub(crate) fn observers(&self) -> impl Iterator<Item = SocketAddr> {
+        self.observers.keys().copied()
+    }
+
     /// These are this node's own candidates, without reflexive ones.
     pub(crate) fn set_local(&mut self, candidates: Vec<Candidate>) {
         self.local = candidates;

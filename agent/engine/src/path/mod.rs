@@ -28,6 +28,7 @@ use mesh_proto::{
     netmap::RelayId,
 };
 
+pub(crate) mod guess;
 pub(crate) mod select;
 mod state;
 
