@@ -10,8 +10,10 @@
 //! - [`dns`]: a small authoritative name server whose records can move at run time.
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
+//! - [`traffic`]: echoes between all pairs, and a file over TCP, from inside the namespaces.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
 //! - [`report`]: a page with a picture of all that, for people.
+//! - [`demo`]: the village's story, told and checked.
 //! - [`cli`]: the command `mesh-lab`.
 //!
 //! ```no_run
@@ -32,6 +34,7 @@
 //! Everything needs root, or a kernel that lets a plain user make user namespaces; see [`run::rootless`].
 
 pub mod cli;
+pub mod demo;
 pub mod dns;
 pub mod linksim;
 pub mod mesh;
@@ -41,6 +44,7 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod topology;
+pub mod traffic;
 pub mod village;
 
 pub use linksim::{Impairment, Loss, Order, Rate};

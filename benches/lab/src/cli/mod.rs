@@ -30,6 +30,12 @@ enum Command {
         #[arg(last = true)]
         program: Vec<String>,
     },
+    /// Stands the village up, tells its story, and takes it down; fails if a promise is broken
+    Demo {
+        /// Where the page with picture and story is written [default: demo/village.html in the target directory]
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
     /// The village in the background
     Village {
         /// Where the running village is described [default: in /run/mesh-lab, or in /tmp for other users than root]
@@ -50,6 +56,11 @@ impl Arguments {
         match self.command {
             Command::NatCheck => nat_check(),
             Command::Hold { program } => hold(&program),
+            Command::Demo { report } => {
+                // Before anything is printed: as a plain user, the program starts once more.
+                crate::run::rootless::become_root()?;
+                crate::demo::run(&report.map_or_else(crate::demo::default_report, Ok)?)
+            }
             Command::Village { state, command } => {
                 let state = state.map_or_else(crate::village::state::default_path, Ok)?;
                 command.run(&state)

@@ -13,10 +13,13 @@ use anyhow::{Context as _, anyhow, bail};
 
 mod binaries;
 mod daemon;
+mod leftovers;
+mod logs;
 mod node;
 
 pub use binaries::Binaries;
 pub use daemon::Daemon;
+pub use leftovers::Before;
 pub use node::Node;
 
 use crate::process::{Finished, HostCommand};

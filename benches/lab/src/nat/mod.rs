@@ -10,6 +10,7 @@ use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 pub mod probe;
+mod punching;
 pub mod rules;
 
 /// How a NAT chooses the outside port of an inside endpoint (RFC 4787 section 4.1).

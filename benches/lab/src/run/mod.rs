@@ -93,9 +93,21 @@ impl Lab {
     }
 }
 
+/// What the names of a run's namespaces begin with.
+#[must_use]
+pub fn namespace_prefix(id: &str) -> String {
+    format!("{PREFIX}{id}-")
+}
+
+/// Where a run keeps its files.
+#[must_use]
+pub fn directory_of(id: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(id)
+}
+
 /// Removes everything that carries this run id: processes, namespaces, files. Never fails; it does what it can.
 pub fn sweep(id: &str) {
-    let names = netns::list(&format!("{PREFIX}{id}-"));
+    let names = netns::list(&namespace_prefix(id));
     let deadline = Instant::now() + KILL_PATIENCE;
     loop {
         let pids: Vec<i32> = names.iter().flat_map(|name| netns::processes(name)).collect();
@@ -112,7 +124,7 @@ pub fn sweep(id: &str) {
             tracing::warn!(name, %error, "a namespace is left behind");
         }
     }
-    let _ = std::fs::remove_dir_all(Path::new(DIRECTORY).join(id));
+    let _ = std::fs::remove_dir_all(directory_of(id));
 }
 
 /// The ids of runs that are no longer alive.
@@ -146,7 +158,7 @@ impl Run {
         let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("{name}.{}.{count}", std::process::id());
-        let directory = Path::new(DIRECTORY).join(&id);
+        let directory = directory_of(&id);
         std::fs::create_dir(&directory).with_context(|| format!("run directory {}", directory.display()))?;
         let lock = File::create_new(directory.join("lock"))?;
         lock.try_lock().context("lock of a new run")?;

@@ -17,11 +17,15 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 mod build;
+mod expect;
+mod footprint;
 mod host;
 mod network;
 mod ping;
 mod router;
 
+pub use expect::Reach;
+pub use footprint::Footprint;
 pub use host::Host;
 pub use network::Network;
 pub use ping::Ping;

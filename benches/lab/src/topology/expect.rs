@@ -1,0 +1,75 @@
+//! What a mesh on a network should come to: the path of every pair, and its round trip.
+
+use std::time::Duration;
+
+use super::{Gateway, Network, Site};
+use crate::linksim::Line;
+use crate::nat::{Filtering, Mapping, NatType};
+
+/// How two hosts should come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Over the LAN on which both are.
+    Lan,
+    /// Straight through their NATs.
+    Direct,
+    /// Through a relay, because plain probing does not get through their NATs.
+    Relay,
+}
+
+impl Reach {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+impl Network {
+    /// How two hosts should come together where they are now, by the types of their NATs.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such host, or it is nowhere.
+    pub fn reach(&self, from: &str, to: &str) -> anyhow::Result<Reach> {
+        let (from, to) = (self.host(from)?.site(), self.host(to)?.site());
+        if from == to {
+            return Ok(Reach::Lan);
+        }
+        let punched = self.nat_type(&from)?.punches(self.nat_type(&to)?);
+        Ok(if punched { Reach::Direct } else { Reach::Relay })
+    }
+
+    /// What the lines add to a round trip between two hosts, by a relay on a third host if one is named.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such host, or it is nowhere.
+    pub fn round_trip(&self, from: &str, to: &str, relay: Option<&str>) -> anyhow::Result<Duration> {
+        let hop = |from: &str, to: &str| -> anyhow::Result<Duration> {
+            let (from, to) = (self.host(from)?.site(), self.host(to)?.site());
+            if from == to {
+                return Ok(Duration::ZERO);
+            }
+            let share = |Line { up, down }: Line| up.delay + down.delay;
+            Ok(share(self.line(&from)?) + share(self.line(&to)?))
+        };
+        match relay {
+            Some(relay) => Ok(hop(from, relay)? + hop(relay, to)?),
+            None => hop(from, to),
+        }
+    }
+
+    /// The type of a site's NAT; a public site is as open as the most open NAT.
+    fn nat_type(&self, name: &str) -> anyhow::Result<NatType> {
+        let is_public = |site: &&Site| site.name == name && site.gateway == Gateway::Public;
+        if self.topology().sites.iter().any(|site| is_public(&site)) {
+            return Ok(NatType { mapping: Mapping::Eim, filtering: Filtering::Eif });
+        }
+        Ok(self.nat(name)?.kind)
+    }
+}
