@@ -51,12 +51,12 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file or directory could not be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// Which one.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is not private.
     #[error("{}: has mode {mode:04o}, but must be readable by its owner alone: chmod 600 it", path.display())]
@@ -99,7 +99,7 @@ impl Identity {
         match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path) {
             Ok(file) => load(&path, file),
             Err(error) if error.kind() == ErrorKind::NotFound => create(state_dir, path),
-            Err(source) => Err(IdentityError::Io { path, source }),
+            Err(cause) => Err(IdentityError::Io { path, cause }),
         }
     }
 
@@ -118,7 +118,7 @@ impl fmt::Debug for Identity {
 }
 
 fn load(path: &Path, file: File) -> Result<Identity, IdentityError> {
-    let io_error = |source| IdentityError::Io { path: path.to_owned(), source };
+    let io_error = |cause| IdentityError::Io { path: path.to_owned(), cause };
     let metadata = file.metadata().map_err(io_error)?;
     if metadata.mode() & OTHERS != 0 {
         return Err(IdentityError::Mode { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
@@ -137,7 +137,7 @@ fn create(state_dir: &Path, path: PathBuf) -> Result<Identity, IdentityError> {
     }
     let mut pkcs8 = Zeroizing::new([&PKCS8_PREFIX[..], &[0; SEED_LEN]].concat());
     getrandom::fill(&mut pkcs8[PKCS8_PREFIX.len()..]).map_err(IdentityError::Randomness)?;
-    write(state_dir, &path, &pkcs8).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
+    write(state_dir, &path, &pkcs8).map_err(|cause| IdentityError::Io { path: path.clone(), cause })?;
     Identity::from_pkcs8(pkcs8).ok_or(IdentityError::Damaged { path })
 }
 

@@ -1,13 +1,18 @@
 //! The mesh coordinator: registration, network map, signalling, store and relay.
 //!
 //! [`store`] keeps revisioned key-values; [`registry`] is what they mean: nodes, join tokens, addresses and the
-//! changes of the network map. [`identity`] is the coordinator's key.
+//! changes of the network map. [`identity`] is the coordinator's key. Administrators reach them through
+//! [`admin`], a unix socket in the state directory. [`cli`] and [`config`] turn arguments, environment and
+//! file into types.
 //!
 //! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
 //! nodes, and [`control`] is what nodes and the coordinator say to each other over QUIC, with the keys of
 //! [`tls`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
 //! counted, and [`serve`] puts the parts together.
 
+pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod front;
 pub mod identity;

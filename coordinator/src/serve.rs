@@ -1,13 +1,13 @@
 //! `mesh-coordinator serve`: puts the parts together, and takes them apart in order.
 //!
 //! ```text
-//! start:  identity -> registry -> UDP and TCP ports -> relay, hub, control, metrics -> READY
+//! start:  identity -> registry -> UDP and TCP ports -> relay, hub, metrics, admin, control -> READY
 //! stop:   control stops accepting, every session is told ShuttingDown -> QUIC closes -> the ports close
 //! ```
 //!
-//! Tasks: the front, the hub, the control server and its connections, the TCP port and the metrics. One
-//! token ends what speaks to clients; a second one, cancelled after that, ends what the first needs to say
-//! goodbye. A task that ends by itself stops the rest.
+//! Tasks: the front, the hub, the control server and its connections, the TCP port, the admin socket and the
+//! metrics. One token ends what speaks to clients; a second one, cancelled after that, ends what the first
+//! needs to say goodbye. A task that ends by itself stops the rest.
 
 use std::{
     collections::BTreeSet,
@@ -32,6 +32,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admin::{AdminInfo, AdminServer},
     control::{ControlServer, ControlStats, Coordinator, Hub, server_config},
     front::{Front, FrontSocket},
     identity::Identity,
@@ -111,6 +112,7 @@ impl Server {
     pub async fn start(options: ServeOptions) -> anyhow::Result<Self> {
         let identity =
             Identity::load_or_create(&options.state_dir).context("cannot use the coordinator's key")?;
+        let coordinators = options.mesh.coordinators.clone();
         let registry = Registry::open(&options.state_dir, options.mesh)
             .await
             .with_context(|| format!("cannot open the state in {}", options.state_dir.display()))?;
@@ -143,6 +145,8 @@ impl Server {
             ),
             None => None,
         };
+        let info = AdminInfo { pin: identity.pin, coordinators, online: online.clone() };
+        let admin = AdminServer::bind(&options.state_dir, registry.clone(), info)?;
         let coordinator = Coordinator::new(registry.clone(), hub_handle, relay, stats.clone());
         let control = ControlServer::new(endpoint.clone(), Arc::new(coordinator), stats);
 
@@ -165,6 +169,7 @@ impl Server {
                 tracing::error!(%error, "the hub failed");
             }
         });
+        background.spawn(admin.run(background.cancel.clone()));
         if let Some(metrics) = metrics {
             background.spawn(metrics.run(background.tracker.clone(), background.cancel.clone()));
         }

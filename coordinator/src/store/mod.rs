@@ -124,12 +124,12 @@ pub enum StoreError {
         key: String,
     },
     /// The file or directory could not be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// Which one.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is not private.
     #[error("{}: has mode {mode:04o}, but must be readable by its owner alone: chmod 600 it", path.display())]
@@ -171,7 +171,7 @@ pub enum StoreError {
     Closed,
     /// What keeps the data failed.
     #[error("the store failed: {0}")]
-    Backend(#[source] Box<dyn Error + Send + Sync>),
+    Backend(Box<dyn Error + Send + Sync>),
 }
 
 /// What an operation of a store returns.

@@ -154,7 +154,7 @@ fn failed(path: &Path) -> impl Fn(rusqlite::Error) -> StoreError {
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
     let path: PathBuf = path.to_owned();
-    move |source| StoreError::Io { path: path.clone(), source }
+    move |cause| StoreError::Io { path: path.clone(), cause }
 }
 
 fn damaged(path: &Path, reason: impl ToString) -> StoreError {

@@ -1,0 +1,159 @@
+//! The client side, in the commands.
+
+use std::{
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, body::Bytes, header};
+use hyper_util::rt::TokioIo;
+use mesh_proto::name::NodeName;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{ApiError, HOST, NodeEntry, RenameRequest, TokenReply, TokenRequest, socket_path};
+
+/// How long the coordinator may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Longest answer, in bytes: some ten thousand nodes.
+const MAX_ANSWER: usize = 32 << 20;
+
+/// Speaks to the coordinator of a state directory.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there was no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing listens on the socket.
+    #[error(
+        "cannot reach the coordinator at {}: is `mesh-coordinator serve` running with this --state-dir? ({cause})",
+        socket.display()
+    )]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// This user may not use the socket.
+    #[error("no permission to use {}: run this as root or as the coordinator's user", socket.display())]
+    Permission {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Something answered, but not as a coordinator does.
+    #[error("the coordinator's answer makes no sense: {0}")]
+    Malformed(String),
+    /// The coordinator did not answer in time.
+    #[error("the coordinator does not answer")]
+    Timeout,
+    /// The coordinator refused, or failed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+impl Client {
+    /// Makes a client of the coordinator that runs with a state directory.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { socket: socket_path(state_dir) }
+    }
+
+    /// Asks for all nodes, by ascending id.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn nodes(&self) -> Result<Vec<NodeEntry>, ClientError> {
+        parse(&self.request(Method::GET, "/v1/nodes", Bytes::new()).await?)
+    }
+
+    /// Asks for a join token.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn create_token(&self, request: &TokenRequest) -> Result<TokenReply, ClientError> {
+        parse(&self.request(Method::POST, "/v1/tokens", json(request)?).await?)
+    }
+
+    /// Removes a node.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn remove_node(&self, name: &NodeName) -> Result<(), ClientError> {
+        self.request(Method::DELETE, &format!("/v1/nodes/{name}"), Bytes::new()).await.map(drop)
+    }
+
+    /// Renames a node.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn rename_node(&self, name: &NodeName, to: NodeName) -> Result<(), ClientError> {
+        let body = json(&RenameRequest { name: to })?;
+        self.request(Method::PATCH, &format!("/v1/nodes/{name}"), body).await.map(drop)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        timeout(PATIENCE, self.exchange(method, path, body)).await.map_err(|_| ClientError::Timeout)?
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
+        let malformed = |error: hyper::Error| ClientError::Malformed(error.to_string());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(malformed)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, HOST)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| ClientError::Malformed(error.to_string()))?;
+        let answer = async {
+            let answer = sender.send_request(request).await.map_err(malformed)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| ClientError::Malformed(error.to_string()))?.to_bytes();
+            Ok::<_, ClientError>((status, body))
+        };
+        let connection = async {
+            // Its errors show in the answer, too.
+            let _ = connection.await;
+            std::future::pending::<()>().await;
+        };
+        let (status, body) = tokio::select! {
+            biased;
+            answer = answer => answer?,
+            () = connection => unreachable!("it never ends"),
+        };
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+
+    fn unreachable(&self, cause: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match cause.kind() {
+            ErrorKind::PermissionDenied => ClientError::Permission { socket },
+            _ => ClientError::Unreachable { socket, cause },
+        }
+    }
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ApiError>(body) {
+        Ok(error) => ClientError::Api(error),
+        Err(_) => ClientError::Malformed(status.to_string()),
+    }
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes, ClientError> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(|error| ClientError::Malformed(error.to_string()))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Malformed(error.to_string()))
+}

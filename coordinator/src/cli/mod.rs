@@ -1,0 +1,118 @@
+//! The commands of `mesh-coordinator`.
+//!
+//! Documents and people's text go to stdout, logs and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong
+//! usage.
+
+use std::{
+    io::{self, ErrorKind, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::CommandFactory;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    admin::{Client, TokenRequest},
+    config::{self, Problems},
+    serve,
+};
+
+mod args;
+mod table;
+
+pub use self::args::{Cli, Command, NodeCommand, ServeArgs, TokenCommand};
+
+/// What was wrong with the usage.
+const WRONG_USAGE: u8 = 2;
+
+/// Filters the log, in the syntax of `RUST_LOG`.
+const LOG_VARIABLE: &str = "MESH_LOG";
+
+/// Carries out a command.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-coordinator: {error:#}");
+            if error.is::<Problems>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let state_dir = cli.state_dir.as_deref();
+    match cli.command {
+        Command::Serve(args) => {
+            let options = config::resolve(&args, state_dir)?;
+            start_log()?;
+            tokio::runtime::Runtime::new()?.block_on(serve::run(options))
+        }
+        Command::Token { command } => administer(token(client(state_dir)?, command)),
+        Command::Node { command } => administer(node(client(state_dir)?, command)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mesh-coordinator", &mut script);
+            print(&script)
+        }
+    }
+}
+
+async fn token(client: Client, command: TokenCommand) -> anyhow::Result<()> {
+    let TokenCommand::Create { ttl, uses, tags } = command;
+    let reply = client.create_token(&TokenRequest { ttl_s: ttl.as_secs(), uses, tags }).await?;
+    print(format!("{}\n", reply.join).as_bytes())
+}
+
+async fn node(client: Client, command: NodeCommand) -> anyhow::Result<()> {
+    match command {
+        NodeCommand::List { json: true } => print(&json(&client.nodes().await?)?),
+        NodeCommand::List { json: false } => print(table::nodes(&client.nodes().await?).as_bytes()),
+        NodeCommand::Remove { name, json: as_json } => {
+            client.remove_node(&name).await?;
+            if as_json { print(&json(&serde_json::json!({ "removed": name }))?) } else { Ok(()) }
+        }
+        NodeCommand::Rename { name, to, json: as_json } => {
+            client.rename_node(&name, to.clone()).await?;
+            if as_json { print(&json(&serde_json::json!({ "renamed": name, "to": to }))?) } else { Ok(()) }
+        }
+    }
+}
+
+fn client(state_dir: Option<&str>) -> Result<Client, Problems> {
+    Ok(Client::new(&config::resolve_state_dir(state_dir)?))
+}
+
+/// Runs a command that asks the running coordinator.
+fn administer(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+fn start_log() -> anyhow::Result<()> {
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(text) => EnvFilter::try_new(text).with_context(|| format!("{LOG_VARIABLE} is no log filter"))?,
+        Err(_) => EnvFilter::new("info"),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    Ok(())
+}
+
+fn json(document: &impl serde::Serialize) -> anyhow::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(document)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Prints; a reader that went away (`| head`) is no error.
+fn print(text: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to stdout"),
+    }
+}
