@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub candidates: Vec<Candidate>,
     /// The NAT's mapping behaviour.
     pub mapping: Mapping,
+    /// Whether UDP does not get out: observers were asked over it in vain, and nothing else answers over it.
+    pub udp_blocked: bool,
     /// Datagrams and packets dropped before a peer was known.
     pub drops: DropCounters,
 }

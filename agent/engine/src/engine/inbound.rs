@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Instant};
 use mesh_proto::{
     demux::{DatagramKind, classify},
     disco,
-    netmap::RelayId,
+    netmap::{NodeId, RelayId},
     relay::{Frame, HEADER_LEN},
 };
 
@@ -16,6 +16,14 @@ use crate::{
     event::PathAddress,
     session::{Admission, Session, TYPE_COOKIE, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE},
 };
+
+/// Where a message came from.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    path: PathAddress,
+    /// Who sent it, as the relay says: good for sending something back through it, and for nothing else.
+    sender: NodeId,
+}
 
 impl Engine {
     /// Takes a train of datagrams. Data is opened in place; where the inner packets lie in it is noted in `packets`.
@@ -37,6 +45,7 @@ impl Engine {
             }
             start += len;
         }
+        self.see_to_touched(now);
         if self.local.unsettled {
             self.settle(now);
         }
@@ -52,11 +61,11 @@ impl Engine {
     ) -> Option<std::ops::Range<usize>> {
         match (classify(datagram), via) {
             (DatagramKind::WireGuard, Via::Udp { remote, .. }) => {
-                let len = self.handle_wireguard(direct(remote), datagram, now)?;
+                let len = self.handle_wireguard(Origin::direct(remote), datagram, now)?;
                 Some(0..len)
             }
             (DatagramKind::Disco, Via::Udp { remote, .. }) => {
-                self.handle_disco(direct(remote), datagram, now);
+                self.handle_disco(PathAddress::Direct(canonical(remote)), datagram, now);
                 None
             }
             (DatagramKind::Stun, Via::Udp { remote, .. }) => {
@@ -70,6 +79,16 @@ impl Engine {
             | (DatagramKind::Quic | DatagramKind::Unknown, _) => {
                 self.local.drops.count(DropReason::MalformedDatagram);
                 None
+            }
+        }
+    }
+
+    /// Arms the wakeups of the peer whose data was opened last, and has its waiting packets sent.
+    fn see_to_touched(&mut self, now: Instant) {
+        if let Some(peer) = self.touched.take().and_then(|slot| self.peers.get_mut(slot)) {
+            peer.arm_loosely(&mut self.wakeups, now);
+            if peer.has_ready_packets(now) {
+                self.ready.push(peer.slot());
             }
         }
     }
@@ -90,16 +109,16 @@ impl Engine {
             return None;
         };
         let id: RelayId = *id;
-        if !matches!(frame, Frame::Data { .. }) {
+        let Frame::Data { peer: sender, .. } = frame else {
             let outcome = relay.handle_frame(&frame, via, now);
             self.apply_relay(id, outcome, now);
             return None;
-        }
+        };
         let from = PathAddress::Relay(id);
         let payload = datagram.get_mut(HEADER_LEN..)?;
         match classify(payload) {
             DatagramKind::WireGuard => {
-                let len = self.handle_wireguard(from, payload, now)?;
+                let len = self.handle_wireguard(Origin { path: from, sender }, payload, now)?;
                 Some(HEADER_LEN..HEADER_LEN + len)
             }
             DatagramKind::Disco => {
@@ -114,38 +133,38 @@ impl Engine {
     }
 
     /// Takes a WireGuard message; returns the length of the inner packet at its beginning, if it held one.
-    fn handle_wireguard(&mut self, from: PathAddress, message: &mut [u8], now: Instant) -> Option<usize> {
+    fn handle_wireguard(&mut self, origin: Origin, message: &mut [u8], now: Instant) -> Option<usize> {
+        let from = origin.path;
         match message.first().copied() {
             Some(TYPE_DATA) => {
                 let Some(peer) = Session::receiver(message).and_then(|slot| self.peers.get_mut(slot)) else {
                     self.local.drops.count(DropReason::UnknownSession);
                     return None;
                 };
+                let slot = peer.slot();
                 let len = peer.open(from, message, &mut self.local, &mut self.scratch, now);
-                peer.arm_loosely(&mut self.wakeups, now);
-                if peer.has_ready_packets(now) {
-                    self.ready.push(peer.slot());
+                if self.touched != Some(slot) {
+                    self.see_to_touched(now);
+                    self.touched = Some(slot);
                 }
                 return len;
             }
             Some(TYPE_INITIATION) => {
-                let source = self.local.limit_address(from);
+                let source = self.local.limit_address(origin.path);
                 match self.local.keys.admit(source, message, now) {
-                    Ok(Admission::From(key)) => match self.peers.by_key_mut(&key) {
-                        Some(peer) => {
-                            let id = peer.id();
-                            self.with_peer(id, now, |peer, local| {
-                                peer.handle_handshake(from, message, local, now);
-                            });
+                    Ok(Admission::Admitted(initiation)) => {
+                        match self.peers.by_key_mut(&initiation.peer).map(|peer| peer.id()) {
+                            Some(id) => {
+                                self.with_peer(id, now, |peer, local| {
+                                    peer.handle_initiation(origin.path, message, &initiation, local, now);
+                                });
+                            }
+                            None => self.local.drops.count(DropReason::UnknownSession),
                         }
-                        None => self.local.drops.count(DropReason::UnknownSession),
-                    },
+                    }
                     Ok(Admission::Challenge(cookie)) => {
                         self.local.drops.count(DropReason::RateLimited);
-                        if let PathAddress::Direct(remote) = from {
-                            let via = Via::Udp { remote, local: None };
-                            self.local.outbox.push_datagram(via, cookie.to_vec());
-                        }
+                        self.local.send(origin.sender, origin.path, &cookie);
                     }
                     Err(reason) => self.local.drops.count(reason),
                 }
@@ -177,8 +196,10 @@ impl Engine {
     }
 }
 
-fn direct(remote: SocketAddr) -> PathAddress {
-    PathAddress::Direct(canonical(remote))
+impl Origin {
+    fn direct(remote: SocketAddr) -> Self {
+        Self { path: PathAddress::Direct(canonical(remote)), sender: NodeId(0) }
+    }
 }
 
 /// An IPv4 address that an IPv6 socket shows mapped is the IPv4 address.

@@ -56,6 +56,8 @@ pub struct Engine {
     scratch: Scratch,
     /// Slots of peers whose waiting packets can go.
     ready: Vec<u32>,
+    /// The slot of the peer whose data was opened last, until its wakeups are armed.
+    touched: Option<u32>,
     own_allowed_ips: Vec<ipnet::IpNet>,
     refusals: Vec<Refusal>,
     icmp: outbound::IcmpLimit,
@@ -101,6 +103,7 @@ impl Engine {
             wakeups: Wakeups::default(),
             scratch: Scratch::default(),
             ready: Vec::new(),
+            touched: None,
             own_allowed_ips,
             refusals: Vec::new(),
             icmp: outbound::IcmpLimit::default(),
@@ -160,8 +163,17 @@ impl Engine {
             relays: relays.collect(),
             candidates: self.local.netcheck.candidates(),
             mapping: self.local.netcheck.mapping(),
+            udp_blocked: self.is_udp_blocked(),
             drops: self.local.drops.clone(),
         }
+    }
+
+    /// Whether nothing is answered over UDP that should be.
+    fn is_udp_blocked(&self) -> bool {
+        let udp_relay_is_up =
+            self.local.relays.values().any(|relay| relay.is_up() && relay.address().is_some());
+        let answers = self.peers.iter().any(Peer::has_direct_answer);
+        self.local.netcheck.is_unanswered() && !udp_relay_is_up && !answers
     }
 
     /// Runs `act` on a peer and re-arms its wakeups.

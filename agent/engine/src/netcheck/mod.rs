@@ -153,6 +153,13 @@ impl NetCheck {
         true
     }
 
+    /// Whether observers were asked, often enough, and none has answered.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        let given_up =
+            |query: &Query| !query.answered && query.sent == RETRY_WAITS.len() && query.next.is_none();
+        !self.observers.is_empty() && self.observers.values().all(given_up)
+    }
+
     /// Returns when [`NetCheck::handle_timeout`] wants to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let queries = self.observers.values().filter_map(|query| query.next);

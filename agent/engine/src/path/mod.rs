@@ -201,6 +201,12 @@ impl PathSet {
         self.last_heard = Some((from, now));
         self.adopt(from, now);
         let is_primary = self.primary == Some(from);
+        let is_new =
+            |path: &Path| path.is_direct() && path.last_heard.is_none() && path.health != Health::Alive;
+        if !is_primary && self.get(from).is_some_and(is_new) {
+            // The peer may have moved there: until the primary path answers again, packets go elsewhere, too.
+            self.suspect_primary(now);
+        }
         let Some(path) = self.get_mut(from) else { return false };
         path.last_heard = Some(now);
         match path.health {
@@ -255,6 +261,15 @@ impl PathSet {
     pub(crate) fn suspect_all(&mut self, now: Instant) {
         for path in &mut self.paths {
             path.suspect(now);
+        }
+    }
+
+    fn suspect_primary(&mut self, now: Instant) {
+        if let Some(path) =
+            self.primary.and_then(|address| self.get_mut(address)).filter(|path| path.is_direct())
+        {
+            path.suspect(now);
+            path.next_probe = Some(now);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{
     drops::DropReason,
     engine::Local,
     event::PathAddress,
-    session::{Due, Handshake, Session},
+    session::{Due, Handshake, Initiation, Session},
 };
 
 impl Peer {
@@ -19,14 +19,31 @@ impl Peer {
         }
     }
 
-    /// Takes a handshake message of the peer's.
+    /// Takes an initiation of the peer's, which authenticates.
+    pub(crate) fn handle_initiation(
+        &mut self,
+        from: PathAddress,
+        message: &[u8],
+        initiation: &Initiation,
+        local: &mut Local,
+        now: Instant,
+    ) {
+        if self.newest_initiation.is_some_and(|newest| initiation.timestamp <= newest) {
+            return self.drops.count(DropReason::Replayed);
+        }
+        if self.handle_handshake(from, message, local, now) {
+            self.newest_initiation = Some(initiation.timestamp);
+        }
+    }
+
+    /// Takes a handshake message of the peer's; whether it was good.
     pub(crate) fn handle_handshake(
         &mut self,
         from: PathAddress,
         datagram: &[u8],
         local: &mut Local,
         now: Instant,
-    ) {
+    ) -> bool {
         let source = local.limit_address(from);
         let mut reply = Vec::new();
         let session = self.open_session(local, now);
@@ -49,6 +66,7 @@ impl Peer {
                 self.drop_useless_session();
             }
         }
+        handled.is_ok_and(|handshake| handshake != Handshake::Challenge)
     }
 
     /// Does what the session's timers ask for.

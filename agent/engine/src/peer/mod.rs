@@ -32,9 +32,9 @@ use crate::{
     drops::{DropCounters, DropReason},
     engine::Local,
     event::{Event, WakeupReason},
-    path::{Path, PathSet},
+    path::{Health, Path, PathSet},
     queue::Queue,
-    session::{REJECT_AFTER_TIME, Session},
+    session::{REJECT_AFTER_TIME, Session, Timestamp},
     snapshot::{PathSnapshot, PeerSnapshot},
     timer::Wakeups,
 };
@@ -50,6 +50,8 @@ pub(crate) struct Peer {
     online: bool,
     /// The relays at which it has a channel, as the coordinator says.
     relays: Vec<RelayId>,
+    /// Of the newest initiation that was taken: older ones are replays, also after the session is gone.
+    newest_initiation: Option<Timestamp>,
     last_handshake: Option<Instant>,
     last_call: Option<Instant>,
     last_called: Option<Instant>,
@@ -80,6 +82,7 @@ impl Peer {
             queue: Queue::default(),
             online: false,
             relays: Vec::new(),
+            newest_initiation: None,
             last_handshake: None,
             last_call: None,
             last_called: None,
@@ -120,6 +123,11 @@ impl Peer {
     /// Whether there was traffic lately.
     pub(crate) fn is_active(&self, now: Instant) -> bool {
         self.paths.is_active(now)
+    }
+
+    /// Whether a direct path answers.
+    pub(crate) fn has_direct_answer(&self) -> bool {
+        self.paths.iter().any(|path| path.is_direct() && path.health == Health::Alive)
     }
 
     /// Whether a session is there or being made.

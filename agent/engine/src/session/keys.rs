@@ -3,12 +3,15 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use boringtun::{
-    noise::{Packet, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
+    noise::{Packet, TunnResult, rate_limiter::RateLimiter},
     x25519,
 };
 use mesh_proto::key;
 
-use super::clock;
+use super::{
+    clock,
+    initiation::{self, Initiation},
+};
 use crate::{config::PrivateKey, drops::DropReason};
 
 /// Handshake messages that are taken per second before senders have to prove their address by a cookie. An
@@ -28,8 +31,8 @@ pub(crate) struct Keys {
 /// What is to be done with a handshake initiation.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// It is from this peer, unless it is a replay.
-    From(key::PublicKey),
+    /// It authenticates; whether it is new is for its peer to say.
+    Admitted(Initiation),
     /// Too many: this cookie is to be sent back instead.
     Challenge([u8; COOKIE_REPLY_LEN]),
 }
@@ -67,10 +70,8 @@ impl Keys {
         self.limiter.reset_count();
         let mut cookie = [0; COOKIE_REPLY_LEN];
         match self.limiter.verify_packet(Some(source), datagram, &mut cookie) {
-            Ok(Packet::HandshakeInit(initiation)) => {
-                let half = parse_handshake_anon(&self.private, &self.public, &initiation)
-                    .map_err(|_| DropReason::BadCrypto)?;
-                Ok(Admission::From(key::PublicKey(half.peer_static_public)))
+            Ok(Packet::HandshakeInit(_)) => {
+                Ok(Admission::Admitted(initiation::open(&self.private, &self.public, datagram)?))
             }
             Ok(_) => Err(DropReason::MalformedDatagram),
             Err(TunnResult::WriteToNetwork(_)) => Ok(Admission::Challenge(cookie)),

@@ -21,9 +21,11 @@ use boringtun::{
 use mesh_proto::key::PublicKey;
 
 mod clock;
+mod initiation;
 mod keys;
 mod timers;
 
+pub(crate) use initiation::{Initiation, Timestamp};
 pub(crate) use keys::{Admission, Keys};
 pub(crate) use timers::{Due, REJECT_AFTER_TIME};
 use timers::{KEEPALIVE_TIMEOUT, REKEY_AFTER_TIME, REKEY_TIMEOUT, RETRY_JITTER, Timers};

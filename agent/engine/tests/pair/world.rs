@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) direct_wireguard: usize,
     pub(crate) direct_disco: usize,
     pub(crate) relayed: usize,
+    /// Everything that was sent: by whom, to whom, what.
+    pub(crate) captured: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     flying: BTreeMap<(Instant, u64), Flying>,
     sent: u64,
     bound: BTreeMap<NodeId, SocketAddr>,
@@ -112,6 +114,7 @@ impl World {
             direct_wireguard: 0,
             direct_disco: 0,
             relayed: 0,
+            captured: Vec::new(),
             flying: BTreeMap::new(),
             sent: 0,
             bound: BTreeMap::new(),
@@ -256,6 +259,7 @@ impl World {
     }
 
     fn fly(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        self.captured.push((from, to, bytes.clone()));
         let relay = relay_address();
         let (delay, up) = match from == relay || to == relay {
             true => (TO_RELAY, self.relay_up),
