@@ -22,7 +22,8 @@ pub mod io;
 pub mod local_api;
 pub mod meshctl;
 pub mod netmap;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod netns;
 pub mod os;
 pub mod plan;

@@ -10,7 +10,10 @@ const MARK: &str = "MESH_TEST_NETNS";
 /// Runs `body` in a new network namespace; `test` is the full path of the calling test.
 pub(crate) fn isolated(test: &str, body: impl AsyncFnOnce()) {
     if std::env::var_os(MARK).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("invariant: a test may make a runtime");
         runtime.block_on(body());
         return;
     }
@@ -20,7 +23,7 @@ pub(crate) fn isolated(test: &str, body: impl AsyncFnOnce()) {
         unshare.args(["--user", "--map-root-user"]);
     }
     let output = unshare
-        .arg(std::env::current_exe().unwrap())
+        .arg(std::env::current_exe().expect("invariant: a test knows its own binary"))
         .args(["--exact", test, "--nocapture"])
         .env(MARK, "1")
         .output()

@@ -1,7 +1,8 @@
-//! The TUN device of Linux, with `IFF_VNET_HDR`: reads give superpackets of up to 64 KiB.
+//! The TUN device of Linux, with `IFF_VNET_HDR`: reads give superpackets of up to 64 KiB, and writes take them.
 
 use std::{
     io::{self, IoSlice},
+    ops::Range,
     os::fd::{AsRawFd, RawFd},
     path::Path,
 };
@@ -9,7 +10,11 @@ use std::{
 use mesh_engine::batch::TunFrame;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use super::{OpenError, Tun, vnet};
+use super::{
+    OpenError, Tun,
+    merge::{self, Merge},
+    vnet,
+};
 
 /// The driver's device node.
 const NODE: &str = "/dev/net/tun";
@@ -20,6 +25,7 @@ const MAX_NAME_LEN: usize = 15;
 /// A TUN of Linux.
 pub struct Device {
     device: SyncDevice,
+    merge: Merge,
 }
 
 /// Makes the interface; it stays down until the operating system part brings it up.
@@ -47,7 +53,10 @@ pub fn open(name: &str) -> Result<Device, OpenError> {
         Ok(device)
     };
     match build() {
-        Ok(device) => Ok(Device { device }),
+        Ok(device) => {
+            let merge = if device.udp_gso() { Merge::TcpAndUdp } else { Merge::Tcp };
+            Ok(Device { device, merge })
+        }
         Err(source) => Err(explain(name, source)),
     }
 }
@@ -60,6 +69,33 @@ impl Tun for Device {
 
     fn try_write(&self, packet: &[u8]) -> io::Result<()> {
         self.device.send_vectored(&[IoSlice::new(&vnet::PLAIN), IoSlice::new(packet)]).map(drop)
+    }
+
+    fn write_batch(&self, bytes: &mut [u8], packets: &[Range<usize>]) -> u64 {
+        let mut refused = 0;
+        let mut rest = packets;
+        while let [first, ..] = rest {
+            let (run, later) = rest.split_at(merge::run_len(bytes, rest, self.merge));
+            rest = later;
+            let written = match run {
+                [single] => self.try_write(&bytes[single.clone()]),
+                run => match merge::merge_headers(bytes, run) {
+                    Some((header, skip)) => {
+                        // The virtio header, then the packets; a run is never longer than this.
+                        let mut pieces = [IoSlice::new(&[]); 1 + merge::MAX_RUN];
+                        pieces[0] = IoSlice::new(&header);
+                        pieces[1] = IoSlice::new(&bytes[first.clone()]);
+                        for (piece, range) in pieces[2..].iter_mut().zip(&run[1..]) {
+                            *piece = IoSlice::new(&bytes[range.start + skip..range.end]);
+                        }
+                        self.device.send_vectored(&pieces[..=run.len()]).map(drop)
+                    }
+                    None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+                },
+            };
+            refused += if written.is_err() { run.len() as u64 } else { 0 };
+        }
+        refused
     }
 }
 

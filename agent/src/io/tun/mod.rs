@@ -4,14 +4,18 @@
 //! own runtime and reads until `WouldBlock`. On Linux a read may give a superpacket (`IFF_VNET_HDR`), which the
 //! engine cuts; elsewhere every read gives one packet. A TUN disappears with the process that opened it.
 
-use std::{io, ops::Range, os::fd::AsRawFd};
+use std::{io, ops::Range};
 
 use mesh_engine::batch::TunFrame;
+
+use super::registered::OwnedDescriptor;
 
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+#[cfg(target_os = "linux")]
+mod merge;
 mod vnet;
 
 #[cfg(target_os = "linux")]
@@ -23,7 +27,7 @@ pub use macos::{Device, open};
 pub const READ_BUFFER_LEN: usize = 65_535 + vnet::HEADER_LEN;
 
 /// A TUN device, non-blocking.
-pub trait Tun: AsRawFd + Send + 'static {
+pub trait Tun: OwnedDescriptor + Send + 'static {
     /// Reads one packet or superpacket into a buffer of [`READ_BUFFER_LEN`] bytes.
     ///
     /// # Errors
@@ -36,8 +40,9 @@ pub trait Tun: AsRawFd + Send + 'static {
     /// When the kernel refuses the packet (the interface is down, the packet is not IP): count it and go on.
     fn try_write(&self, packet: &[u8]) -> io::Result<()>;
 
-    /// Writes the packets that lie at `packets` in `bytes`, and returns how many the kernel refused.
-    fn write_batch(&self, bytes: &[u8], packets: &[Range<usize>]) -> u64 {
+    /// Writes the packets that lie at `packets` in `bytes`, with as few system calls as the device allows, and
+    /// returns how many the kernel refused. The bytes are scratch afterwards.
+    fn write_batch(&self, bytes: &mut [u8], packets: &[Range<usize>]) -> u64 {
         packets.iter().map(|range| u64::from(self.try_write(&bytes[range.clone()]).is_err())).sum()
     }
 }

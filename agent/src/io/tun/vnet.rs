@@ -25,6 +25,34 @@ const GSO_UDP_L4: u8 = 5;
 /// Says that the first segment carries ECN's CWR: the engine clears it on the others by itself.
 const GSO_ECN: u8 = 0x80;
 
+/// Kinds of superpacket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gso {
+    Tcp4,
+    Tcp6,
+    Udp,
+}
+
+/// Makes the header of a superpacket; `checksum` is where it is summed from, and where its field lies from there.
+pub(super) fn superpacket(
+    gso: Gso,
+    headers_len: u16,
+    segment_len: u16,
+    checksum: (u16, u16),
+) -> [u8; HEADER_LEN] {
+    let gso = match gso {
+        Gso::Tcp4 => GSO_TCP4,
+        Gso::Tcp6 => GSO_TCP6,
+        Gso::Udp => GSO_UDP_L4,
+    };
+    let mut header = [FLAG_NEEDS_CSUM, gso, 0, 0, 0, 0, 0, 0, 0, 0];
+    let fields = [headers_len, segment_len, checksum.0, checksum.1];
+    for (field, value) in header[2..].as_chunks_mut::<2>().0.iter_mut().zip(fields) {
+        *field = value.to_ne_bytes();
+    }
+    header
+}
+
 /// Takes apart what one read gave.
 ///
 /// # Errors
