@@ -1,1 +1,170 @@
 //! The driver: owns one engine, and moves bytes and time between it and the sockets.
+//!
+//! It has a thread and a single-threaded runtime of its own, so that nothing else in the process delays a packet.
+//! The thread turns like this:
+//!
+//! ```text
+//! wait for any of: cancel, a request, UDP readable, UDP writable (if full), TUN readable (if not full), the timer
+//! now = clock                                            once per turn
+//! requests -> engine
+//! UDP, up to 4 x 8 trains -> engine, inner packets -> TUN
+//! TUN, up to 64 reads     -> engine
+//! timer                   -> engine
+//! drain: trains -> UDP, packets of the engine's own -> TUN, events -> outbox, next timer
+//! ```
+//!
+//! Every source gets its share of every turn, so none starves another. When a UDP socket is full, nothing is read from
+//! the TUN until the rest is out: the TUN's queue and TCP's own limits push back, and no half train is lost.
+//! Buffers are made once. Events wait in an [`Outbox`] that keeps the latest of each kind, so a slow listener costs
+//! neither memory nor packets.
+//!
+//! Tasks: the thread; and one that waits for its end, so that the tracker knows of it. The thread ends at
+//! cancellation only; if it panics, it cancels the rest.
+
+mod counters;
+mod outbox;
+mod sending;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests;
+mod turn;
+
+use std::{thread, time::Instant};
+
+use anyhow::Context;
+use mesh_engine::{command::Command, config::Config, event::Event, snapshot::Snapshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::io::{tun::Tun, udp::UdpSockets};
+
+pub use counters::{Counter, Counters};
+pub use outbox::Events;
+
+use outbox::outbox;
+use turn::Driver;
+
+/// Requests that wait for the driver; whoever sends more waits.
+const REQUEST_QUEUE: usize = 64;
+
+/// The thread's stack: the deepest calls are the kernel's message headers (about 10 KiB) and the handshake.
+const STACK_LEN: usize = 512 * 1024;
+
+/// What a driver is made of.
+pub struct Parts<T> {
+    /// The engine's settings.
+    pub config: Config,
+    /// The engine's seed: from the system's randomness.
+    pub seed: [u8; 32],
+    /// The TUN.
+    pub tun: T,
+    /// The sockets.
+    pub udp: UdpSockets,
+}
+
+/// What a driver tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverEvent {
+    /// The engine's own.
+    Engine(Event),
+    /// Somebody deleted the interface: give the driver a new TUN.
+    TunLost,
+}
+
+/// Speaks to the driver.
+pub struct EngineHandle<T> {
+    requests: mpsc::Sender<Request<T>>,
+}
+
+/// What is asked of the driver.
+enum Request<T> {
+    Command(Command),
+    Snapshot(oneshot::Sender<(Instant, Snapshot, Counters)>),
+    SetTun(T),
+}
+
+impl<T> Clone for EngineHandle<T> {
+    fn clone(&self) -> Self {
+        Self { requests: self.requests.clone() }
+    }
+}
+
+impl<T: Tun> EngineHandle<T> {
+    /// Gives the engine a command.
+    ///
+    /// # Errors
+    /// When the driver has ended.
+    pub async fn command(&self, command: Command) -> anyhow::Result<()> {
+        self.request(Request::Command(command)).await
+    }
+
+    /// Returns what the engine looks like, when it looked so, and what the driver has counted.
+    ///
+    /// # Errors
+    /// When the driver has ended.
+    pub async fn snapshot(&self) -> anyhow::Result<(Instant, Snapshot, Counters)> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Snapshot(reply)).await?;
+        answer.await.context("the driver has ended")
+    }
+
+    /// Replaces the TUN.
+    ///
+    /// # Errors
+    /// When the driver has ended.
+    pub async fn set_tun(&self, tun: T) -> anyhow::Result<()> {
+        self.request(Request::SetTun(tun)).await
+    }
+
+    async fn request(&self, request: Request<T>) -> anyhow::Result<()> {
+        self.requests.send(request).await.ok().context("the driver has ended")
+    }
+}
+
+/// Starts a driver; it ends at cancellation.
+///
+/// # Errors
+/// When the system gives no thread, or no runtime for it.
+pub fn spawn<T: Tun>(
+    parts: Parts<T>,
+    cancel: &CancellationToken,
+    tracker: &TaskTracker,
+) -> anyhow::Result<(EngineHandle<T>, Events)> {
+    let (requests, inbox) = mpsc::channel(REQUEST_QUEUE);
+    let (outbox, events) = outbox();
+    let (started, running) = std::sync::mpsc::channel();
+    let (ending, ended) = oneshot::channel::<()>();
+    let stop = cancel.clone();
+    thread::Builder::new()
+        .name("mesh-driver".to_owned())
+        .stack_size(STACK_LEN)
+        .spawn(move || {
+            // Dropped at the very end, also by a panic: then the rest of the agent ends too.
+            let _ending = ending;
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            runtime.block_on(async {
+                match Driver::new(parts, inbox, outbox) {
+                    Ok(driver) => {
+                        drop(started.send(Ok(())));
+                        driver.run(&stop).await;
+                    }
+                    Err(error) => drop(started.send(Err(error))),
+                }
+            });
+        })
+        .context("no thread for the driver")?;
+    running.recv().context("the driver's thread died")?.context("the driver cannot start")?;
+    let cancel = cancel.clone();
+    tracker.spawn(async move {
+        // Nothing is ever sent: this waits for the sender to be dropped.
+        let _ = ended.await;
+        if !cancel.is_cancelled() {
+            tracing::error!("the driver ended by itself");
+            cancel.cancel();
+        }
+    });
+    Ok((EngineHandle { requests }, events))
+}

@@ -1,0 +1,174 @@
+//! Two drivers with real engines and sockets; a pair of unix sockets stands for each TUN.
+
+use std::{io, os::unix::net::UnixDatagram, process::Command as Program, time::Duration};
+
+use mesh_engine::{
+    batch::{Offload, TunFrame},
+    config::{PeerConfig, PrivateKey},
+};
+use mesh_proto::{
+    candidate::{Candidate, CandidateKind},
+    key::PublicKey,
+    netmap::NodeId,
+};
+use tokio::time::timeout;
+
+use super::*;
+use crate::netns::isolated;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+impl Tun for UnixDatagram {
+    fn try_read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<TunFrame<'b>> {
+        let len = self.recv(buffer)?;
+        Ok(TunFrame { packet: &buffer[..len], offload: Offload::None })
+    }
+
+    fn try_write(&self, packet: &[u8]) -> io::Result<()> {
+        self.send(packet).map(drop)
+    }
+}
+
+/// A driver, and the host's side of its TUN.
+struct Node {
+    id: u8,
+    handle: EngineHandle<UnixDatagram>,
+    events: Events,
+    host: tokio::net::UnixDatagram,
+    public_key: PublicKey,
+    port: u16,
+}
+
+impl Node {
+    fn start(id: u8, cancel: &CancellationToken, tracker: &TaskTracker) -> Self {
+        let secret = x25519_dalek::StaticSecret::from([id; 32]);
+        let public_key = PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes());
+        let (tun, host) = UnixDatagram::pair().unwrap();
+        tun.set_nonblocking(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        let udp = UdpSockets::bind(0).unwrap();
+        let port = udp.port;
+        let config = Config {
+            id: NodeId(id.into()),
+            private_key: PrivateKey(zeroize::Zeroizing::new(secret.to_bytes())),
+            addresses: vec![[10, 90, 0, id].into()],
+            allowed_ips: vec![format!("10.90.0.{id}/32").parse().unwrap()],
+            mtu: 1280,
+        };
+        let (handle, events) = spawn(Parts { config, seed: [id; 32], tun, udp }, cancel, tracker).unwrap();
+        let host = tokio::net::UnixDatagram::from_std(host).unwrap();
+        Self { id, handle, events, host, public_key, port }
+    }
+
+    async fn meet(&self, other: &Self) {
+        let id = NodeId(other.id.into());
+        let allowed_ips = vec![format!("10.90.0.{}/32", other.id).parse().unwrap()];
+        let peer = PeerConfig { id, public_key: other.public_key, allowed_ips };
+        self.handle.command(Command::SetPeers(vec![peer])).await.unwrap();
+        let address = ([192, 0, 2, 1], other.port).into();
+        let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
+        let state = Command::PeerState { id, online: true, candidates, relays: vec![] };
+        self.handle.command(state).await.unwrap();
+    }
+
+    /// An inner packet to another node: UDP, without a checksum.
+    fn packet_to(&self, other: &Self, payload: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(28 + payload.len()).unwrap();
+        let mut packet =
+            vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 90, 0, self.id, 10, 90, 0, other.id];
+        packet[2..4].copy_from_slice(&len.to_be_bytes());
+        packet.extend([0, 7, 0, 7]);
+        packet.extend((len - 20).to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(payload);
+        packet
+    }
+
+    async fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 2000];
+        let len = timeout(DEADLINE, self.host.recv(&mut buffer)).await.expect("in time").unwrap();
+        buffer.truncate(len);
+        buffer
+    }
+}
+
+/// Gives the namespace an address that may be a candidate.
+fn add_address() {
+    for arguments in ["link set lo up", "addr add 192.0.2.1/32 dev lo"] {
+        assert!(Program::new("ip").args(arguments.split(' ')).status().unwrap().success());
+    }
+}
+
+#[test]
+fn the_first_packets_arrive_all_and_a_snapshot_tells_of_them() {
+    isolated("driver::tests::the_first_packets_arrive_all_and_a_snapshot_tells_of_them", async || {
+        add_address();
+        let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let a = Node::start(1, &cancel, &tracker);
+        let b = Node::start(2, &cancel, &tracker);
+        a.meet(&b).await;
+        b.meet(&a).await;
+        let sent: Vec<_> = (0..10).map(|i| a.packet_to(&b, &[i; 100])).collect();
+        for packet in &sent {
+            a.host.send(packet).await.unwrap();
+        }
+        for packet in &sent {
+            assert_eq!(&b.receive().await, packet);
+        }
+        b.host.send(&b.packet_to(&a, b"answer")).await.unwrap();
+        assert_eq!(a.receive().await[28..], *b"answer");
+        let (_, snapshot, counters) = a.handle.snapshot().await.unwrap();
+        assert_eq!(snapshot.peers.len(), 1);
+        assert!(snapshot.peers[0].tx_bytes > 0 && snapshot.peers[0].rx_bytes > 0);
+        assert_eq!(counters.iter().count(), 0, "{counters:?}");
+        cancel.cancel();
+        tracker.close();
+        timeout(DEADLINE, tracker.wait()).await.expect("the threads end");
+    });
+}
+
+#[test]
+fn a_peer_that_is_not_there_costs_counters_and_nothing_else() {
+    isolated("driver::tests::a_peer_that_is_not_there_costs_counters_and_nothing_else", async || {
+        let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let mut a = Node::start(1, &cancel, &tracker);
+        let b = Node::start(2, &cancel, &tracker);
+        // Not even lo is up: every send is refused.
+        a.meet(&b).await;
+        a.host.send(&a.packet_to(&b, b"lost")).await.unwrap();
+        let refused = async {
+            loop {
+                let (_, _, counters) = a.handle.snapshot().await.unwrap();
+                if counters.get(Counter::UdpUnreachable) > 0 {
+                    break;
+                }
+                let _ = timeout(Duration::from_millis(50), a.events.next()).await;
+            }
+        };
+        timeout(DEADLINE, refused).await.expect("counted");
+        cancel.cancel();
+    });
+}
+
+#[test]
+fn garbage_is_survived_and_never_answered() {
+    isolated("driver::tests::garbage_is_survived_and_never_answered", async || {
+        add_address();
+        let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let a = Node::start(1, &cancel, &tracker);
+        let b = Node::start(2, &cancel, &tracker);
+        let stranger = tokio::net::UdpSocket::bind("192.0.2.1:0").await.unwrap();
+        for len in (0..3000).chain([9000, 65_000]) {
+            let garbage: Vec<_> = (0..len).map(|i| (i * 31 + len) as u8).collect();
+            stranger.send_to(&garbage, ("192.0.2.1", a.port)).await.unwrap();
+        }
+        a.host.send(&[0xff; 40]).await.unwrap();
+        a.host.send(&[]).await.unwrap();
+        a.meet(&b).await;
+        b.meet(&a).await;
+        a.host.send(&a.packet_to(&b, b"still alive")).await.unwrap();
+        assert_eq!(b.receive().await[28..], *b"still alive");
+        assert!(stranger.try_recv(&mut [0; 2000]).is_err(), "strangers get no answer");
+        cancel.cancel();
+    });
+}

@@ -1,0 +1,281 @@
+//! One turn after another: what the driver's thread does.
+
+use std::{
+    future::poll_fn,
+    io::{self, IoSliceMut},
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use mesh_engine::{
+    Engine,
+    batch::{RxBatch, RxTrain, Via},
+};
+use quinn_udp::RecvMeta;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc,
+    time::Sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DriverEvent, Parts, Request,
+    counters::{Counter, Counters},
+    outbox::Outbox,
+    sending::{Family, Sending},
+};
+use crate::io::{
+    registered::register,
+    tun::{self, Tun},
+    udp::{RECV_BATCH, RECV_BUFFER_LEN, Socket},
+};
+
+/// Reads of the TUN per turn: more made a UDP flood worse, less costs system calls.
+const TUN_READS: usize = 64;
+
+/// Receives of one UDP socket per turn, of [`RECV_BATCH`] trains each.
+const UDP_RECEIVES: usize = 4;
+
+/// Requests per turn.
+const REQUESTS: usize = 16;
+
+/// The driver's state.
+pub(super) struct Driver<T: Tun> {
+    engine: Engine,
+    /// This node's mesh addresses: no datagram of the underlay may come to them.
+    overlay: Vec<IpAddr>,
+    tun: Option<AsyncFd<T>>,
+    sending: Sending,
+    requests: mpsc::Receiver<Request<T>>,
+    outbox: Outbox,
+    counters: Counters,
+    timer: Pin<Box<Sleep>>,
+    /// Whether the timer stands for something.
+    armed: Option<Instant>,
+    tun_buffer: Box<[u8]>,
+    udp_buffer: Box<[u8]>,
+    packets: RxBatch,
+}
+
+/// What a turn has to look at.
+struct Ready<T> {
+    request: Option<Request<T>>,
+    v4: bool,
+    v6: bool,
+    tun: bool,
+    timer: bool,
+    writable: bool,
+}
+
+impl<T: Tun> Driver<T> {
+    /// Makes a driver. Must be called within the driver's runtime.
+    pub(super) fn new(
+        parts: Parts<T>,
+        requests: mpsc::Receiver<Request<T>>,
+        outbox: Outbox,
+    ) -> io::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            overlay: parts.config.addresses.clone(),
+            engine: Engine::new(parts.config, parts.seed, now),
+            tun: Some(register(parts.tun, Interest::READABLE)?),
+            sending: Sending::new(parts.udp)?,
+            requests,
+            outbox,
+            counters: Counters::default(),
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+            armed: None,
+            tun_buffer: vec![0; tun::READ_BUFFER_LEN].into_boxed_slice(),
+            udp_buffer: vec![0; RECV_BATCH * RECV_BUFFER_LEN].into_boxed_slice(),
+            packets: RxBatch::default(),
+        })
+    }
+
+    /// Turns until cancelled.
+    pub(super) async fn run(mut self, cancel: &CancellationToken) {
+        self.drain(Instant::now());
+        let cancelled = cancel.cancelled();
+        tokio::pin!(cancelled);
+        loop {
+            let ready = tokio::select! {
+                biased;
+                () = &mut cancelled => break,
+                ready = poll_fn(|context| self.poll_ready(context)) => ready,
+            };
+            let now = Instant::now();
+            self.turn(ready, now);
+        }
+    }
+
+    /// Waits until at least one source is ready, and tells all that are.
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Ready<T>> {
+        let readable = |socket: &Option<AsyncFd<Socket>>, context: &mut Context<'_>| {
+            socket.as_ref().is_some_and(|socket| socket.poll_read_ready(context).is_ready())
+        };
+        let mut ready =
+            Ready { v4: false, v6: false, request: None, tun: false, timer: false, writable: false };
+        if let Poll::Ready(request) = self.requests.poll_recv(context) {
+            ready.request = request;
+        }
+        ready.v4 = readable(&self.sending.v4, context);
+        ready.v6 = readable(&self.sending.v6, context);
+        match self.sending.blocked() {
+            Some(socket) => ready.writable = socket.poll_write_ready(context).is_ready(),
+            None => {
+                let tun = self.tun.as_ref();
+                ready.tun = tun.is_some_and(|tun| tun.poll_read_ready(context).is_ready());
+            }
+        }
+        if self.armed.is_some() {
+            ready.timer = self.timer.as_mut().poll(context).is_ready();
+        }
+        let any =
+            ready.request.is_some() || ready.v4 || ready.v6 || ready.tun || ready.timer || ready.writable;
+        if any { Poll::Ready(ready) } else { Poll::Pending }
+    }
+
+    fn turn(&mut self, ready: Ready<T>, now: Instant) {
+        if let Some(request) = ready.request {
+            self.handle_request(request, now);
+            for _ in 1..REQUESTS {
+                let Ok(request) = self.requests.try_recv() else { break };
+                self.handle_request(request, now);
+            }
+        }
+        if ready.v4 {
+            self.receive(Family::V4, now);
+        }
+        if ready.v6 {
+            self.receive(Family::V6, now);
+        }
+        if ready.writable {
+            self.sending.flush(&mut self.counters);
+        }
+        if ready.tun {
+            self.read_tun(now);
+        }
+        if self.armed.is_some_and(|at| at <= now) {
+            self.armed = None;
+            self.engine.handle_timeout(now);
+        }
+        self.drain(now);
+    }
+
+    fn handle_request(&mut self, request: Request<T>, now: Instant) {
+        match request {
+            Request::Command(command) => self.engine.handle_command(command, now),
+            Request::Snapshot(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send((now, self.engine.snapshot(now), self.counters.clone()));
+            }
+            Request::SetTun(tun) => match register(tun, Interest::READABLE) {
+                Ok(tun) => self.tun = Some(tun),
+                Err(error) => {
+                    tracing::warn!(%error, "the new tun cannot be registered");
+                    self.outbox.push(DriverEvent::TunLost);
+                }
+            },
+        }
+    }
+
+    /// Gives the engine what a socket has, and the TUN what comes of it.
+    fn receive(&mut self, family: Family, now: Instant) {
+        let socket = match family {
+            Family::V4 => self.sending.v4.as_ref(),
+            Family::V6 => self.sending.v6.as_ref(),
+        };
+        let Some(socket) = socket else { return };
+        for _ in 0..UDP_RECEIVES {
+            let mut meta = [RecvMeta::default(); RECV_BATCH];
+            let mut chunks = self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN);
+            let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+            let received =
+                socket.try_io(Interest::READABLE, |socket| socket.try_recv(&mut buffers, &mut meta));
+            let count = match received {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.counters.count(Counter::UdpReceive, 1);
+                    return;
+                }
+            };
+            for (meta, bytes) in meta[..count].iter().zip(self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN)) {
+                if meta.dst_ip.is_some_and(|address| self.overlay.contains(&address)) {
+                    self.counters.count(Counter::UdpLoop, 1);
+                    continue;
+                }
+                let mut train = RxTrain {
+                    via: Via::Udp { remote: meta.addr, local: meta.dst_ip },
+                    stride: meta.stride.max(1),
+                    bytes: &mut bytes[..meta.len],
+                };
+                self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+                let packets = self.packets.packets();
+                match &self.tun {
+                    Some(tun) => {
+                        let refused = tun.get_ref().write_batch(train.bytes, packets);
+                        self.counters.count(Counter::TunWrite, refused);
+                    }
+                    None => self.counters.count(Counter::TunAway, packets.len() as u64),
+                }
+                self.packets.clear();
+            }
+        }
+    }
+
+    /// Gives the engine what the TUN has, as long as there is room for what comes of it.
+    fn read_tun(&mut self, now: Instant) {
+        for _ in 0..TUN_READS {
+            if self.sending.arena.room() < Engine::MAX_TUN_ROOM {
+                self.sending.flush(&mut self.counters);
+                if self.sending.blocked().is_some() {
+                    return;
+                }
+            }
+            let Some(tun) = &self.tun else { return };
+            let buffer = &mut self.tun_buffer;
+            match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
+                Ok(frame) => self.engine.handle_tun(frame, now, &mut self.sending.arena),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if tun::is_lost(&error) => {
+                    self.tun = None;
+                    self.outbox.push(DriverEvent::TunLost);
+                }
+                Err(_) => self.counters.count(Counter::TunRead, 1),
+            }
+        }
+    }
+
+    /// Takes out all that the engine has to give, and sets the timer anew.
+    fn drain(&mut self, now: Instant) {
+        loop {
+            let more = self.engine.poll_transmit(now, &mut self.sending.arena);
+            if self.sending.blocked().is_none() {
+                self.sending.flush(&mut self.counters);
+            }
+            if !more || self.sending.blocked().is_some() {
+                break;
+            }
+        }
+        while let Some(packet) = self.engine.poll_packet() {
+            match &self.tun {
+                Some(tun) => {
+                    let refused = tun.get_ref().try_write(&packet).is_err();
+                    self.counters.count(Counter::TunWrite, refused.into());
+                }
+                None => self.counters.count(Counter::TunAway, 1),
+            }
+        }
+        while let Some(event) = self.engine.poll_event() {
+            self.outbox.push(DriverEvent::Engine(event));
+        }
+        let next = self.engine.poll_timeout().map(|wakeup| wakeup.at);
+        if let Some(at) = next.filter(|_| next != self.armed) {
+            self.timer.as_mut().reset(at.into());
+        }
+        self.armed = next;
+    }
+}
