@@ -1,1 +1,169 @@
 //! Assembly of `mesh-agent run`: which part gets what, and in which order they start and stop.
+//!
+//! ```text
+//! lock the state directory, read identity and membership
+//! UDP sockets, TUN, netlink                          errors here say what to do and end the start
+//! driver (own thread), control client, local API
+//! wiring: cached map -> plan -> reconcile -> READY   the coordinator may be away
+//! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the driver ends, the TUN with it
+//! ```
+//!
+//! Tasks: the signal listener (holds nothing), the watchdog ([`notify`]; holds nothing), the network watch (hands over
+//! whole bursts), the wiring (this function; it is stopped between two events), and those of the control client, the
+//! driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go with the process's TUN.
+
+mod face;
+mod facts;
+mod following;
+mod notify;
+mod wiring;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::RunConfig,
+    control::{self, ControlConfig},
+    driver,
+    identity::{self, StateDir},
+    io::{tun, udp::UdpSockets},
+    local_api,
+    os::linux::{Netlink, Watch},
+    reconcile::Reconciler,
+};
+
+use face::Face;
+use facts::Facts;
+use following::{Following, Own};
+use wiring::{Ended, Wiring};
+
+/// The interface's MTU: IPv6's minimum. It passes every underlay with 1280 + 80 bytes and more, through relays too,
+/// before path MTUs are probed.
+pub const TUNNEL_MTU: u16 = 1280;
+
+/// How long the parts may take to end; then the process ends without them.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, when a part of it ends by itself, or when this node was removed from the mesh.
+pub async fn run(config: RunConfig) -> anyhow::Result<()> {
+    let state_dir = StateDir::open(&config.state_dir)?;
+    let _lock = state_dir.lock()?;
+    let cancel = CancellationToken::new();
+    stop_at_signals(&cancel)?;
+    let mut addresses = None;
+    loop {
+        match run_once(&config, &state_dir, addresses.take(), &cancel).await? {
+            Ended::Stopped => return Ok(()),
+            Ended::AddressesChanged(changed) => {
+                tracing::info!("this node has new mesh addresses: starting over with them");
+                addresses = Some(changed);
+            }
+        }
+    }
+}
+
+/// Runs the agent with mesh addresses that do not change.
+async fn run_once(
+    config: &RunConfig,
+    state_dir: &StateDir,
+    addresses: Option<Vec<IpAddr>>,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let (identity, mut membership) = identity::load(state_dir)?;
+    if let Some(addresses) = addresses {
+        membership.node.addresses = addresses;
+    }
+    let udp = UdpSockets::bind(config.listen_port)?;
+    let port = udp.port;
+    let tun = tun::open(&config.interface)?;
+    let netlink = Netlink::open(&config.interface)?;
+    let watch = Watch::open()?;
+
+    let tracker = TaskTracker::new();
+    let front = cancel.child_token();
+    let back = CancellationToken::new();
+    let parts = driver::Parts { config: engine_config(&identity, &membership), seed: seed()?, tun, udp };
+    let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
+    let facts = Arc::new(Facts::new(&membership));
+    let control_config =
+        ControlConfig { identity, membership: membership.clone(), state_dir: state_dir.clone() };
+    let (control, control_events) = control::spawn(control_config, &front, &tracker);
+    let face = Face {
+        engine: engine.clone(),
+        control: control.clone(),
+        facts: Arc::clone(&facts),
+        interface: config.interface.clone(),
+    };
+    local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
+    notify::spawn_watchdog(engine.clone(), &front, &tracker);
+    let changes = wiring::spawn_watch(watch, &front, &tracker);
+    tracing::info!(interface = config.interface, port, "agent runs");
+
+    let reconciler = Reconciler::new(netlink, engine.clone(), TUNNEL_MTU);
+    let own = Own { interface: config.interface.clone(), addresses: membership.node.addresses, port };
+    let following = Following::new(engine.clone(), Arc::clone(&facts), reconciler, own);
+    let mut wiring = Wiring::new(engine, control, facts, following);
+    let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes };
+    let ended = wiring.run(inputs, &front, &back).await;
+
+    notify::stopping();
+    front.cancel();
+    match timeout(STOP_DEADLINE, wiring.clear()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "not everything was taken back; it goes with the interface")
+        }
+        Err(_) => tracing::warn!("the system does not answer; what is left goes with the interface"),
+    }
+    back.cancel();
+    tracker.close();
+    if timeout(STOP_DEADLINE, tracker.wait()).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    ended
+}
+
+fn engine_config(
+    identity: &identity::Identity,
+    membership: &identity::Membership,
+) -> mesh_engine::config::Config {
+    mesh_engine::config::Config {
+        id: membership.node.id,
+        private_key: identity.wireguard_key().clone(),
+        addresses: membership.node.addresses.clone(),
+        allowed_ips: membership.node.allowed_ips.clone(),
+        mtu: TUNNEL_MTU,
+    }
+}
+
+fn seed() -> anyhow::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context("the system has no random numbers")?;
+    Ok(seed)
+}
+
+/// Cancels at SIGTERM and SIGINT. Whoever sends one twice waits all the same: the stop has a deadline of its own.
+fn stop_at_signals(cancel: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+    let cancel = cancel.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        cancel.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What the daemon answers to `meshctl`.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_engine::{command::Command, event::PathAddress};
+use mesh_proto::status::Status;
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+use super::{
+    TUNNEL_MTU,
+    facts::{Facts, Known},
+};
+use crate::{
+    control::ControlHandle,
+    driver::EngineHandle,
+    io::tun::Tun,
+    local_api::{Agent, ApiError, PingReply, Why},
+    view,
+};
+
+/// The local API's view of a running agent.
+pub(super) struct Face<T> {
+    pub(super) engine: EngineHandle<T>,
+    pub(super) control: ControlHandle,
+    pub(super) facts: Arc<Facts>,
+    pub(super) interface: String,
+}
+
+impl<T: Tun> Face<T> {
+    /// Takes a picture of everything and shows it to a pure function.
+    async fn look<R>(&self, known: &Known, show: impl FnOnce(&view::Input<'_>) -> R) -> anyhow::Result<R> {
+        let (now, snapshot, _counters) = self.engine.snapshot().await?;
+        Ok(show(&view::Input {
+            snapshot: &snapshot,
+            now,
+            wall: OffsetDateTime::now_utc(),
+            map: &known.map,
+            coordinator: self.control.status(),
+            interface: &self.interface,
+            mtu: TUNNEL_MTU,
+            ready: known.ready,
+            routes: &known.routes,
+            warnings: known.warnings.clone(),
+        }))
+    }
+}
+
+impl<T: Tun> Agent for Face<T> {
+    async fn status(&self) -> anyhow::Result<Status> {
+        self.look(&self.facts.known(), view::status).await
+    }
+
+    async fn ping(&self, node: &str, wait: Duration) -> Result<PingReply, ApiError> {
+        let known = self.facts.known();
+        let peer = known.peer(node).ok_or_else(|| unknown(&known, node))?;
+        let mut waiting = self.facts.ping();
+        let ping = Command::Ping { peer: peer.id, token: waiting.token };
+        self.engine.command(ping).await.map_err(internal)?;
+        let pong = match timeout(wait, &mut waiting.answer).await {
+            Ok(Ok(pong)) => pong,
+            Ok(Err(_)) | Err(_) => return Err(ApiError::Timeout { node: peer.name.to_string() }),
+        };
+        let (endpoint, relay) = match pong.path {
+            PathAddress::Direct(address) => (Some(address), None),
+            PathAddress::Relay(id) => {
+                let relay = known.map.relays.iter().find(|relay| relay.id == id);
+                (None, Some(relay.map_or_else(|| format!("#{}", id.0), |relay| relay.name.clone())))
+            }
+        };
+        let address = *peer
+            .addresses
+            .first()
+            .ok_or_else(|| ApiError::Internal { message: format!("{} has no mesh address", peer.name) })?;
+        let rtt_ms = pong.rtt.as_secs_f64() * 1e3;
+        Ok(PingReply { node: peer.name.to_string(), address, endpoint, relay, rtt_ms })
+    }
+
+    async fn why(&self, node: &str) -> Result<Why, ApiError> {
+        let known = self.facts.known();
+        let peer = known.peer(node).ok_or_else(|| unknown(&known, node))?;
+        let explain = |input: &view::Input<'_>| {
+            let snapshot = input.snapshot.peers.iter().find(|snapshot| snapshot.id == peer.id)?;
+            Some(view::explain(input, peer.name.as_str(), snapshot))
+        };
+        let why = self.look(&known, explain).await.map_err(internal)?;
+        why.ok_or_else(|| ApiError::Internal { message: format!("{} is not taken up yet", peer.name) })
+    }
+}
+
+fn unknown(known: &Known, node: &str) -> ApiError {
+    ApiError::UnknownNode { node: node.to_owned(), known: known.names() }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "taken by map_err")]
+fn internal(error: anyhow::Error) -> ApiError {
+    ApiError::Internal { message: format!("{error:#}") }
+}

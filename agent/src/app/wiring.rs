@@ -1,0 +1,299 @@
+//! The wiring: every event of the control client, the driver and the host, and what follows from it.
+//!
+//! ```text
+//! control: map ------------------> plan -> host        host: changes -> plan -> host (drift)
+//!          peer states, call-me -> engine                    underlay changed -> engine, control, candidates
+//!          relay, observers -----> engine, plan        driver: candidates, call-me, lost relays -> control
+//!          guess ----------------> candidates -> engine        pongs -> local API; TUN lost -> a new TUN
+//! ```
+//!
+//! Changes of the host come by notification; see [`Following`] for what is tried again and when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use mesh_engine::{
+    command::Command,
+    config::{RelayCarrier, RelayConfig},
+    event::{Event, PathAddress},
+};
+use mesh_proto::{
+    candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
+    control::PeerState,
+    netmap::{NetworkMap, NodeId, RelayId},
+};
+use tokio::{sync::mpsc, time::sleep_until};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    facts::{Facts, Pong},
+    following::Following,
+};
+use crate::{
+    control::{ControlEvent, ControlHandle},
+    driver::{DriverEvent, EngineHandle, Events},
+    io::tun::Device,
+    os::linux::{Changes, Watch},
+};
+
+/// Bursts of host changes that wait; the watch gathers on while the queue is full.
+const CHANGES_QUEUE: usize = 4;
+
+/// Why the agent's run came to its end, without an error.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It was asked to stop.
+    Stopped,
+    /// This node has other mesh addresses now, and the engine must start over with them.
+    AddressesChanged(Vec<IpAddr>),
+}
+
+/// Where events come from.
+pub(super) struct Inputs {
+    pub(super) control: mpsc::Receiver<ControlEvent>,
+    pub(super) driver: Events,
+    pub(super) changes: mpsc::Receiver<Changes>,
+}
+
+/// The wiring's state.
+pub(super) struct Wiring {
+    engine: EngineHandle<Device>,
+    control: ControlHandle,
+    facts: Arc<Facts>,
+    following: Following,
+    /// The latest news of each peer.
+    states: BTreeMap<NodeId, PeerState>,
+    relays: BTreeMap<RelayId, RelayConfig>,
+    observers: Vec<SocketAddr>,
+    guess: Option<IpAddr>,
+    /// What the engine was told last.
+    candidates: Option<Vec<Candidate>>,
+}
+
+/// Hands over bursts of host changes; ends at cancellation, between two bursts.
+pub(super) fn spawn_watch(
+    mut watch: Watch,
+    cancel: &CancellationToken,
+    tracker: &TaskTracker,
+) -> mpsc::Receiver<Changes> {
+    let (bursts, receiver) = mpsc::channel(CHANGES_QUEUE);
+    let cancel = cancel.clone();
+    tracker.spawn(async move {
+        loop {
+            let burst = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                burst = watch.next() => burst,
+            };
+            let Some(burst) = burst else {
+                tracing::error!("network changes cannot be watched any more");
+                return;
+            };
+            if bursts.send(burst).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+impl Wiring {
+    pub(super) fn new(
+        engine: EngineHandle<Device>,
+        control: ControlHandle,
+        facts: Arc<Facts>,
+        following: Following,
+    ) -> Self {
+        Self {
+            engine,
+            control,
+            facts,
+            following,
+            states: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            observers: Vec::new(),
+            guess: None,
+            candidates: None,
+        }
+    }
+
+    /// Runs until `front` is cancelled, or a part ends (the driver cancels `back`).
+    pub(super) async fn run(
+        &mut self,
+        mut inputs: Inputs,
+        front: &CancellationToken,
+        back: &CancellationToken,
+    ) -> anyhow::Result<Ended> {
+        self.following.read_networks().await?;
+        self.set_candidates().await?;
+        loop {
+            tokio::select! {
+                biased;
+                () = front.cancelled() => return Ok(Ended::Stopped),
+                () = back.cancelled() => anyhow::bail!("the driver ended by itself"),
+                event = inputs.control.recv() => {
+                    let event = event.context("the control client ended by itself")?;
+                    if let Some(ended) = self.handle_control(event).await? {
+                        return Ok(ended);
+                    }
+                }
+                event = inputs.driver.next() => self.handle_driver(event).await,
+                changes = inputs.changes.recv() => {
+                    self.handle_changes(&changes.context("the network watch ended by itself")?).await?;
+                }
+                () = sleep_until(self.following.look_at()) => {
+                    self.handle_changes(&Changes::default()).await?;
+                }
+            }
+        }
+    }
+
+    /// Takes back what was done to the host.
+    pub(super) async fn clear(&mut self) -> anyhow::Result<()> {
+        self.following.clear().await
+    }
+
+    async fn handle_control(&mut self, event: ControlEvent) -> anyhow::Result<Option<Ended>> {
+        match event {
+            ControlEvent::Map(map) => {
+                if map.this.addresses != self.following.own.addresses {
+                    return Ok(Some(Ended::AddressesChanged(map.this.addresses.clone())));
+                }
+                self.set_map(map).await?;
+            }
+            ControlEvent::PeerStates(states) => {
+                for state in states {
+                    self.states.insert(state.id, state.clone());
+                    self.engine.command(peer_state(state)).await?;
+                }
+            }
+            ControlEvent::CallMeMaybe { from, candidates } => {
+                self.engine.command(Command::CallMeMaybe { from, candidates }).await?;
+            }
+            ControlEvent::RelayOpened(relay) => {
+                self.relays.insert(relay.id, relay);
+                self.set_relays().await?;
+                self.set_underlay().await;
+            }
+            ControlEvent::Observers(observers) => {
+                self.observers.clone_from(&observers);
+                self.engine.command(Command::SetObservers(observers)).await?;
+                self.set_underlay().await;
+            }
+            ControlEvent::Guess(guess) => {
+                self.guess = guess;
+                self.set_candidates().await?;
+            }
+            ControlEvent::Fatal(reason) => anyhow::bail!("{reason}"),
+        }
+        Ok(None)
+    }
+
+    async fn handle_driver(&mut self, event: DriverEvent) {
+        let event = match event {
+            DriverEvent::Engine(event) => event,
+            DriverEvent::TunLost => return self.following.look().await,
+        };
+        match event {
+            Event::CandidatesChanged(candidates) => self.control.set_candidates(candidates),
+            Event::CallMeMaybe { to, candidates } => self.control.call_me_maybe(to, candidates),
+            Event::PathChanged { peer, path } => {
+                tracing::debug!(peer = self.facts.known().name_of(peer), ?path, "primary path");
+                if let Some(PathAddress::Direct(address)) = path {
+                    self.control.path_worked(peer, address);
+                }
+            }
+            Event::RelayUp(relay) => tracing::debug!(?relay, "relay answers"),
+            Event::RelayLost(relay) => {
+                tracing::debug!(?relay, "relay does not know its channel");
+                self.control.reopen_relay(relay);
+            }
+            Event::PrefixRefused { peer, prefix, owner } => {
+                let known = self.facts.known();
+                let (peer, owner) = (known.name_of(peer), known.name_of(owner));
+                let why = format!("{prefix} of {peer} is not taken over: {owner} has it");
+                self.following.note_refused(prefix, why);
+            }
+            Event::Pong { token, peer: _, path, rtt } => self.facts.pong(token, Pong { path, rtt }),
+        }
+    }
+
+    /// The host changed, or may have.
+    async fn handle_changes(&mut self, changes: &Changes) -> anyhow::Result<()> {
+        let before = match self.following.read_networks().await {
+            Ok(before) => before,
+            Err(error) => {
+                tracing::warn!(%error, "the host's networks cannot be seen");
+                self.following.look().await;
+                return Ok(());
+            }
+        };
+        let (old, new) = (before.underlay(), self.following.networks().underlay());
+        let lost = old.interfaces.iter().any(|interface| changes.lost.contains(&interface.index));
+        if lost || old != new {
+            tracing::debug!("the network changed");
+            self.set_candidates().await?;
+            self.engine.command(Command::NetworkChanged).await?;
+            self.control.network_changed();
+        }
+        self.following.replan().await;
+        Ok(())
+    }
+
+    async fn set_map(&mut self, map: Arc<NetworkMap>) -> anyhow::Result<()> {
+        let ids = |map: &NetworkMap| map.peers.iter().map(|peer| peer.id).collect::<BTreeSet<_>>();
+        let new = ids(&map);
+        let old = self.following.map().map(ids).unwrap_or_default();
+        // News of a peer may come before the map that has it; news of one that is gone is old.
+        self.states.retain(|id, _| new.contains(id) || !old.contains(id));
+        self.relays.retain(|id, _| map.relays.iter().any(|relay| relay.id == *id));
+        self.following.set_map(map).await?;
+        self.set_relays().await?;
+        self.set_candidates().await?;
+        for id in new.difference(&old) {
+            if let Some(state) = self.states.get(id) {
+                self.engine.command(peer_state(state.clone())).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_relays(&self) -> anyhow::Result<()> {
+        self.engine.command(Command::SetRelays(self.relays.values().cloned().collect())).await
+    }
+
+    /// Keeps the coordinator's and the relays' addresses out of the mesh.
+    async fn set_underlay(&mut self) {
+        let of_relay = |relay: &RelayConfig| match &relay.carrier {
+            RelayCarrier::Udp(addresses) => addresses.clone(),
+            RelayCarrier::Stream => Vec::new(),
+        };
+        let addresses = self.relays.values().flat_map(of_relay).chain(self.observers.iter().copied());
+        let underlay = addresses.map(|address| address.ip()).collect();
+        self.following.set_underlay(underlay).await;
+    }
+
+    /// Tells the engine where this node is reached, if that is news.
+    async fn set_candidates(&mut self) -> anyhow::Result<()> {
+        let mut candidates = self.following.candidates();
+        if let Some(address) = self.guess {
+            candidates.truncate(MAX_CANDIDATES - 1);
+            let address = SocketAddr::new(address, self.following.own.port);
+            candidates.push(Candidate { address, kind: CandidateKind::Guess });
+        }
+        if self.candidates.as_ref() != Some(&candidates) {
+            self.candidates = Some(candidates.clone());
+            self.engine.command(Command::SetCandidates(candidates)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn peer_state(state: PeerState) -> Command {
+    let PeerState { id, online, candidates, relays } = state;
+    Command::PeerState { id, online, candidates, relays }
+}

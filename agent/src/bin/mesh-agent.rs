@@ -1,0 +1,69 @@
+//! `mesh-agent`: joins a mesh, and runs this node's part of it.
+
+use std::{io, process::ExitCode};
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use mesh_agent::{
+    app,
+    config::{AgentCli, AgentCommand, JoinConfig, RunConfig},
+    control::{self, JOIN_PATIENCE, JoinError, JoinRequest},
+};
+use tracing_subscriber::EnvFilter;
+
+/// What is logged when `MESH_LOG` says nothing. The libraries speak of addresses, and of trouble that is counted here.
+const DEFAULT_LOG: &str = "info,boringtun=off,quinn_udp=error,netlink_proto=error,rustls=error";
+
+fn main() -> ExitCode {
+    let cli = AgentCli::parse();
+    let log = std::env::var("MESH_LOG").unwrap_or_else(|_| DEFAULT_LOG.to_owned());
+    let filter = match EnvFilter::try_new(&log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: MESH_LOG: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: AgentCommand) -> anyhow::Result<()> {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("the system gives no event queue")
+    };
+    match command {
+        AgentCommand::Join(args) => {
+            let config = JoinConfig::resolve(&args)?;
+            let request = JoinRequest {
+                state_dir: config.state_dir,
+                coordinators: config.coordinators,
+                // A text that is no token is refused as a wrong one is: with the same words.
+                token: config.token.map_err(JoinError::from)?,
+                pin: config.pin,
+                name: config.name,
+                patience: JOIN_PATIENCE,
+            };
+            let node = runtime()?.block_on(control::join(request))?;
+            println!("joined as {}; now run: mesh-agent run", node.name);
+            Ok(())
+        }
+        AgentCommand::Run(args) => {
+            let config = RunConfig::resolve(&args)?;
+            runtime()?.block_on(app::run(config))
+        }
+        AgentCommand::Completions { shell } => {
+            clap_complete::generate(shell, &mut AgentCli::command(), "mesh-agent", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
