@@ -13,6 +13,8 @@
 //! id has a disputed prefix or key, so every node decides alike.
 
 mod prefixes;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
