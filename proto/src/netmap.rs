@@ -16,6 +16,9 @@ use crate::{
     name::NodeName,
 };
 
+/// The tag of a node that is a relay standing alone: it is in the map as a relay, and nobody's peer.
+pub const RELAY_TAG: &str = "relay";
+
 /// The coordinator's number for a node: stable, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -68,6 +71,14 @@ pub struct Relay {
     pub key: Option<NodeKey>,
     /// Where its UDP port is: `host:port`, names or addresses, tried in order.
     pub addresses: Vec<String>,
+}
+
+impl Node {
+    /// Says whether the node is a relay standing alone, which is nobody's peer.
+    #[must_use]
+    pub fn is_relay(&self) -> bool {
+        self.tags.iter().any(|tag| tag == RELAY_TAG)
+    }
 }
 
 /// What all nodes share.

@@ -283,7 +283,7 @@ fn text_forms() {
 #[test]
 fn every_variant_has_a_sample() {
     let client: BTreeSet<_> = samples::client_messages().iter().map(|(_, m)| client_variant(m)).collect();
-    assert_eq!(client.len(), 9);
+    assert_eq!(client.len(), 10);
     let server: BTreeSet<_> = samples::server_messages().iter().map(|(_, m)| server_variant(m)).collect();
     assert_eq!(server.len(), 10);
     let kinds: BTreeSet<_> = samples::candidate_kinds().into_iter().map(kind_variant).collect();
@@ -303,6 +303,7 @@ fn client_variant(message: &ClientMessage) -> u8 {
         ClientMessage::RelayOpen => 6,
         ClientMessage::Ping { .. } => 7,
         ClientMessage::Unknown => 8,
+        ClientMessage::ServeRelay { .. } => 9,
     }
 }
 

@@ -59,6 +59,12 @@ pub enum ClientMessage {
     /// Asks for a channel at the relay that is spoken to; answered by `RelayOpened`. A new channel closes
     /// the node's older one.
     RelayOpen,
+    /// A relay that stands alone says where its UDP port is, so that it is put into the map; refused unless
+    /// it joined with the tag [`crate::netmap::RELAY_TAG`].
+    ServeRelay {
+        /// `host:port`, names or addresses, tried in order by agents.
+        addresses: Vec<String>,
+    },
     /// Asks for a Pong.
     Ping {
         /// Repeated by the Pong.

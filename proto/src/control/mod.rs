@@ -21,6 +21,9 @@
 //!   | <------------------------------------ Pong -- |
 //! ```
 //!
+//! A relay that stands alone joins and connects to the coordinator like an agent, with a token that has the tag
+//! for it, and says ServeRelay (addresses). Agents find it in the map, and say Hello and RelayOpen to it.
+//!
 //! A message is a JSON object whose `type` names it, in snake case, with its fields beside that:
 //! `{"type":"ping","id":7}`. Numbers are integers without unit but for `…_ms`, milliseconds; keys, addresses and
 //! names have their text forms.

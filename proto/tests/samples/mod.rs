@@ -86,6 +86,7 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
         ),
         ("call_me_maybe", ClientMessage::CallMeMaybe { to: NodeId(2), candidates: candidates() }),
         ("relay_open", ClientMessage::RelayOpen),
+        ("serve_relay", ClientMessage::ServeRelay { addresses: vec!["relay.example:7443".into()] }),
         ("ping", ClientMessage::Ping { id: u64::MAX }),
         ("unknown", ClientMessage::Unknown),
     ]
