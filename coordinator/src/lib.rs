@@ -8,7 +8,7 @@
 //! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
 //! nodes, and [`control`] is what nodes and the coordinator say to each other over QUIC, with the keys of
 //! [`tls`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
-//! counted, and [`serve`] puts the parts together.
+//! counted, and [`serve`] puts the parts together; [`standalone`] does so for a relay on another machine.
 
 pub mod admin;
 pub mod cli;
@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod registry;
 pub mod relay;
 pub mod serve;
+pub mod standalone;
 pub mod store;
 pub mod tcp;
 pub mod tls;

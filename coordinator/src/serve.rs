@@ -20,10 +20,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use mesh_proto::{
-    key::KeyPin,
-    netmap::{NodeId, RelayId},
-};
+use mesh_proto::{key::KeyPin, netmap::NodeId};
 use quinn::VarInt;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -42,8 +39,6 @@ use crate::{
     tcp::TcpFront,
 };
 
-/// The relay inside the coordinator.
-const OWN_RELAY: RelayId = RelayId(0);
 /// How long clients have to take their goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(3);
 /// How long QUIC and the other tasks have to end.
@@ -81,14 +76,14 @@ pub struct Server {
 
 /// Tasks that end together.
 #[derive(Clone, Default)]
-struct Group {
-    tracker: TaskTracker,
-    cancel: CancellationToken,
+pub(crate) struct Group {
+    pub(crate) tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
 }
 
 impl Group {
     /// Runs a task that lives as long as the group; when it ends, the group ends.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let guard = self.cancel.clone().drop_guard();
         self.tracker.spawn(async move {
             let _guard = guard;
@@ -97,7 +92,7 @@ impl Group {
     }
 
     /// Ends the group; `false` if its tasks were still running after the deadline.
-    async fn stop(&self, deadline: Duration) -> bool {
+    pub(crate) async fn stop(&self, deadline: Duration) -> bool {
         self.cancel.cancel();
         self.tracker.close();
         tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok()
@@ -122,7 +117,7 @@ impl Server {
             .await
             .map_err(|error| explain_bind(error, "TCP", options.listen_tcp, "--listen-tcp"))?;
 
-        let (relay, commands) = RelayHandle::channel(OWN_RELAY);
+        let (relay, commands) = RelayHandle::channel();
         let front = Front::new(socket, RelayCore::new(Instant::now(), options.relay), commands);
         let quic = server_config(&identity.pkcs8).context("cannot use the coordinator's key for TLS")?;
         let endpoint = front.endpoint(quic).context("cannot start QUIC")?;
@@ -224,14 +219,7 @@ impl Server {
 
     /// Says goodbye to every client and stops.
     pub async fn stop(self) {
-        if !self.clients.stop(GOODBYE_DEADLINE).await {
-            tracing::warn!("some clients did not take their goodbye in time");
-        }
-        self.endpoint.close(VarInt::from_u32(0), b"the coordinator is stopping");
-        let _ = tokio::time::timeout(STOP_DEADLINE, self.endpoint.wait_idle()).await;
-        if !self.background.stop(STOP_DEADLINE).await {
-            tracing::warn!("some tasks did not end in time");
-        }
+        say_goodbye(&self.clients, &self.endpoint, &self.background).await;
     }
 }
 
@@ -240,16 +228,14 @@ impl Server {
 /// # Errors
 /// As [`Server::start`]; and when a part of the server ended by itself.
 pub async fn run(options: ServeOptions) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let stop = stop_signal()?;
     let server = Server::start(options).await?;
     tracing::info!(udp_port = server.udp.port(), tcp_port = server.tcp.port(), "serving");
     // Not being under systemd is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let failed = tokio::select! {
         biased;
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
+        () = stop => false,
         () = server.failed() => true,
     };
     tracing::info!("stopping");
@@ -259,8 +245,32 @@ pub async fn run(options: ServeOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends what speaks to clients, then QUIC, then what both needed.
+pub(crate) async fn say_goodbye(clients: &Group, endpoint: &quinn::Endpoint, background: &Group) {
+    if !clients.stop(GOODBYE_DEADLINE).await {
+        tracing::warn!("some clients did not take their goodbye in time");
+    }
+    endpoint.close(VarInt::from_u32(0), b"stopping");
+    let _ = tokio::time::timeout(STOP_DEADLINE, endpoint.wait_idle()).await;
+    if !background.stop(STOP_DEADLINE).await {
+        tracing::warn!("some tasks did not end in time");
+    }
+}
+
+/// Returns what waits for SIGTERM or SIGINT, whichever comes first from now on.
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
 /// Says what to do about a port that cannot be had.
-fn explain_bind(error: io::Error, what: &str, address: SocketAddr, flag: &str) -> anyhow::Error {
+pub(crate) fn explain_bind(error: io::Error, what: &str, address: SocketAddr, flag: &str) -> anyhow::Error {
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => format!(
             "another program (perhaps another coordinator) has it: stop that, or choose another port with {flag}"

@@ -111,6 +111,7 @@ impl Coordinator {
                 let session = Session {
                     node,
                     version: connect.map,
+                    seen: Version::default(),
                     changes,
                     registry: self.registry.clone(),
                     hub: self.hub.clone(),
@@ -153,7 +154,8 @@ impl Service for Coordinator {
                     | ClientMessage::Resync
                     | ClientMessage::Candidates { .. }
                     | ClientMessage::CallMeMaybe { .. }
-                    | ClientMessage::RelayOpen,
+                    | ClientMessage::RelayOpen
+                    | ClientMessage::ServeRelay { .. },
                 )) => ServerMessage::Refused(refusal(RefusalCode::Protocol, "connect first")),
                 Ok(Err(error)) => return refuse_broken(stranger.link, &self.stats, &error).await,
                 Err(_elapsed) => {

@@ -4,7 +4,8 @@
 //! session. The newest connection of a node is the node; an older one is told that it was replaced. Where a
 //! node was reached last is remembered in memory when it goes, so that a peer which comes later can try.
 //!
-//! At present every registered node is in every other's map, so news of one go to all others.
+//! At present every registered node is in every other's map, so news of one go to all others; but relays that
+//! stand alone are nobody's peers, and get and make no news.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -81,6 +82,8 @@ enum Command {
 /// What the hub knows of a registered node.
 #[derive(Default)]
 struct Presence {
+    /// A relay that stands alone: nobody's peer.
+    is_relay: bool,
     session: Option<Connected>,
     candidates: Vec<Candidate>,
     relays: Vec<RelayId>,
@@ -184,13 +187,14 @@ impl Hub {
 
     /// Takes over which nodes there are, at the start and after changes were missed.
     async fn load_nodes(&mut self) -> Result<(), RegistryError> {
-        let known: BTreeSet<NodeId> = self.registry.nodes().await?.iter().map(|node| node.id).collect();
+        let nodes = self.registry.nodes().await?;
+        let known: BTreeSet<NodeId> = nodes.iter().map(|node| node.id).collect();
         let gone: Vec<NodeId> = self.nodes.keys().filter(|id| !known.contains(id)).copied().collect();
         for id in gone {
             self.remove(id);
         }
-        for id in &known {
-            self.nodes.entry(*id).or_default();
+        for node in nodes {
+            self.nodes.entry(node.id).or_default().is_relay = node.is_relay();
         }
         // A relay that is gone ends the process; here is nothing more to do about it.
         let _ = self.relay.set_nodes(known).await;
@@ -200,7 +204,7 @@ impl Hub {
     async fn handle_change(&mut self, change: ChangeKind) -> Result<(), RelayGone> {
         match change {
             ChangeKind::NodeSet(node) => {
-                self.nodes.entry(node.id).or_default();
+                self.nodes.entry(node.id).or_default().is_relay = node.is_relay();
                 self.relay.add_node(node.id).await
             }
             ChangeKind::NodeRemoved(id) => {
@@ -247,8 +251,10 @@ impl Hub {
             mailbox.put_end(refusal(RefusalCode::NotRegistered, "this node was removed"));
             return attachment;
         }
-        for (id, presence) in self.nodes.iter().filter(|(id, _)| **id != node) {
-            mailbox.put_state(Arc::new(presence.state(*id)));
+        if !self.nodes.entry(node).or_default().is_relay {
+            for (id, peer) in self.nodes.iter().filter(|(id, peer)| **id != node && !peer.is_relay) {
+                mailbox.put_state(Arc::new(peer.state(*id)));
+            }
         }
         let connected = Connected { id: self.next_session, mailbox, calls: BTreeMap::new() };
         let older = self.nodes.entry(node).or_default().session.replace(connected);
@@ -300,12 +306,12 @@ impl Hub {
         Some(())
     }
 
-    /// Tells all other connected nodes of a node's state.
+    /// Tells the connected peers of a node its state.
     fn announce(&self, node: NodeId) {
-        let Some(presence) = self.nodes.get(&node) else { return };
+        let Some(presence) = self.nodes.get(&node).filter(|presence| !presence.is_relay) else { return };
         let state = Arc::new(presence.state(node));
-        for (id, other) in &self.nodes {
-            if let Some(session) = other.session.as_ref().filter(|_| *id != node) {
+        for (_, peer) in self.nodes.iter().filter(|(id, peer)| **id != node && !peer.is_relay) {
+            if let Some(session) = &peer.session {
                 session.mailbox.put_state(state.clone());
             }
         }

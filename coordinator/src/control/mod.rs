@@ -29,6 +29,7 @@ mod stats;
 
 use mesh_proto::control::{Refusal, RefusalCode};
 
+pub(crate) use self::server::{IDLE_TIMEOUT, KEEP_ALIVE};
 pub use self::{
     enter::Coordinator,
     gate::Place,

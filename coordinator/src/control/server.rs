@@ -19,9 +19,9 @@ use crate::tls;
 /// From the first packet until a node is known.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Without a packet for this long a client is gone.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Both sides keep the connection alive: two lost packets in a row do not end it.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// What a stranger may send before it is known: Hello, Join and Connect take less than 1 KiB.
 const STRANGER_ALLOWANCE: usize = 16 << 10;
 /// What a client may send ahead of our reading; the longest honest messages are of a few KiB.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use mesh_proto::{
-    control::{ClientMessage, PeerState, Refusal, RefusalCode, ServerMessage},
-    netmap::{NodeId, Version},
+    control::{ClientMessage, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage},
+    netmap::{NodeId, RelayId, Version},
 };
 use tokio::{
-    sync::broadcast::{self, error::RecvError, error::TryRecvError},
+    sync::broadcast::{self, error::RecvError},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -32,8 +32,8 @@ use crate::{
 const MESSAGE_RATE: Rate = Rate { per_second: 200, burst: 2000 };
 /// Peers in one PeerStates: with the most candidates each has some 3 KiB, and a message may have 1 MiB.
 const STATES_PER_MESSAGE: usize = 256;
-/// Changes that are folded into one delta.
-const CHANGES_PER_DELTA: usize = 64;
+/// The relay inside the coordinator.
+const OWN_RELAY: RelayId = RelayId(0);
 /// When the coordinator stops, clients come back after this and up to as much again, not all at once.
 const SHUTDOWN_RETRY_MS: u64 = 500;
 
@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) node: NodeId,
     /// The version of the map that the client has.
     pub(super) version: Option<Version>,
+    /// Up to where changes were looked at; those that do not concern the client are not sent.
+    pub(super) seen: Version,
     pub(super) changes: broadcast::Receiver<Change>,
     pub(super) registry: Registry,
     pub(super) hub: HubHandle,
@@ -108,58 +110,53 @@ impl Session {
 
     /// Brings the client's map to the present: by what it misses if that is known still, or whole.
     async fn send_map_or_changes(&mut self, link: &mut Link) -> Result<(), End> {
-        if let Some(version) = self.version
-            && let Some(missed) = self.registry.changes_since(version).await?
-        {
-            return self.send_delta(link, &missed).await;
-        }
-        self.send_map(link).await
+        let Some(version) = self.version else { return self.send_map(link).await };
+        self.seen = version;
+        self.send_changes(link).await
     }
 
     async fn send_map(&mut self, link: &mut Link) -> Result<(), End> {
         let map = Box::new(self.registry.map_for(self.node).await?);
+        self.seen = map.version;
         self.version = Some(map.version);
         self.stats.maps.increment();
         link.send(&ServerMessage::Map { map }).await?;
         Ok(())
     }
 
-    /// Sends those of the changes that the client does not have and that concern it.
-    async fn send_delta(&mut self, link: &mut Link, changes: &[Change]) -> Result<(), End> {
-        let from = self.version.unwrap_or_default();
-        let news: Vec<Change> = changes
-            .iter()
-            .filter(|change| change.version > from && mapgen::concerns(self.node, change))
-            .cloned()
-            .collect();
+    /// Sends what changed since the last time, as far as it concerns the client.
+    async fn send_changes(&mut self, link: &mut Link) -> Result<(), End> {
+        let Some(changes) = self.registry.changes_since(self.seen).await? else {
+            return self.send_map(link).await;
+        };
+        if changes.iter().any(|change| change.kind == ChangeKind::NodeRemoved(self.node)) {
+            return Err(RegistryError::NotRegistered.into());
+        }
+        self.seen = changes.last().map_or(self.seen, |change| change.version);
+        let news: Vec<Change> =
+            changes.into_iter().filter(|change| mapgen::concerns(self.node, change)).collect();
         if news.is_empty() {
             return Ok(());
         }
-        let delta = mapgen::delta(self.node, from, &news);
+        let delta = mapgen::delta(self.node, self.version.unwrap_or_default(), &news);
         self.version = Some(delta.to);
         self.stats.deltas.increment();
         link.send(&ServerMessage::Delta { delta }).await?;
         Ok(())
     }
 
-    async fn handle_change(&mut self, link: &mut Link, change: Result<Change, RecvError>) -> Result<(), End> {
-        let mut changes = match change {
-            Ok(change) => vec![change],
-            Err(RecvError::Lagged(_)) => return self.send_map(link).await,
-            Err(RecvError::Closed) => return Err(End::Refused(shutting_down())),
-        };
-        while changes.len() < CHANGES_PER_DELTA {
-            match self.changes.try_recv() {
-                Ok(change) => changes.push(change),
-                Err(TryRecvError::Lagged(_)) => return self.send_map(link).await,
-                // Closed is met again by the next recv.
-                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
-            }
+    /// A change that is announced is a reason to look: several may have come, and those of one version
+    /// belong into one delta.
+    async fn handle_change(
+        &mut self,
+        link: &mut Link,
+        announced: Result<Change, RecvError>,
+    ) -> Result<(), End> {
+        if matches!(announced, Err(RecvError::Closed)) {
+            return Err(End::Refused(shutting_down()));
         }
-        if changes.iter().any(|change| change.kind == ChangeKind::NodeRemoved(self.node)) {
-            return Err(RegistryError::NotRegistered.into());
-        }
-        self.send_delta(link, &changes).await
+        self.changes = self.changes.resubscribe();
+        self.send_changes(link).await
     }
 
     async fn handle_mail(&self, link: &mut Link, mail: Mail) -> Result<(), End> {
@@ -188,8 +185,14 @@ impl Session {
                 Ok(())
             }
             ClientMessage::RelayOpen => {
-                let channel = self.relay.open(self.node).await.map_err(|_| End::Refused(shutting_down()))?;
-                link.send(&ServerMessage::RelayOpened(channel)).await?;
+                let opened = self.relay.open(self.node).await;
+                let (channel, key) = opened.map_err(|_| End::Refused(shutting_down()))?;
+                let opened = RelayChannel { relay: OWN_RELAY, channel, key };
+                link.send(&ServerMessage::RelayOpened(opened)).await?;
+                Ok(())
+            }
+            ClientMessage::ServeRelay { addresses } => {
+                self.registry.set_relay(self.node, addresses).await?;
                 Ok(())
             }
             ClientMessage::Ping { id } => {

@@ -26,6 +26,9 @@ pub enum RegistryError {
     /// The node key is not registered.
     #[error("this node is not registered here, or was removed: join again")]
     NotRegistered,
+    /// A node wants to be a relay and did not join as one.
+    #[error("this node did not join with the tag \"relay\"")]
+    NotRelay,
     /// There is no node of this name.
     #[error("there is no node named {0}")]
     UnknownNode(NodeName),
@@ -75,7 +78,7 @@ impl RegistryError {
         let (code, retry_after_ms) = match self {
             Self::Token => (RefusalCode::Token, None),
             Self::NameTaken(_) => (RefusalCode::NameTaken, None),
-            Self::PublicKeyTaken => (RefusalCode::Protocol, None),
+            Self::PublicKeyTaken | Self::NotRelay => (RefusalCode::Protocol, None),
             Self::NotRegistered => (RefusalCode::NotRegistered, None),
             Self::AddressesExhausted(_) | Self::Contended => (RefusalCode::Busy, Some(RETRY_AFTER_MS)),
             Self::Stopped => (RefusalCode::ShuttingDown, Some(RETRY_AFTER_MS)),

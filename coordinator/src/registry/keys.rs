@@ -43,6 +43,11 @@ pub(super) fn relay(id: RelayId) -> String {
     format!("{RELAYS}{:010}", id.0)
 }
 
+/// The inverse of [`relay`].
+pub(super) fn parse_relay(key: &str) -> Option<RelayId> {
+    key.strip_prefix(RELAYS)?.parse().ok().map(RelayId)
+}
+
 pub(super) fn node_key(key: &NodeKey) -> String {
     format!("node-keys/{key}")
 }

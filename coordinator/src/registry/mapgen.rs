@@ -1,6 +1,7 @@
 //! What of the registry goes into one node's map. Pure: every decision of who sees what is made here.
 //!
-//! At present every node may talk to every other.
+//! At present every node may talk to every other. A relay that stands alone is nobody's peer, though it knows
+//! all nodes: it is in their maps as a relay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +16,7 @@ pub(super) fn map(view: &View, receiver: NodeId) -> Option<NetworkMap> {
         version: view.version(),
         mesh: view.mesh().clone(),
         this,
-        peers: view.nodes().filter(|node| node.id != receiver).cloned().collect(),
+        peers: view.nodes().filter(|node| node.id != receiver && !node.is_relay()).cloned().collect(),
         relays: view.relays().to_vec(),
     })
 }
@@ -31,6 +32,7 @@ pub fn delta(receiver: NodeId, from: Version, changes: &[Change]) -> MapDelta {
     for change in changes {
         match &change.kind {
             ChangeKind::NodeSet(node) if node.id == receiver => this = Some(node.clone()),
+            ChangeKind::NodeSet(node) if node.is_relay() => {}
             ChangeKind::NodeSet(node) => {
                 removed.remove(&node.id);
                 changed.insert(node.id, node.clone());
@@ -57,7 +59,8 @@ pub fn delta(receiver: NodeId, from: Version, changes: &[Change]) -> MapDelta {
 #[must_use]
 pub fn concerns(receiver: NodeId, change: &Change) -> bool {
     match &change.kind {
-        ChangeKind::NodeSet(_) | ChangeKind::RelaysSet(_) => true,
+        ChangeKind::NodeSet(node) => node.id == receiver || !node.is_relay(),
+        ChangeKind::RelaysSet(_) => true,
         ChangeKind::NodeRemoved(id) => *id != receiver,
     }
 }

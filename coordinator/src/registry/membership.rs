@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use super::{
     MeshOptions, RegistryError, addresses,
     draft::{Decision, Draft},
-    keys, tokens,
+    keys, relays, tokens,
 };
 use crate::store::Revision;
 
@@ -171,6 +171,7 @@ impl Decision for Remove {
         draft.delete(keys::public_key(&node.public_key));
         draft.delete(keys::node_key(&node.node_key));
         draft.delete(keys::node(node.id));
+        draft.delete(keys::relay(relays::relay_id(node.id)));
         draft.put(keys::removed_key(&node.node_key), &node.id)?;
         Ok(node.id)
     }

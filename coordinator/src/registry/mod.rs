@@ -50,6 +50,7 @@ mod follow;
 mod keys;
 pub mod mapgen;
 mod membership;
+mod relays;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -236,6 +237,14 @@ impl Registry {
     /// When there is no node of this name, the new name is taken, or the store fails.
     pub async fn rename_node(&self, name: &NodeName, to: NodeName) -> Result<Node, RegistryError> {
         self.change(&membership::Rename { from: name.clone(), to }).await
+    }
+
+    /// Puts a relay that stands alone into the map, at these addresses. Its id follows from its node's.
+    ///
+    /// # Errors
+    /// When the node is not registered or did not join as a relay, or the store fails.
+    pub async fn set_relay(&self, node: NodeId, addresses: Vec<String>) -> Result<(), RegistryError> {
+        self.change(&relays::Set { node, addresses }).await
     }
 
     /// Decides and commits one change, and waits until the view shows it.

@@ -173,6 +173,12 @@ impl View {
                 self.set_relay(parse(key, value)?);
                 Some(ChangeKind::RelaysSet(self.relays.clone()))
             }
+            None if key.starts_with(keys::RELAYS) => {
+                let id =
+                    keys::parse_relay(key).ok_or_else(|| corrupt(key, "it is not the key of a relay"))?;
+                self.relays.retain(|relay| relay.id != id);
+                Some(ChangeKind::RelaysSet(self.relays.clone()))
+            }
             Some(value) if key == keys::MESH => {
                 // No delta carries this: who was there before needs a whole map.
                 self.mesh = parse(key, value)?;

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use mesh_proto::{
-    control::RelayChannel,
-    netmap::{NodeId, RelayId},
+    netmap::NodeId,
     relay::{CHANNEL_KEY_LEN, ChannelId},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -37,7 +36,6 @@ pub enum RelayCommand {
 /// Speaks to the relay. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RelayHandle {
-    id: RelayId,
     commands: mpsc::Sender<RelayCommand>,
 }
 
@@ -47,22 +45,22 @@ pub struct RelayHandle {
 pub struct RelayGone;
 
 impl RelayHandle {
-    /// Makes a handle for the relay with this id, and the end at which its commands arrive.
+    /// Makes a handle, and the end at which its commands arrive.
     #[must_use]
-    pub fn channel(id: RelayId) -> (Self, mpsc::Receiver<RelayCommand>) {
+    pub fn channel() -> (Self, mpsc::Receiver<RelayCommand>) {
         let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
-        (Self { id, commands }, receiver)
+        (Self { commands }, receiver)
     }
 
-    /// Opens a channel for a node that proved its node key; its older channel is closed.
+    /// Opens a channel for a node that proved its node key, and returns its id and key; the node's older
+    /// channel is closed.
     ///
     /// # Errors
     /// When the relay has stopped.
-    pub async fn open(&self, node: NodeId) -> Result<RelayChannel, RelayGone> {
+    pub async fn open(&self, node: NodeId) -> Result<(ChannelId, [u8; CHANNEL_KEY_LEN]), RelayGone> {
         let (opened, answer) = oneshot::channel();
         self.send(RelayCommand::Open { node, opened }).await?;
-        let (channel, key) = answer.await.map_err(|_| RelayGone)?;
-        Ok(RelayChannel { relay: self.id, channel, key })
+        answer.await.map_err(|_| RelayGone)
     }
 
     /// Sets which nodes there are; the channels of others are closed.

@@ -4,4 +4,5 @@
 
 mod control;
 mod rig;
+mod standalone;
 mod udp;

@@ -73,7 +73,12 @@ impl Rig {
     }
 
     pub(crate) async fn token(&self, uses: u32) -> JoinToken {
-        let spec = TokenSpec { ttl: Duration::from_secs(3600), uses, tags: vec![] };
+        self.token_with_tags(uses, &[]).await
+    }
+
+    pub(crate) async fn token_with_tags(&self, uses: u32, tags: &[&str]) -> JoinToken {
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        let spec = TokenSpec { ttl: Duration::from_secs(3600), uses, tags };
         self.server.registry().create_token(spec).await.unwrap()
     }
 
