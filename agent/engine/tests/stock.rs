@@ -92,7 +92,7 @@ impl Link {
             self.tunn.encapsulate(&packet(STOCK, ENGINE, number), &mut out)
         {
             let bytes = bytes.to_vec();
-            self.to_engine(bytes);
+            self.reach_engine(bytes);
         }
     }
 
@@ -107,7 +107,7 @@ impl Link {
             let mut out = [0; 2000];
             if let TunnResult::WriteToNetwork(bytes) = self.tunn.update_timers(&mut out) {
                 let bytes = bytes.to_vec();
-                self.to_engine(bytes);
+                self.reach_engine(bytes);
             }
         }
     }
@@ -140,11 +140,11 @@ impl Link {
             }
         }
         for answer in answers {
-            self.to_engine(answer);
+            self.reach_engine(answer);
         }
     }
 
-    fn to_engine(&mut self, mut bytes: Vec<u8>) {
+    fn reach_engine(&mut self, mut bytes: Vec<u8>) {
         let mut arena = TxArena::new(Engine::MAX_TUN_ROOM);
         let mut batch = RxBatch::default();
         let via = Via::Udp { remote: self.address, local: None };

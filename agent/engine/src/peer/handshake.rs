@@ -79,6 +79,8 @@ impl Peer {
                 Due::Nothing => return,
                 Due::Keepalive => self.send_keepalive(local, now),
                 Due::Initiate { distress } => {
+                    // Nobody answered: perhaps the relay no longer knows where this node is.
+                    local.check_relays(now);
                     if distress {
                         self.paths.suspect_all(now);
                         self.judge(local, now);

@@ -98,9 +98,13 @@ impl Peer {
             .collect();
         let had_none = self.paths.best_relay().is_none();
         self.paths.set_relays(&usable);
-        if had_none && self.paths.best_relay().is_some() && self.is_active(now) {
-            self.paths.hunt_new(now);
-            self.call(NEWS_INTERVAL, local, now);
+        if had_none && self.paths.best_relay().is_some() {
+            // What was sent until now, if anything, did not go through a relay.
+            self.unsent = true;
+            if self.is_active(now) {
+                self.paths.hunt_new(now);
+                self.call(NEWS_INTERVAL, local, now);
+            }
         }
         self.retry_unsent(local, now);
         self.judge(local, now);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail that way")]
 
 mod hostile;
+mod roaming;
 mod world;
 
 use std::time::Duration;

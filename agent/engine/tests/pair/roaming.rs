@@ -1,0 +1,138 @@
+//! Nodes that move, with and without being told, and relays that come late.
+
+use std::{net::SocketAddr, time::Duration};
+
+use mesh_engine::{
+    command::Command,
+    event::{Event, PathAddress},
+};
+use mesh_proto::{
+    candidate::{Candidate, CandidateKind},
+    netmap::RelayId,
+};
+
+use crate::{
+    introduced, is_direct, millis, seconds,
+    world::{DIRECT, TO_RELAY, World, packet},
+};
+
+fn elsewhere() -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 200], 4711))
+}
+
+/// Sends a packet each way every 20 ms; returns the longest time without one in each direction.
+fn talk(world: &mut World, duration: Duration) -> [Duration; 2] {
+    let step = millis(20);
+    let mut gaps = [Duration::ZERO; 2];
+    let mut last = [world.now; 2];
+    let end = world.now + duration;
+    while world.now < end {
+        for node in [1, 2] {
+            world.send(node, &packet(node, 3 - node, 1, 50));
+        }
+        for node in &mut world.nodes {
+            node.received.clear();
+        }
+        world.run_for(step);
+        for (index, node) in world.nodes.iter().enumerate() {
+            if !node.received.is_empty() {
+                last[index] = world.now;
+            }
+            gaps[index] = gaps[index].max(world.now - last[index]);
+        }
+    }
+    gaps
+}
+
+fn now_direct(world: &World) -> bool {
+    let path = |node| world.peer(node).path.map(|path| path.address);
+    path(2) == Some(PathAddress::Direct(elsewhere())) && is_direct(world, 1)
+}
+
+#[test]
+fn a_node_that_moves_and_knows_it_loses_next_to_nothing() {
+    let mut world = introduced();
+    talk(&mut world, seconds(5));
+    world.nodes[0].address = elsewhere();
+    let candidate = Candidate { address: elsewhere(), kind: CandidateKind::Host };
+    world.command(1, Command::SetCandidates(vec![candidate]));
+    world.command(1, Command::NetworkChanged);
+    let gaps = talk(&mut world, millis(1500));
+    let most = 2 * (DIRECT + TO_RELAY) + millis(100);
+    assert!(gaps.iter().all(|gap| *gap <= most), "{gaps:?}");
+    assert!(now_direct(&world), "{:?}", world.peer(2).decisions);
+}
+
+#[test]
+fn a_mapping_that_moves_unnoticed_costs_less_than_three_seconds() {
+    let mut world = introduced();
+    talk(&mut world, seconds(5));
+    world.nodes[0].address = elsewhere();
+    let gaps = talk(&mut world, seconds(6));
+    assert!(gaps.iter().all(|gap| *gap <= millis(500)), "{gaps:?}");
+    assert!(now_direct(&world), "{:?}", world.peer(2).decisions);
+}
+
+#[test]
+fn a_relayed_node_whose_mapping_moves_is_back_within_four_seconds() {
+    let mut world = introduced();
+    world.direct_up = false;
+    talk(&mut world, seconds(5));
+    world.nodes[0].address = elsewhere();
+    let gaps = talk(&mut world, seconds(10));
+    assert!(gaps.iter().all(|gap| *gap <= seconds(4)), "{gaps:?}");
+}
+
+#[test]
+fn many_moves_leave_nothing_stuck() {
+    let mut world = introduced();
+    for round in 0..300u16 {
+        let port = 1000 + round;
+        let node = usize::from(round % 2);
+        world.nodes[node].address.set_port(port);
+        if round % 3 == 0 {
+            let id = u32::from(round % 2) + 1;
+            world.command(id, Command::NetworkChanged);
+        }
+        let gaps = talk(&mut world, millis(u64::from(round % 7) * 300));
+        assert!(gaps.iter().all(|gap| *gap < seconds(4)), "round {round}: {gaps:?}");
+    }
+    world.run_for(seconds(5));
+    for node in [1, 2] {
+        world.nodes[node as usize - 1].received.clear();
+    }
+    talk(&mut world, seconds(3));
+    let path = |node| world.peer(node).path.map(|path| path.address);
+    assert_eq!(path(1), Some(PathAddress::Direct(world.nodes[1].address)));
+    assert_eq!(path(2), Some(PathAddress::Direct(world.nodes[0].address)));
+    assert!(world.peer(1).paths.len() < 50);
+}
+
+#[test]
+fn packets_wait_for_a_relay_that_comes_up() {
+    let mut world = World::new();
+    world.direct_up = false;
+    for id in [1, 2] {
+        world.set_candidates(id);
+        world.tell_of_peer(id);
+    }
+    world.send(1, &packet(1, 2, 1, 100));
+    world.run_for(seconds(1));
+    for id in [1, 2] {
+        world.open_relay(id);
+    }
+    world.run_for(millis(200));
+    assert_eq!(world.nodes[1].received, [packet(1, 2, 1, 100)]);
+    assert!(world.nodes[0].events.contains(&Event::RelayUp(RelayId(0))));
+}
+
+#[test]
+fn a_wake_after_eight_hours_is_like_any_pause() {
+    let mut world = introduced();
+    talk(&mut world, seconds(5));
+    world.run_for(seconds(8 * 3600));
+    world.nodes[0].address = elsewhere();
+    world.command(1, Command::NetworkChanged);
+    let gaps = talk(&mut world, seconds(2));
+    assert!(gaps.iter().all(|gap| *gap <= millis(300)), "{gaps:?}");
+}
