@@ -211,6 +211,7 @@ impl From<RegistryError> for Failure {
             RegistryError::Contended | RegistryError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             RegistryError::Token
             | RegistryError::PublicKeyTaken
+            | RegistryError::NotRelay
             | RegistryError::NotRegistered
             | RegistryError::AddressesExhausted(_)
             | RegistryError::Ipv4RangeChanged { .. }

@@ -84,7 +84,7 @@ mod tests {
         let key = Some(relay.node_key);
         let expected = Relay { id: RelayId(relay.id.0), name: "n2".to_owned(), key, addresses };
         assert_eq!(map.relays[1..], [expected]);
-        assert_eq!(registry.map_for(relay.id).await.unwrap().peers, [node.clone()]);
+        assert_eq!(registry.map_for(relay.id).await.unwrap().peers, std::slice::from_ref(&node));
 
         registry.remove_node(&relay.name).await.unwrap();
         assert_eq!(registry.map_for(node.id).await.unwrap().relays.len(), 1);
