@@ -3,11 +3,16 @@
 use std::{fs::File, path::Path};
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use sha2::{Digest, Sha256};
 
 use super::file;
 use crate::store::{
     Batch, Event, KeyValue, Op, Outcome, Revision, Snapshot, StoreError, Transaction, check_kept,
 };
+
+/// How much of a SHA-256 is stored with each key: it guards against accidents, not against forgers, who could
+/// write any digest.
+const DIGEST_LEN: usize = 8;
 
 /// An open database.
 pub(super) struct Database {
@@ -19,7 +24,28 @@ pub(super) struct Database {
 impl Database {
     pub(super) fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let (connection, lock) = file::open(state_dir)?;
-        Ok(Self { connection, _lock: lock })
+        let database = Self { connection, _lock: lock };
+        database.verify(&super::path(state_dir))?;
+        Ok(database)
+    }
+
+    /// Checks that every key reads as it was written: SQLite itself does not notice a flipped bit in a value.
+    fn verify(&self, path: &Path) -> Result<(), StoreError> {
+        let failed = |error| file::database_error(path, error);
+        let mut statement = self
+            .connection
+            .prepare("SELECT key, value, create_revision, mod_revision, digest FROM keys")
+            .map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let entry = key_value(row).map_err(failed)?;
+            let written: Vec<u8> = row.get(4).map_err(failed)?;
+            if digest(&entry)[..] != written[..] {
+                let reason = format!("the value of {} is not as it was written", entry.key);
+                return Err(StoreError::Damaged { path: path.to_owned(), reason });
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn revision(&self) -> Result<Revision, StoreError> {
@@ -69,6 +95,18 @@ impl Database {
         sql.execute("UPDATE revisions SET current = ?1", [to_sql(revision)])?;
         sql.commit()?;
         Ok(Outcome::Committed(revision))
+    }
+
+    /// Drops a transaction after its first operation, and lets a test look before that.
+    #[cfg(test)]
+    pub(super) fn in_the_middle_of(&mut self, op: &Op, look: impl FnOnce()) -> Result<(), StoreError> {
+        let sql = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let revision = revisions(&sql)?.current.next();
+        apply(&sql, op, revision)?;
+        // What does not fit into SQLite's memory reaches the log before it is committed.
+        sql.cache_flush()?;
+        look();
+        Ok(())
     }
 
     pub(super) fn history(&self, prefix: &str, from: Revision) -> Result<Batch, StoreError> {
@@ -131,11 +169,19 @@ fn mod_revision(connection: &Connection, key: &str) -> Result<Revision, rusqlite
 fn apply(connection: &Connection, op: &Op, revision: Revision) -> Result<usize, rusqlite::Error> {
     let (changed, value) = match op {
         Op::Put { key, value } => {
+            let create_revision = connection
+                .prepare_cached("SELECT create_revision FROM keys WHERE key = ?1")?
+                .query_row([key], |row| from_sql(row, 0))
+                .optional()?
+                .unwrap_or(revision);
+            let entry =
+                KeyValue { key: key.clone(), value: value.clone(), create_revision, mod_revision: revision };
             let mut put = connection.prepare_cached(
-                "INSERT INTO keys (key, value, create_revision, mod_revision) VALUES (?1, ?2, ?3, ?3)
-                 ON CONFLICT (key) DO UPDATE SET value = ?2, mod_revision = ?3",
+                "INSERT OR REPLACE INTO keys (key, value, create_revision, mod_revision, digest)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
             )?;
-            (put.execute(params![key, value, to_sql(revision)])?, Some(value))
+            let revisions = (to_sql(create_revision), to_sql(revision));
+            (put.execute(params![key, value, revisions.0, revisions.1, &digest(&entry)[..]])?, Some(value))
         }
         Op::Delete { key } => {
             (connection.prepare_cached("DELETE FROM keys WHERE key = ?1")?.execute([key])?, None)
@@ -147,6 +193,20 @@ fn apply(connection: &Connection, op: &Op, revision: Revision) -> Result<usize, 
             .execute(params![to_sql(revision), op.key(), value])?;
     }
     Ok(changed)
+}
+
+/// Digests all of an entry. The lengths keep two entries from running into each other.
+fn digest(entry: &KeyValue) -> [u8; DIGEST_LEN] {
+    let whole = Sha256::new()
+        .chain_update((entry.key.len() as u64).to_be_bytes())
+        .chain_update(&entry.key)
+        .chain_update(entry.create_revision.0.to_be_bytes())
+        .chain_update(entry.mod_revision.0.to_be_bytes())
+        .chain_update(&entry.value)
+        .finalize();
+    let mut digest = [0; DIGEST_LEN];
+    digest.copy_from_slice(&whole[..DIGEST_LEN]);
+    digest
 }
 
 fn key_value(row: &Row<'_>) -> Result<KeyValue, rusqlite::Error> {

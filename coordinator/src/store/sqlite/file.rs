@@ -99,12 +99,12 @@ fn lock(state_dir: &Path) -> Result<File, StoreError> {
 
 /// Makes the database: complete under a temporary name, then linked.
 fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
-    let beside = |suffix: &str| state_dir.join(format!("{FILE_NAME}{suffix}"));
-    if let Some(orphan) = ["-wal", "-journal"].map(beside).into_iter().find(|orphan| orphan.exists()) {
+    let orphans = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
+    if let Some(orphan) = orphans.into_iter().find(|orphan| orphan.exists()) {
         return Err(damaged(path, format!("it is missing although {} is there", orphan.display())));
     }
-    let draft = beside(".new");
-    for leftover in [draft.clone(), beside(".new-journal")] {
+    let draft = beside(path, ".new");
+    for leftover in [draft.clone(), beside(path, ".new-journal")] {
         remove_if_present(&leftover)?;
     }
     OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&draft).map_err(io_error(&draft))?;
@@ -128,6 +128,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     if application != APPLICATION_ID {
         return Err(damaged(path, "it was not made by mesh-coordinator, or is empty"));
     }
+    check_length(&connection, path)?;
     // FULL syncs the write-ahead log at every commit: what was acknowledged survives a power cut.
     for (pragma, value) in [("journal_mode", "WAL"), ("synchronous", "FULL"), ("trusted_schema", "OFF")] {
         connection.pragma_update(None, pragma, value).map_err(failed(path))?;
@@ -139,6 +140,21 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         return Err(damaged(path, check));
     }
     Ok(connection)
+}
+
+/// Checks that the file ends with a page: SQLite would take the rest of the last one for zeros. Where there is
+/// a log, the page may be whole there.
+fn check_length(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let page: u32 =
+        connection.pragma_query_value(None, "page_size", |row| row.get(0)).map_err(failed(path))?;
+    let len = fs::metadata(path).map_err(io_error(path))?.len();
+    let logged = fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0);
+    if len.is_multiple_of(page.into()) || logged { Ok(()) } else { Err(damaged(path, "its end is missing")) }
+}
+
+/// Returns the path of a file that SQLite or we keep beside the database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    path.with_file_name(format!("{FILE_NAME}{suffix}"))
 }
 
 fn remove_if_present(path: &Path) -> Result<(), StoreError> {

@@ -13,12 +13,14 @@ use crate::store::StoreError;
 
 /// The steps, in order.
 pub(super) const MIGRATIONS: &[&str] = &[
-    // 1: keys, their history, and the two revisions. `STRICT` refuses values of the wrong type.
+    // 1: keys, their history, and the two revisions. `STRICT` refuses values of the wrong type; the digest
+    // tells whether the disk has kept what was written.
     "CREATE TABLE keys (
         key TEXT PRIMARY KEY NOT NULL,
         value BLOB NOT NULL,
         create_revision INTEGER NOT NULL,
-        mod_revision INTEGER NOT NULL
+        mod_revision INTEGER NOT NULL,
+        digest BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE history (
         revision INTEGER NOT NULL,

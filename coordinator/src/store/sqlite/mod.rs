@@ -19,6 +19,8 @@ use super::{
 mod database;
 mod file;
 mod migrations;
+#[cfg(test)]
+mod tests;
 
 /// How many operations may wait for the thread; who wants more waits as well.
 const QUEUE: usize = 256;
