@@ -51,10 +51,10 @@ pub struct ServeArgs {
     /// A TOML file with any of the long flags as keys [env: MESH_CONFIG].
     #[arg(long, env = "MESH_CONFIG", hide_env = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The UDP port, of all addresses or of one [env: MESH_LISTEN_UDP] [default: [::]:7443].
+    /// The UDP port, or its address, or both [env: MESH_LISTEN_UDP] [default: 7443 of all addresses].
     #[arg(long, value_name = "ADDRESS")]
     pub listen_udp: Option<String>,
-    /// The TCP port, of all addresses or of one [env: MESH_LISTEN_TCP] [default: [::]:7443].
+    /// The TCP port, or its address, or both [env: MESH_LISTEN_TCP] [default: 7443 of all addresses].
     #[arg(long, value_name = "ADDRESS")]
     pub listen_tcp: Option<String>,
     /// A DNS name or address by which nodes reach this coordinator, with a port where a router forwards

@@ -64,3 +64,150 @@ pub fn concerns(receiver: NodeId, change: &Change) -> bool {
         ChangeKind::NodeRemoved(id) => *id != receiver,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::{
+        key::{NodeKey, PublicKey},
+        netmap::{Mesh, Relay, RelayId},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        registry::keys,
+        store::{Event, Revision},
+    };
+
+    /// Who looks on. It changes as the others do, but is not removed.
+    const RECEIVER: u32 = 3;
+
+    /// Ids are below this.
+    const NODES: u32 = 8;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Set { id: u32, key: u8 },
+        Remove { id: u32 },
+        Relay { id: u32, name: u8 },
+        NotInMaps,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let removable = (1..NODES).prop_filter("the receiver stays", |id| *id != RECEIVER);
+        prop_oneof![
+            4 => (1..NODES, any::<u8>()).prop_map(|(id, key)| Step::Set { id, key }),
+            2 => removable.prop_map(|id| Step::Remove { id }),
+            1 => (0..2_u32, any::<u8>()).prop_map(|(id, name)| Step::Relay { id, name }),
+            1 => Just(Step::NotInMaps),
+        ]
+    }
+
+    fn node(id: u32, key: u8) -> Node {
+        let last = u8::try_from(id).unwrap();
+        let address = std::net::IpAddr::from([10, 90, 0, last]);
+        Node {
+            id: NodeId(id),
+            name: format!("n{id}").parse().unwrap(),
+            node_key: NodeKey([last; 32]),
+            public_key: PublicKey([key; 32]),
+            addresses: vec![address],
+            allowed_ips: vec![address.into()],
+            tags: vec![],
+        }
+    }
+
+    fn event(revision: Revision, step: &Step) -> Event {
+        let (key, value) = match *step {
+            Step::Set { id, key } => {
+                (keys::node(NodeId(id)), Some(serde_json::to_vec(&node(id, key)).unwrap()))
+            }
+            Step::Remove { id } => (keys::node(NodeId(id)), None),
+            Step::Relay { id, name } => {
+                let relay = Relay { id: RelayId(id), name: name.to_string(), key: None, addresses: vec![] };
+                (keys::relay(relay.id), Some(serde_json::to_vec(&relay).unwrap()))
+            }
+            Step::NotInMaps => (keys::token("1"), Some(vec![])),
+        };
+        Event { revision, key, value }
+    }
+
+    /// A view with the receiver alone.
+    fn view() -> View {
+        let (ipv4, ipv6) = ("10.90.0.0/16".parse().unwrap(), "fd00::/48".parse().unwrap());
+        let mut view = View::new(1, Mesh { ipv4, ipv6, coordinators: vec![] }, Revision(0));
+        let receiver = Step::Set { id: RECEIVER, key: 0 };
+        view.apply(Revision(1), &[event(Revision(1), &receiver)]).unwrap();
+        view
+    }
+
+    fn ids<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> BTreeSet<NodeId> {
+        nodes.into_iter().map(|node| node.id).collect()
+    }
+
+    proptest! {
+        /// However the changes are cut into deltas, they lead to the whole map, and nobody but those who
+        /// were removed is lost on the way.
+        #[test]
+        fn deltas_lead_to_the_whole_map(steps in prop::collection::vec((step(), any::<bool>()), 0..40)) {
+            let receiver = NodeId(RECEIVER);
+            let mut view = view();
+            let first = map(&view, receiver).unwrap();
+            let mut known = first.clone();
+            let mut pending = Vec::new();
+            let mut removed = BTreeSet::new();
+            for (revision, (step, send)) in (2..).map(Revision).zip(&steps) {
+                if let Step::Remove { id } = step {
+                    removed.insert(NodeId(*id));
+                }
+                pending.extend(view.apply(revision, &[event(revision, step)]).unwrap());
+                if *send {
+                    let before = ids(&known.peers);
+                    known.apply(delta(receiver, known.version, &pending)).unwrap();
+                    let whole = map(&view, receiver).unwrap();
+                    prop_assert_eq!(&known, &NetworkMap { version: known.version, ..whole });
+                    prop_assert!(before.difference(&ids(&known.peers)).all(|lost| removed.contains(lost)));
+                    pending.clear();
+                    removed.clear();
+                }
+            }
+            let missed = view.changes_since(first.version).unwrap();
+            let mut late = first;
+            late.apply(delta(receiver, late.version, &missed)).unwrap();
+            let whole = map(&view, receiver).unwrap();
+            prop_assert_eq!(&late, &NetworkMap { version: late.version, ..whole });
+        }
+
+        /// A view that is read anew announces what a delta needs to lead to the same map.
+        #[test]
+        fn a_jump_announces_every_difference(
+            before in prop::collection::vec(step(), 0..20),
+            after in prop::collection::vec(step(), 0..20),
+        ) {
+            let receiver = NodeId(RECEIVER);
+            let follow = |steps: &[Step], to: Revision| {
+                let mut view = view();
+                for (revision, step) in (2..).map(Revision).zip(steps) {
+                    view.apply(revision, &[event(revision, step)]).unwrap();
+                }
+                view.apply(to, &[]).unwrap();
+                view
+            };
+            let (mut old, new) = (follow(&before, Revision(30)), follow(&after, Revision(60)));
+            let mut known = map(&old, receiver).unwrap();
+            let whole = map(&new, receiver).unwrap();
+            let changes = old.replace(new);
+            known.apply(delta(receiver, known.version, &changes)).unwrap();
+            prop_assert_eq!(&known, &NetworkMap { version: known.version, ..whole });
+        }
+    }
+
+    #[test]
+    fn a_removal_concerns_everybody_else() {
+        let version = Version { epoch: 1, serial: 7 };
+        let removal = Change { version, kind: ChangeKind::NodeRemoved(NodeId(RECEIVER)) };
+        assert!(!concerns(NodeId(RECEIVER), &removal));
+        assert!(concerns(NodeId(1), &removal));
+        assert!(delta(NodeId(RECEIVER), version, &[removal]).removed.is_empty());
+    }
+}

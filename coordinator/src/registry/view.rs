@@ -49,6 +49,20 @@ impl SharedView {
 }
 
 impl View {
+    /// Makes a view without nodes.
+    pub(super) fn new(epoch: u64, mesh: Mesh, revision: Revision) -> Self {
+        Self {
+            epoch,
+            revision,
+            mesh,
+            nodes: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            relays: Vec::new(),
+            changes: VecDeque::new(),
+            changes_after: revision,
+        }
+    }
+
     /// Reads the whole store.
     pub(super) async fn load(store: &dyn Store) -> Result<Self, RegistryError> {
         let snapshot = store.range("").await?;
@@ -56,16 +70,9 @@ impl View {
             let entry = snapshot.entries.iter().find(|entry| entry.key == key);
             entry.map(|entry| &entry.value[..]).ok_or_else(|| corrupt(key, "it is missing"))
         };
-        let mut view = Self {
-            epoch: parse(keys::EPOCH, value(keys::EPOCH)?)?,
-            revision: snapshot.revision,
-            mesh: parse(keys::MESH, value(keys::MESH)?)?,
-            nodes: BTreeMap::new(),
-            by_key: BTreeMap::new(),
-            relays: Vec::new(),
-            changes: VecDeque::new(),
-            changes_after: snapshot.revision,
-        };
+        let epoch = parse(keys::EPOCH, value(keys::EPOCH)?)?;
+        let mesh = parse(keys::MESH, value(keys::MESH)?)?;
+        let mut view = Self::new(epoch, mesh, snapshot.revision);
         for entry in &snapshot.entries {
             if entry.key.starts_with(keys::NODES) {
                 view.set_node(parse(&entry.key, &entry.value)?);
