@@ -3,17 +3,20 @@
 use std::net::IpAddr;
 
 /// Adds bytes to a running sum. All but the last part of what is summed must have an even length.
+///
+/// The sum does not depend on the byte order in which it is made (RFC 1071, section 2): it is made in this machine's,
+/// four bytes at a time, and swapped at the end.
 pub(crate) fn sum(bytes: &[u8], initial: u64) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
-    let mut total = words.iter().fold(initial, |total, word| total + u64::from(u32::from_be_bytes(*word)));
+    let mut total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let (pairs, odd) = rest.as_chunks::<2>();
     for pair in pairs {
-        total += u64::from(u16::from_be_bytes(*pair));
+        total += u64::from(u16::from_ne_bytes(*pair));
     }
     if let [last] = odd {
-        total += u64::from(*last) << 8;
+        total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
-    total
+    initial + u64::from(u16::from_be(fold(total)))
 }
 
 /// Folds a sum to 16 bits.
