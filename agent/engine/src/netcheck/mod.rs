@@ -5,7 +5,7 @@
 //! another one or the network changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -127,7 +127,11 @@ impl NetCheck {
         if !is_probable(mapped) {
             return;
         }
-        self.observations.insert(from, Observation { mapped, at: now, observer });
+        let before = self.observations.insert(from, Observation { mapped, at: now, observer });
+        if observer == Observer::Dedicated && before.is_some_and(|before| before.mapped != mapped) {
+            // The mapping has moved: what peers saw, and nobody asks them for again, is as old.
+            self.observations.retain(|_, seen| seen.observer == Observer::Dedicated);
+        }
         while self.observations.len() > MAX_OBSERVATIONS {
             let observers = &self.observers;
             let expendable = self.observations.iter().filter(|(address, _)| !observers.contains_key(address));
@@ -205,20 +209,25 @@ impl NetCheck {
 
     /// Returns this node's candidates: local ones and reflexive ones.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
-        let agreeing = |mapped| self.observations.values().filter(|other| other.mapped == mapped).count();
+        // Two peers behind one address agree also where the mapping depends on the address.
+        let agreeing = |mapped| {
+            let observers = self.observations.iter().filter(|(_, other)| other.mapped == mapped);
+            observers.map(|(observer, _)| observer.ip()).collect::<BTreeSet<_>>().len()
+        };
         let mut seen: Vec<_> = self
             .observations
             .values()
-            .filter(|seen| seen.observer == Observer::Dedicated || agreeing(seen.mapped) > 1)
+            .map(|seen| (seen.observer != Observer::Dedicated, agreeing(seen.mapped), seen.mapped))
+            .filter(|(by_peer, agreeing, _)| !by_peer || *agreeing > 1)
             .collect();
-        // In an order that does not change with every answer.
-        seen.sort_by_key(|seen| (std::cmp::Reverse(agreeing(seen.mapped)), seen.mapped));
+        // In an order that does not change with every answer; what is asked for regularly comes first.
+        seen.sort_by_key(|(by_peer, agreeing, mapped)| (*by_peer, std::cmp::Reverse(*agreeing), *mapped));
         let mut reflexive: Vec<SocketAddr> = Vec::new();
-        for seen in seen {
+        for (.., mapped) in seen {
             let known =
-                self.local.iter().any(|own| own.address == seen.mapped && own.kind != CandidateKind::Guess);
-            if !known && !reflexive.contains(&seen.mapped) {
-                reflexive.push(seen.mapped);
+                self.local.iter().any(|own| own.address == mapped && own.kind != CandidateKind::Guess);
+            if !known && !reflexive.contains(&mapped) {
+                reflexive.push(mapped);
             }
         }
         reflexive.truncate(MAX_REFLEXIVE);

@@ -351,7 +351,8 @@ impl PathSet {
         let left = self.primary;
         self.primary = chosen;
         self.since = chosen.map(|_| now);
-        if let Some(path) = chosen.and_then(|address| self.get_mut(address)) {
+        let probed = chosen.filter(|_| self.is_active(now));
+        if let Some(path) = probed.and_then(|address| self.get_mut(address)) {
             // From now on it is probed as the primary path.
             let soon = now + PROBE_INTERVAL;
             path.next_probe = Some(path.next_probe.map_or(soon, |next| next.min(soon)));
