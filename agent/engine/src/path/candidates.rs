@@ -1,0 +1,118 @@
+//! Which paths are known: candidates, relays, and where the peer was heard from. All are bounded.
+
+use std::{net::SocketAddr, time::Instant};
+
+use mesh_proto::{
+    candidate::{Candidate, MAX_CANDIDATES},
+    netmap::RelayId,
+};
+
+use super::{Origin, Path, PathSet};
+use crate::event::PathAddress;
+
+/// Most peer-reflexive paths: each answers a NAT's mapping towards one of this node's addresses.
+const MAX_PEER_REFLEXIVE: usize = 8;
+
+impl PathSet {
+    /// These are the peer's candidates, all that are known; they were filtered. Returns whether there are new ones.
+    pub(crate) fn set_candidates(&mut self, candidates: &[Candidate]) -> bool {
+        let is_listed = |path: &Path| match path.address {
+            PathAddress::Direct(address) => candidates.iter().any(|candidate| candidate.address == address),
+            PathAddress::Relay(_) => true,
+        };
+        // What answers or was heard stays, whoever named it.
+        self.paths.retain(|path| {
+            is_listed(path) || path.origin == Origin::PeerReflexive || path.standing().is_some()
+        });
+        self.add_candidates(candidates)
+    }
+
+    /// These are candidates of the peer's, among others. Returns whether there are new ones.
+    pub(crate) fn add_candidates(&mut self, candidates: &[Candidate]) -> bool {
+        let mut added = false;
+        for candidate in candidates.iter().take(MAX_CANDIDATES) {
+            let address = PathAddress::Direct(candidate.address);
+            match self.get_mut(address) {
+                Some(path) => path.origin = Origin::Candidate(candidate.kind),
+                None => {
+                    self.paths.push(Path::new(address, Origin::Candidate(candidate.kind)));
+                    added = true;
+                }
+            }
+        }
+        self.evict(MAX_CANDIDATES, |origin| matches!(origin, Origin::Candidate(_)));
+        added
+    }
+
+    /// These relays can be used, all of them; `true` where the peer is said to be.
+    pub(crate) fn set_relays(&mut self, relays: &[(RelayId, bool)]) {
+        self.paths.retain(|path| match path.address {
+            PathAddress::Relay(id) => relays.iter().any(|(relay, _)| *relay == id),
+            PathAddress::Direct(_) => true,
+        });
+        for &(id, listed) in relays {
+            let origin = if listed { Origin::ListedRelay } else { Origin::OwnRelay };
+            match self.get_mut(PathAddress::Relay(id)) {
+                Some(path) => path.origin = origin,
+                None => self.paths.push(Path::new(PathAddress::Relay(id), origin)),
+            }
+        }
+    }
+
+    pub(super) fn adopt(&mut self, from: PathAddress, now: Instant) {
+        if self.get(from).is_some() {
+            return;
+        }
+        let origin = match from {
+            PathAddress::Direct(_) => Origin::PeerReflexive,
+            PathAddress::Relay(_) => Origin::OwnRelay,
+        };
+        let mut path = Path::new(from, origin);
+        path.next_probe = Some(now);
+        self.paths.push(path);
+        self.evict(MAX_PEER_REFLEXIVE, |origin| origin == Origin::PeerReflexive);
+    }
+
+    /// Removes the oldest paths of an origin that don't answer, above a number.
+    pub(super) fn evict(&mut self, keep: usize, is_origin: impl Fn(Origin) -> bool) {
+        while self.paths.iter().filter(|path| is_origin(path.origin)).count() > keep {
+            let primary = self.primary;
+            let expendable = |path: &Path| is_origin(path.origin) && Some(path.address) != primary;
+            let oldest = self
+                .paths
+                .iter()
+                .position(|path| expendable(path) && path.standing().is_none())
+                .or_else(|| self.paths.iter().position(expendable));
+            match oldest {
+                Some(index) => drop(self.paths.remove(index)),
+                None => break,
+            }
+        }
+    }
+}
+
+/// Whether an address may be probed at all: a place where one other host can be.
+pub(crate) fn is_probable(address: SocketAddr) -> bool {
+    if address.port() == 0 {
+        return false;
+    }
+    match address {
+        SocketAddr::V4(v4) => {
+            let ip = v4.ip();
+            !(ip.is_loopback()
+                || ip.is_multicast()
+                || ip.is_unspecified()
+                || ip.is_broadcast()
+                || ip.octets()[0] == 0
+                || ip.octets()[0] >= 240)
+        }
+        SocketAddr::V6(v6) => {
+            let ip = v6.ip();
+            !(ip.is_loopback()
+                || ip.is_multicast()
+                || ip.is_unspecified()
+                || ip.to_ipv4_mapped().is_some()
+                || (ip.is_unicast_link_local() && v6.scope_id() == 0))
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! When paths are probed, and what the answers and other messages say of them.
+
+use std::time::{Duration, Instant};
+
+use mesh_proto::disco::TxId;
+
+use super::{
+    Health, Path, PathSet, TRUST,
+    select::Class,
+    state::{PROBE_INTERVAL, SUSPECT_GRACE, SUSPECT_LIMIT},
+};
+use crate::event::PathAddress;
+
+/// When a hunt's probes are sent, from its start. The first repetitions come quickly, since a first probe is often
+/// lost to the other side's filter, and the second one passes.
+const HUNT_STEPS: [Duration; 7] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+    Duration::from_millis(2000),
+    Duration::from_millis(5000),
+];
+/// After its hunt a path is probed this often while there is traffic (Tailscale's upgrade interval).
+const HUNT_INTERVAL: Duration = Duration::from_secs(60);
+/// A Ping provokes one in return at most this often per path.
+const ECHO_INTERVAL: Duration = Duration::from_millis(50);
+/// A path on which messages keep coming is looked at again after this long.
+const HEARD_INTERVAL: Duration = Duration::from_secs(1);
+
+impl PathSet {
+    /// A Ping of the peer's came on this path: it is probed back at once, unless it answers already or the peer is
+    /// idle. (A Ping may be a recording, sent by anyone from anywhere; the Pong is all that it gets then.)
+    pub(crate) fn on_ping(&mut self, from: PathAddress, now: Instant) {
+        self.speaks_disco = true;
+        if !self.is_active(now) {
+            return;
+        }
+        self.adopt(from, now);
+        if let Some(path) = self.get_mut(from)
+            && path.health != Health::Alive
+            && path.last_probe.is_none_or(|at| now.saturating_duration_since(at) >= ECHO_INTERVAL)
+        {
+            path.next_probe = Some(now);
+        }
+    }
+
+    /// An authentic WireGuard message came on this path. Returns whether that is news, which calls for judging.
+    ///
+    /// It does not move the primary path, which might be someone's who forwards a message; it calls for a probe.
+    pub(crate) fn on_wireguard(&mut self, from: PathAddress, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < HEARD_INTERVAL;
+        if self.last_heard.is_some_and(|(path, at)| path == from && lately(at)) {
+            return false;
+        }
+        self.last_heard = Some((from, now));
+        self.adopt(from, now);
+        let is_primary = self.primary == Some(from);
+        let is_new =
+            |path: &Path| path.is_direct() && path.last_heard.is_none() && path.health != Health::Alive;
+        if !is_primary && self.get(from).is_some_and(is_new) {
+            // The peer may have moved there: until the primary path answers again, packets go elsewhere, too.
+            self.suspect_primary(now);
+        }
+        let Some(path) = self.get_mut(from) else { return false };
+        path.last_heard = Some(now);
+        match path.health {
+            // That a relay brings something proves that the peer is there.
+            Health::Untried | Health::Dead if !path.is_direct() => path.health = Health::Alive,
+            Health::Untried | Health::Alive | Health::Suspect { .. } | Health::Dead => {}
+        }
+        if !is_primary && path.is_direct() && path.health != Health::Alive {
+            path.next_probe = Some(now);
+        }
+        true
+    }
+
+    /// Starts a hunt: paths in the local network are probed at once, others after `delay`.
+    pub(crate) fn hunt(&mut self, now: Instant, delay: Duration) {
+        for path in &mut self.paths {
+            path.step = 0;
+            let at = match path.class() {
+                Class::Lan => now,
+                Class::Internet if path.health != Health::Untried || !path.is_direct() => now,
+                Class::Internet => now + delay,
+            };
+            path.next_probe = Some(path.next_probe.map_or(at, |next| next.min(at)));
+        }
+    }
+
+    /// Probes what was never probed, without starting over with the others.
+    pub(crate) fn hunt_new(&mut self, now: Instant) {
+        for path in &mut self.paths {
+            if path.health == Health::Untried && path.step == 0 && path.next_probe.is_none() {
+                path.next_probe = Some(now);
+            }
+        }
+    }
+
+    /// Returns the paths to probe now; the caller makes the probes and tells by [`PathSet::on_probe_sent`].
+    pub(crate) fn poll_probes(&mut self, now: Instant) -> Vec<PathAddress> {
+        let active = self.is_active(now);
+        let primary = self.primary;
+        let primary_is_trusted = self.primary().is_some_and(|path| path.is_trusted(now));
+        let mut due = Vec::new();
+        for path in &mut self.paths {
+            path.expire_probes(now);
+            if path.next_probe.is_none_or(|at| at > now) {
+                continue;
+            }
+            if !active {
+                // The traffic has ended since this probe was planned.
+                path.next_probe = None;
+                continue;
+            }
+            let is_primary = primary == Some(path.address);
+            path.step += 1;
+            path.next_probe = if is_primary || (!primary_is_trusted && path.health == Health::Alive) {
+                Some(now + PROBE_INTERVAL)
+            } else if path.health == Health::Alive {
+                Some(now + HUNT_INTERVAL)
+            } else {
+                let gap =
+                    HUNT_STEPS.get(path.step).map_or(HUNT_INTERVAL, |step| *step - HUNT_STEPS[path.step - 1]);
+                Some(now + gap)
+            };
+            due.push(path.address);
+        }
+        due
+    }
+
+    /// Notes a probe that is sent.
+    pub(crate) fn on_probe_sent(&mut self, to: PathAddress, txid: TxId, now: Instant) {
+        if let Some(path) = self.get_mut(to) {
+            path.on_probe_sent(txid, now);
+        }
+    }
+
+    /// Takes the answer to a probe, which came from `from`. Returns the path that was probed and its round-trip time.
+    pub(crate) fn on_pong(
+        &mut self,
+        from: PathAddress,
+        txid: &TxId,
+        now: Instant,
+    ) -> Option<(PathAddress, Duration)> {
+        self.speaks_disco = true;
+        let path = self.paths.iter_mut().find(|path| path.awaits(txid))?;
+        if path.address != from {
+            // Answered from elsewhere: that the probed address works both ways is not shown.
+            self.adopt(from, now);
+            return None;
+        }
+        let rtt = path.on_pong(txid, now)?;
+        Some((from, rtt))
+    }
+
+    /// Returns when something is to be done: a probe, or doubt.
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let probes = self.paths.iter().filter_map(|path| path.next_probe);
+        let verdicts = self.paths.iter().filter_map(|path| match path.health {
+            Health::Suspect { since } if self.is_active(now) => {
+                let grace = since + SUSPECT_GRACE;
+                Some(if grace > now { grace } else { since + SUSPECT_LIMIT })
+            }
+            Health::Alive if self.is_active(now) && Some(path.address) == self.primary => {
+                path.last_answer.map(|at| at + TRUST)
+            }
+            Health::Untried | Health::Alive | Health::Suspect { .. } | Health::Dead => None,
+        });
+        probes.chain(verdicts.filter(|at| *at > now)).min()
+    }
+}
