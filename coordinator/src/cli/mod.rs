@@ -10,18 +10,19 @@ use std::{
 
 use anyhow::Context;
 use clap::CommandFactory;
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin::{Client, TokenRequest},
     config::{self, Problems},
-    serve,
+    serve, standalone,
 };
 
 mod args;
 mod table;
 
-pub use self::args::{Cli, Command, NodeCommand, ServeArgs, TokenCommand};
+pub use self::args::{Cli, Command, NodeCommand, RelayArgs, Secret, ServeArgs, TokenCommand};
 
 /// What was wrong with the usage.
 const WRONG_USAGE: u8 = 2;
@@ -45,9 +46,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let state_dir = cli.state_dir.as_deref();
     match cli.command {
         Command::Serve(args) => {
-            let options = config::resolve(&args, state_dir)?;
+            let options = config::resolve_serve(&args, state_dir)?;
             start_log()?;
-            tokio::runtime::Runtime::new()?.block_on(serve::run(options))
+            Runtime::new()?.block_on(serve::run(options))
+        }
+        Command::Relay(args) => {
+            let options = config::resolve_relay(&args, state_dir)?;
+            start_log()?;
+            Runtime::new()?.block_on(standalone::run(options))
         }
         Command::Token { command } => administer(token(client(state_dir)?, command)),
         Command::Node { command } => administer(node(client(state_dir)?, command)),

@@ -87,6 +87,15 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
         parse(text).map_err(|what| self.note::<T>(setting, what)).ok()
     }
 
+    /// Notes that a setting is missing, unless it is there or was given and wrong.
+    pub(super) fn require(&mut self, key: &str, present: bool) {
+        let names = [key.to_owned(), format!("--{key}"), variable(key)];
+        let noted = self.problems.iter().any(|problem| names.contains(&problem.setting));
+        if !present && !noted {
+            self.note::<()>(&names[1], "is required".to_owned());
+        }
+    }
+
     /// Ends the resolving: keys of the file that nobody took are unknown.
     ///
     /// # Errors
@@ -99,7 +108,7 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
     }
 
     fn find(&mut self, key: &str, flags: &[String], split: impl Fn(&str) -> Vec<String>) -> Option<Given> {
-        let variable = format!("MESH_{}", key.to_ascii_uppercase().replace('-', "_"));
+        let variable = variable(key);
         let in_file = self.file.remove(key);
         if !flags.is_empty() {
             return Some(Given { setting: format!("--{key}"), texts: flags.to_vec() });
@@ -125,6 +134,11 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
         self.problems.push(Problem { setting: setting.to_owned(), what });
         None
     }
+}
+
+/// Returns the environment variable of a setting.
+fn variable(key: &str) -> String {
+    format!("MESH_{}", key.to_ascii_uppercase().replace('-', "_"))
 }
 
 fn text(value: &toml::Value) -> Result<String, String> {

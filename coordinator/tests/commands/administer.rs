@@ -1,10 +1,18 @@
 //! The commands of administrators.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
 
+use mesh_coordinator::admin::NodeEntry;
 use mesh_proto::{key::KeyPin, token::JoinToken};
 
 use crate::rig::{Serving, command, done, failed};
+
+/// How long a relay may take to connect.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_token_is_one_line_that_joins_a_node() {
@@ -94,6 +102,42 @@ fn state_that_cannot_be_used_is_named() {
     fs::remove_file(dir.path().join("coordinator.key")).unwrap();
     assert!(failed_start(dir.path(), &serve).contains("coordinator.key: missing"));
     assert!(!dir.path().join("coordinator.key").exists(), "no new identity");
+}
+
+#[test]
+fn a_relay_alone_joins_by_its_command() {
+    let (dir, relay_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    drop(socket);
+    let _serving = Serving::start_at(dir.path(), &address, &[&address]);
+    let line = done(dir.path(), &["token", "create", "--tag", "relay"]);
+    let words: Vec<_> = line.trim_end().split(' ').collect();
+    let mut relay = command(relay_dir.path());
+    relay.arg("relay").args(&words[2..]);
+    relay.args(["--name", "outpost", "--address", "relay.example", "--listen-udp", "127.0.0.1:0"]);
+    let relay = Serving::spawn(relay);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let nodes: Vec<NodeEntry> =
+            serde_json::from_str(&done(dir.path(), &["node", "list", "--json"])).unwrap();
+        if let [outpost] = &nodes[..]
+            && outpost.online
+        {
+            assert_eq!(
+                (outpost.node.name.as_str(), &outpost.node.tags[..]),
+                ("outpost", &["relay".to_owned()][..])
+            );
+            break;
+        }
+        assert!(Instant::now() < deadline, "the relay does not connect");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(relay.stop());
+    let complaint = failed(relay_dir.path(), &["relay", "--name", "A"], 2);
+    for setting in ["--coordinator: is required", "--ca-cert-hash: is required", "--name: "] {
+        assert!(complaint.contains(setting), "{complaint}");
+    }
 }
 
 #[test]

@@ -11,27 +11,23 @@ use mesh_coordinator::admin;
 /// How long `serve` may take to start.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A coordinator that is killed when it is dropped.
+/// A coordinator or relay that is killed when it is dropped.
 pub(crate) struct Serving(Child);
 
 impl Serving {
     /// Starts a coordinator and waits until it can be administered.
     pub(crate) fn start(state_dir: &Path, names: &[&str]) -> Self {
+        Self::start_at(state_dir, "127.0.0.1:0", names)
+    }
+
+    /// Starts a coordinator on this UDP port.
+    pub(crate) fn start_at(state_dir: &Path, udp: &str, names: &[&str]) -> Self {
         let mut command = command(state_dir);
-        command.args([
-            "serve",
-            "--listen-udp",
-            "127.0.0.1:0",
-            "--listen-tcp",
-            "127.0.0.1:0",
-            "--metrics",
-            "off",
-        ]);
+        command.args(["serve", "--listen-udp", udp, "--listen-tcp", "127.0.0.1:0", "--metrics", "off"]);
         for name in names {
             command.args(["--name", name]);
         }
-        let child = command.stderr(Stdio::null()).spawn().unwrap();
-        let serving = Self(child);
+        let serving = Self::spawn(command);
         let socket = admin::socket_path(state_dir);
         let deadline = Instant::now() + DEADLINE;
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
@@ -39,6 +35,11 @@ impl Serving {
             std::thread::sleep(Duration::from_millis(5));
         }
         serving
+    }
+
+    /// Starts a daemon.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        Self(command.stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// Kills the coordinator as the kernel does when memory is short.

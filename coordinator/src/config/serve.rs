@@ -1,0 +1,141 @@
+//! The settings of `mesh-coordinator serve`.
+
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use mesh_proto::DEFAULT_COORDINATOR_PORT;
+
+use super::{
+    DEFAULT_STATE_DIR, Host, Problems,
+    parse::{parse_host, parse_listen, parse_metrics, parse_path, parse_range, parse_rate},
+    relay_limits,
+    settings::Settings,
+};
+use crate::{cli::ServeArgs, registry::MeshOptions, serve::ServeOptions};
+
+/// Where metrics are shown when it is not told.
+const DEFAULT_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9743);
+
+/// The range of IPv4 mesh addresses: private, and not where carriers put their NATs (RFC 6598).
+const DEFAULT_IPV4_RANGE: &str = "10.90.0.0/16";
+
+pub(super) fn from_sources(
+    args: &ServeArgs,
+    state_dir: Option<&str>,
+    environment: impl Fn(&str) -> Option<OsString>,
+    host: &Host<'_>,
+) -> Result<ServeOptions, Problems> {
+    let mut settings = Settings::new(environment, host.file)?;
+    let state_dir = settings.take("state-dir", state_dir, parse_path);
+    let any = SocketAddr::new(host.any, DEFAULT_COORDINATOR_PORT);
+    let parse_listen = |text: &str| parse_listen(text, any);
+    let listen_udp = settings.take("listen-udp", args.listen_udp.as_deref(), parse_listen);
+    let listen_tcp = settings.take("listen-tcp", args.listen_tcp.as_deref(), parse_listen);
+    let metrics = settings.take("metrics", args.metrics.as_deref(), parse_metrics);
+    let ipv4 = settings.take("ipv4-range", args.ipv4_range.as_deref(), parse_range);
+    let relay_rate = settings.take("relay-rate", args.relay_rate.as_deref(), parse_rate);
+    let listen_udp = listen_udp.unwrap_or(any);
+    let port = match listen_udp.port() {
+        0 => DEFAULT_COORDINATOR_PORT,
+        port => port,
+    };
+    let mut coordinators = settings.take_list("name", &args.name, |text| parse_host(text, port));
+    if coordinators.is_empty() {
+        coordinators.extend(settings.check("--name", host.name, |text| {
+            parse_host(text, port).map_err(|_| "this host's name is none: give one".to_owned())
+        }));
+    }
+    let default_range = settings.check("ipv4-range", DEFAULT_IPV4_RANGE, parse_range);
+    settings.finish()?;
+    let relay_name = coordinators.first().map(|name| relay_name(name)).unwrap_or_default();
+    Ok(ServeOptions {
+        state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+        listen_udp,
+        listen_tcp: listen_tcp.unwrap_or(any),
+        metrics: metrics.unwrap_or(Some(DEFAULT_METRICS)),
+        mesh: MeshOptions {
+            ipv4: ipv4.or(default_range).expect("the default range is a range"),
+            coordinators,
+            relay_name,
+        },
+        relay: relay_limits(relay_rate),
+    })
+}
+
+/// The relay is called as the coordinator: by the first label of a name, or the whole of an address.
+fn relay_name(coordinator: &str) -> String {
+    match coordinator.parse::<SocketAddr>() {
+        Ok(address) => address.ip().to_string(),
+        Err(_) => coordinator.split(['.', ':']).next().unwrap_or_default().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv6Addr, path::Path};
+
+    use super::*;
+
+    fn resolve(args: &ServeArgs, environment: &[(&str, &str)], file: &str) -> Result<ServeOptions, Problems> {
+        let environment = |name: &str| {
+            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(*value))
+        };
+        from_sources(args, None, environment, &Host { name: "pi", any: Ipv6Addr::UNSPECIFIED.into(), file })
+    }
+
+    #[test]
+    fn defaults_need_no_settings() {
+        let options = resolve(&ServeArgs::default(), &[], "").unwrap();
+        assert_eq!(options.state_dir, Path::new(DEFAULT_STATE_DIR));
+        assert_eq!(options.listen_udp.to_string(), "[::]:7443");
+        assert_eq!(options.listen_tcp.to_string(), "[::]:7443");
+        assert_eq!(options.metrics.unwrap().to_string(), "127.0.0.1:9743");
+        assert_eq!(options.mesh.coordinators, ["pi:7443"]);
+        assert_eq!(options.mesh.ipv4.to_string(), DEFAULT_IPV4_RANGE);
+    }
+
+    #[test]
+    fn flags_win_over_environment_and_environment_over_the_file() {
+        let args = ServeArgs { listen_udp: Some("127.0.0.1:1".to_owned()), ..ServeArgs::default() };
+        let environment = [
+            ("MESH_LISTEN_UDP", "127.0.0.1:2"),
+            ("MESH_LISTEN_TCP", "2"),
+            ("MESH_NAME", "a.example, b.example:9"),
+        ];
+        let file = "listen-udp = '127.0.0.1:3'\nlisten-tcp = 3\nmetrics = 'off'\nname = 'c'";
+        let options = resolve(&args, &environment, file).unwrap();
+        assert_eq!(options.listen_udp.to_string(), "127.0.0.1:1");
+        assert_eq!(options.listen_tcp.to_string(), "[::]:2");
+        assert_eq!(options.metrics, None);
+        assert_eq!(
+            options.mesh.coordinators,
+            ["a.example:1", "b.example:9"],
+            "the port is the one listened on"
+        );
+        assert_eq!(options.mesh.relay_name, "a");
+        let options = resolve(&ServeArgs::default(), &[], "name = ['192.0.2.1', '2001:db8::1']").unwrap();
+        assert_eq!(options.mesh.coordinators, ["192.0.2.1:7443", "[2001:db8::1]:7443"]);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_reported_at_once() {
+        let args = ServeArgs { name: vec!["a b".to_owned(), "x:0".to_owned()], ..ServeArgs::default() };
+        let environment = [("MESH_LISTEN_TCP", "nowhere"), ("MESH_RELAY_RATE", "1")];
+        let file = "metrics = true\nipv4-range = '10.0.0.0'\nport = 1";
+        let Problems(problems) = resolve(&args, &environment, file).unwrap_err();
+        let settings: Vec<_> = problems.iter().map(|problem| problem.setting.as_str()).collect();
+        assert_eq!(
+            settings,
+            ["MESH_LISTEN_TCP", "metrics", "ipv4-range", "MESH_RELAY_RATE", "--name", "--name", "port"]
+        );
+        let text = Problems(problems.clone()).to_string();
+        assert_eq!(text.lines().count(), settings.len(), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_refused() {
+        assert!(resolve(&ServeArgs::default(), &[], "name = ").is_err());
+    }
+}
