@@ -1,6 +1,13 @@
 //! A coordinator (or relay) in a test's hands: it says what the test tells it to.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use mesh_proto::{
     control::{
@@ -24,7 +31,10 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use tokio::time::timeout;
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::timeout,
+};
 
 use crate::identity::Identity;
 
@@ -41,9 +51,9 @@ pub(super) struct FakeCoordinator {
 pub(super) struct FakeSession {
     pub(super) connection: Connection,
     pub(super) node_key: NodeKey,
-    send: SendStream,
-    recv: RecvStream,
-    decoder: Decoder,
+    send: Arc<Mutex<SendStream>>,
+    messages: mpsc::UnboundedReceiver<ClientMessage>,
+    answers_pings: Arc<AtomicBool>,
 }
 
 impl FakeCoordinator {
@@ -80,7 +90,10 @@ impl FakeCoordinator {
         let spki = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
         let node_key = NodeKey::from_spki(&spki[0]).unwrap();
         let (send, recv) = timeout(PATIENCE, connection.accept_bi()).await.expect("a stream").unwrap();
-        let mut session = FakeSession { connection, node_key, send, recv, decoder: Decoder::default() };
+        let (send, answers_pings) = (Arc::new(Mutex::new(send)), Arc::new(AtomicBool::new(true)));
+        let (forward, messages) = mpsc::unbounded_channel();
+        tokio::spawn(read(recv, send.clone(), answers_pings.clone(), forward));
+        let mut session = FakeSession { connection, node_key, send, messages, answers_pings };
         assert!(matches!(session.recv().await, ClientMessage::Hello(_)));
         let observed = session.connection.remote_address();
         let welcome = Welcome { version: "fake".to_owned(), features: vec![], observed };
@@ -91,7 +104,12 @@ impl FakeCoordinator {
 
 impl FakeSession {
     pub(super) async fn send(&mut self, message: ServerMessage) {
-        self.send.write_all(&encode(&message).unwrap()).await.unwrap();
+        self.send.lock().await.write_all(&encode(&message).unwrap()).await.unwrap();
+    }
+
+    /// Answers no Ping any more; the test gets them.
+    pub(super) fn stop_answering(&self) {
+        self.answers_pings.store(false, Ordering::Relaxed);
     }
 
     pub(super) async fn recv(&mut self) -> ClientMessage {
@@ -100,12 +118,7 @@ impl FakeSession {
 
     /// Waits for a message, or for the end of the connection.
     pub(super) async fn try_recv(&mut self) -> Option<ClientMessage> {
-        loop {
-            if let Some(message) = self.decoder.poll_message().unwrap() {
-                return Some(message);
-            }
-            self.decoder.handle_bytes(&self.recv.read_chunk(4096, true).await.ok()??.bytes);
-        }
+        self.messages.recv().await
     }
 
     /// Waits for the first message that `pick` takes.
@@ -121,8 +134,33 @@ impl FakeSession {
     pub(super) async fn refuse(mut self, code: RefusalCode, retry_after_ms: Option<u64>) {
         let refusal = Refusal { code, message: "because".to_owned(), retry_after_ms };
         self.send(ServerMessage::Refused(refusal)).await;
-        self.send.finish().unwrap();
+        self.send.lock().await.finish().unwrap();
         let _ = timeout(PATIENCE, self.connection.closed()).await;
+    }
+}
+
+/// Hands messages on, and answers Pings.
+async fn read(
+    mut recv: RecvStream,
+    send: Arc<Mutex<SendStream>>,
+    answers_pings: Arc<AtomicBool>,
+    forward: mpsc::UnboundedSender<ClientMessage>,
+) {
+    let mut decoder = Decoder::default();
+    while let Ok(Some(chunk)) = recv.read_chunk(4096, true).await {
+        decoder.handle_bytes(&chunk.bytes);
+        while let Some(message) = decoder.poll_message().unwrap() {
+            let sent = match message {
+                ClientMessage::Ping { id } if answers_pings.load(Ordering::Relaxed) => {
+                    let pong = encode(&ServerMessage::Pong { id }).unwrap();
+                    send.lock().await.write_all(&pong).await.is_ok()
+                }
+                message => forward.send(message).is_ok(),
+            };
+            if !sent {
+                return;
+            }
+        }
     }
 }
 

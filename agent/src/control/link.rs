@@ -15,10 +15,15 @@ use super::dial::{Dialed, bind_for};
 const OUTGOING_ROOM: usize = 64 << 10;
 /// Bytes taken from the connection at once.
 const READ_CHUNK: usize = 64 << 10;
+/// Pause between two signs of life that are asked for. The other side may have restarted and know nothing of the
+/// connection, which QUIC alone notices only by its idle timeout.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A heartbeat is answered by then, or the connection is dead: time for two retransmissions.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// An answer to a test is expected after this, or after three round trips if that is longer.
 const TEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a goodbye may take to leave.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A connection with its one stream open.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub(super) struct Link {
     outgoing: Vec<u8>,
     test: Option<Test>,
     tests: u64,
+    /// When to ask for a sign of life, unless one is waited for.
+    heartbeat: Instant,
 }
 
 /// A Ping that has to be answered, or the connection is dead.
@@ -64,7 +71,9 @@ impl Link {
         let Dialed { connection, endpoint, resolved: _ } = dialed;
         let (send, recv) = connection.open_bi().await?;
         let (decoder, outgoing) = (Decoder::default(), Vec::new());
-        let mut link = Self { connection, endpoint, send, recv, decoder, outgoing, test: None, tests: 0 };
+        let heartbeat = Instant::now() + HEARTBEAT;
+        let mut link =
+            Self { connection, endpoint, send, recv, decoder, outgoing, test: None, tests: 0, heartbeat };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         link.queue(&ClientMessage::Hello(Hello { version, features: Vec::new() }))?;
         Ok(link)
@@ -86,20 +95,31 @@ impl Link {
         Ok(())
     }
 
-    /// Asks for a sign of life: [`Self::recv`] fails if there is none soon.
+    /// Asks for a sign of life now: [`Self::recv`] fails if there is none soon.
     pub(super) fn test(&mut self) -> Result<(), LinkError> {
+        self.start_test(TEST_TIMEOUT)
+    }
+
+    fn start_test(&mut self, timeout: Duration) -> Result<(), LinkError> {
         self.tests += 1;
         self.queue(&ClientMessage::Ping { id: self.tests })?;
-        let patience = TEST_TIMEOUT.max(self.connection.rtt() * 3);
+        let patience = timeout.max(self.connection.rtt() * 3);
         self.test = Some(Test { id: self.tests, deadline: Instant::now() + patience });
         Ok(())
+    }
+
+    fn handle_pong(&mut self, id: u64) {
+        if self.test.is_some_and(|test| test.id == id) {
+            self.test = None;
+            self.heartbeat = Instant::now() + HEARTBEAT;
+        }
     }
 
     /// Sends what is queued, and waits for a message. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Result<ServerMessage, LinkError> {
         loop {
             match self.decoder.poll_message()? {
-                Some(ServerMessage::Pong { id }) => self.test = self.test.filter(|test| test.id != id),
+                Some(ServerMessage::Pong { id }) => self.handle_pong(id),
                 Some(message) => return Ok(message),
                 None => self.exchange().await?,
             }
@@ -108,7 +128,7 @@ impl Link {
 
     /// Sends or receives some bytes. Cancel-safe.
     async fn exchange(&mut self) -> Result<(), LinkError> {
-        let deadline = self.test.map_or_else(Instant::now, |test| test.deadline);
+        let wakeup = self.test.map_or(self.heartbeat, |test| test.deadline);
         tokio::select! {
             // An answer that is there already is read before the deadline is looked at.
             biased;
@@ -118,7 +138,10 @@ impl Link {
             written = self.send.write(&self.outgoing), if !self.outgoing.is_empty() => {
                 self.outgoing.drain(..written?);
             }
-            () = tokio::time::sleep_until(deadline), if self.test.is_some() => return Err(LinkError::Silent),
+            () = tokio::time::sleep_until(wakeup) => match self.test {
+                Some(_) => return Err(LinkError::Silent),
+                None => self.start_test(HEARTBEAT_TIMEOUT)?,
+            },
         }
         Ok(())
     }

@@ -132,6 +132,10 @@ fn resync(message: ClientMessage) -> Option<()> {
     matches!(message, ClientMessage::Resync).then_some(())
 }
 
+fn ping(message: ClientMessage) -> Option<()> {
+    matches!(message, ClientMessage::Ping { .. }).then_some(())
+}
+
 fn sent_candidates(message: ClientMessage) -> Option<Vec<Candidate>> {
     match message {
         ClientMessage::Candidates { candidates, .. } => Some(candidates),
@@ -354,25 +358,32 @@ async fn a_connection_that_does_not_answer_after_a_change_of_network_is_made_aga
     let mut agent = bench.agent();
     let mut silent = bench.accept_with(bench.map(5, [2])).await;
     agent.map().await;
+    silent.stop_answering();
     agent.handle.network_changed();
-    silent.recv_until(|message| matches!(message, ClientMessage::Ping { .. }).then_some(())).await;
+    silent.recv_until(ping).await;
     let asked = Instant::now();
     // No Pong: the client gives up on it long before the idle timeout.
     let (mut session, _) = bench.accept().await;
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
-
+    // The new connection answers, and stays.
     agent.handle.network_changed();
-    let ping = |message| match message {
-        ClientMessage::Ping { id } => Some(id),
-        _ => None,
-    };
-    let id = session.recv_until(ping).await;
-    session.send(ServerMessage::Pong { id }).await;
+    agent.handle.reopen_relay(RelayId(0));
+    session.recv_until(|message| matches!(message, ClientMessage::RelayOpen).then_some(())).await;
     session.send(whole(bench.map(6, [2, 3]))).await;
     assert_eq!(agent.map().await.version.serial, 6);
-    // An answered test keeps the connection: a second one comes over it, too.
-    agent.handle.reopen_relay(RelayId(0));
-    session.recv_until(ping).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_coordinator_that_restarted_unnoticed_is_found_out_by_a_heartbeat() {
+    let bench = Bench::new();
+    let mut agent = bench.agent();
+    let mut silent = bench.accept_with(bench.map(5, [2])).await;
+    agent.map().await;
+    silent.stop_answering();
+    silent.recv_until(ping).await;
+    let (_session, version) = bench.accept().await;
+    assert_eq!(version.unwrap().serial, 5);
     agent.stop().await;
 }
 
