@@ -234,6 +234,7 @@ pub(crate) mod tests {
             }],
             candidates: vec![],
             mapping: Mapping::Eim,
+            udp_blocked: false,
             drops: DropCounters::default(),
         }
     }
