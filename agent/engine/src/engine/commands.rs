@@ -116,9 +116,12 @@ impl Engine {
             peers.iter().any(|config| config.id == peer.id() && config.public_key == peer.public_key())
         };
         let gone: Vec<NodeId> = self.peers.iter().filter(|peer| !keeps(peer)).map(Peer::id).collect();
+        // A peer with a new key is a new peer, at the same place.
+        let mut moved = Vec::new();
         for id in gone {
             if let Some(mut peer) = self.peers.remove(id) {
                 peer.close(&mut self.local);
+                moved.push((id, peer.news()));
             }
             self.wakeups.set(WakeupReason::Session(id), None);
             self.wakeups.set(WakeupReason::Paths(id), None);
@@ -138,6 +141,9 @@ impl Engine {
             }
         }
         self.rebuild_router();
+        for (id, (online, candidates, relays)) in moved {
+            self.with_peer(id, now, |peer, local| peer.set_state(online, &candidates, relays, local, now));
+        }
         self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
     }
 

@@ -14,7 +14,7 @@ use crate::{
     batch::{RxBatch, RxTrain, TxArena, Via},
     drops::DropReason,
     event::PathAddress,
-    session::{Admission, Session, TYPE_COOKIE, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE},
+    session::{Admission, Session, Source, TYPE_COOKIE, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE},
 };
 
 /// Where a message came from.
@@ -37,10 +37,11 @@ impl Engine {
         packets: &mut RxBatch,
     ) {
         let stride = train.stride.max(1);
+        let via = canonical(train.via);
         let mut start = 0;
         for datagram in train.bytes.chunks_mut(stride) {
             let len = datagram.len();
-            if let Some(range) = self.handle_datagram(train.via, datagram, now) {
+            if let Some(range) = self.handle_datagram(via, datagram, now) {
                 packets.push(start + range.start..start + range.end);
             }
             start += len;
@@ -65,11 +66,11 @@ impl Engine {
                 Some(0..len)
             }
             (DatagramKind::Disco, Via::Udp { remote, .. }) => {
-                self.handle_disco(PathAddress::Direct(canonical(remote)), datagram, now);
+                self.handle_disco(PathAddress::Direct(remote), datagram, now);
                 None
             }
             (DatagramKind::Stun, Via::Udp { remote, .. }) => {
-                if !self.local.netcheck_mut().handle_stun(canonical(remote), datagram, now) {
+                if !self.local.netcheck_mut().handle_stun(remote, datagram, now) {
                     self.local.drops.count(DropReason::UnknownSession);
                 }
                 None
@@ -88,7 +89,7 @@ impl Engine {
         if let Some(peer) = self.touched.take().and_then(|slot| self.peers.get_mut(slot)) {
             peer.arm_loosely(&mut self.wakeups, now);
             if peer.has_ready_packets(now) {
-                self.ready.push(peer.slot());
+                self.ready.insert(peer.slot());
             }
         }
     }
@@ -150,7 +151,11 @@ impl Engine {
                 return len;
             }
             Some(TYPE_INITIATION) => {
-                let source = self.local.limit_address(origin.path);
+                let address = self.local.limit_address(origin.path);
+                let source = match origin.path {
+                    PathAddress::Direct(_) => Source::Direct(address),
+                    PathAddress::Relay(_) => Source::Relay(address),
+                };
                 match self.local.keys.admit(source, message, now) {
                     Ok(Admission::Admitted(initiation)) => {
                         match self.peers.by_key_mut(&initiation.peer).map(|peer| peer.id()) {
@@ -198,17 +203,20 @@ impl Engine {
 
 impl Origin {
     fn direct(remote: SocketAddr) -> Self {
-        Self { path: PathAddress::Direct(canonical(remote)), sender: NodeId(0) }
+        Self { path: PathAddress::Direct(remote), sender: NodeId(0) }
     }
 }
 
 /// An IPv4 address that an IPv6 socket shows mapped is the IPv4 address.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address {
-        SocketAddr::V4(_) => address,
-        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
-            Some(v4) => SocketAddr::from((v4, v6.port())),
-            None => address,
-        },
+fn canonical(via: Via) -> Via {
+    match via {
+        Via::Udp { remote: SocketAddr::V6(v6), local } => {
+            let remote = match v6.ip().to_ipv4_mapped() {
+                Some(v4) => SocketAddr::from((v4, v6.port())),
+                None => SocketAddr::V6(v6),
+            };
+            Via::Udp { remote, local }
+        }
+        Via::Udp { remote: SocketAddr::V4(_), .. } | Via::Stream(_) => via,
     }
 }

@@ -1,6 +1,9 @@
 //! The engine: the shell around peers, relays and address discovery.
 
-use std::time::Instant;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
@@ -55,7 +58,7 @@ pub struct Engine {
     wakeups: Wakeups,
     scratch: Scratch,
     /// Slots of peers whose waiting packets can go.
-    ready: Vec<u32>,
+    ready: BTreeSet<u32>,
     /// The slot of the peer whose data was opened last, until its wakeups are armed.
     touched: Option<u32>,
     own_allowed_ips: Vec<ipnet::IpNet>,
@@ -92,7 +95,7 @@ impl Engine {
                 mtu: config.mtu,
                 rng: ChaCha8Rng::from_seed(seed),
                 router,
-                relays: std::collections::BTreeMap::new(),
+                relays: BTreeMap::new(),
                 netcheck: NetCheck::default(),
                 outbox: Outbox::default(),
                 budget: Budget::default(),
@@ -102,7 +105,7 @@ impl Engine {
             peers: Slots::default(),
             wakeups: Wakeups::default(),
             scratch: Scratch::default(),
-            ready: Vec::new(),
+            ready: BTreeSet::new(),
             touched: None,
             own_allowed_ips,
             refusals: Vec::new(),
@@ -187,7 +190,7 @@ impl Engine {
         act(peer, &mut self.local);
         peer.arm(&mut self.wakeups, now);
         if peer.has_ready_packets(now) {
-            self.ready.push(peer.slot());
+            self.ready.insert(peer.slot());
         }
         true
     }
@@ -199,7 +202,7 @@ impl Engine {
             act(peer, local);
             peer.arm(wakeups, now);
             if peer.has_ready_packets(now) {
-                ready.push(peer.slot());
+                ready.insert(peer.slot());
             }
         });
     }

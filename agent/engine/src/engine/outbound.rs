@@ -52,7 +52,7 @@ impl Engine {
         peer.send(&segments, &mut self.local, &mut self.scratch, now, out);
         peer.arm_loosely(&mut self.wakeups, now);
         if peer.has_ready_packets(now) {
-            self.ready.push(slot);
+            self.ready.insert(slot);
         }
         if self.local.unsettled {
             self.settle(now);
@@ -72,7 +72,7 @@ impl Engine {
                 }
                 peer.arm_loosely(&mut self.wakeups, now);
             }
-            self.ready.pop();
+            self.ready.remove(&slot);
         }
         self.local.outbox.flush(out)
     }

@@ -14,6 +14,15 @@ use crate::event::PathAddress;
 const MAX_PEER_REFLEXIVE: usize = 8;
 
 impl PathSet {
+    /// Returns the peer's candidates.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let candidates = self.paths.iter().filter_map(|path| match (path.address, path.origin) {
+            (PathAddress::Direct(address), Origin::Candidate(kind)) => Some(Candidate { address, kind }),
+            (PathAddress::Direct(_) | PathAddress::Relay(_), _) => None,
+        });
+        candidates.collect()
+    }
+
     /// These are the peer's candidates, all that are known; they were filtered. Returns whether there are new ones.
     pub(crate) fn set_candidates(&mut self, candidates: &[Candidate]) -> bool {
         let is_listed = |path: &Path| match path.address {

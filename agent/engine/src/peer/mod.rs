@@ -15,6 +15,7 @@
 use std::time::Instant;
 
 use mesh_proto::{
+    candidate::Candidate,
     disco::TxId,
     key::PublicKey,
     netmap::{NodeId, RelayId},
@@ -118,6 +119,11 @@ impl Peer {
     /// Gives back what the peer holds of shared things.
     pub(crate) fn close(&mut self, local: &mut Local) {
         self.queue.clear(&mut local.budget);
+    }
+
+    /// Returns what the coordinator and the peer have said of where it is.
+    pub(crate) fn news(&self) -> (bool, Vec<Candidate>, Vec<RelayId>) {
+        (self.online, self.paths.candidates(), self.relays.clone())
     }
 
     /// Whether there was traffic lately.

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::{
         config::PrivateKey,
-        session::{Admission, Keys, Session},
+        session::{Admission, Keys, Session, Source},
     };
 
     fn keys(byte: u8) -> Keys {
@@ -132,18 +132,19 @@ mod tests {
     #[test]
     fn the_library_s_initiations_are_read() {
         let now = Instant::now();
-        let (a, b, c) = (keys(1), keys(2), keys(3));
+        let (a, mut b, mut c) = (keys(1), keys(2), keys(3));
         let mut session = Session::new(&a, &b.public(), 5, now);
         let first = session.initiate(now).unwrap();
         let later = now + std::time::Duration::from_millis(700);
         let second = session.initiate(later).unwrap();
-        let source = [192, 0, 2, 1].into();
-        let open = |message: &[u8]| match b.admit(source, message, later) {
+        let source = Source::Relay([192, 0, 2, 1].into());
+        let mut open = |message: &[u8]| match b.admit(source, message, later) {
             Ok(Admission::Admitted(initiation)) => initiation,
             other => panic!("{other:?}"),
         };
-        assert_eq!(open(&first).peer, a.public());
-        assert!(open(&first).timestamp < open(&second).timestamp);
+        let (first_read, second_read) = (open(&first), open(&second));
+        assert_eq!(first_read.peer, a.public());
+        assert!(first_read.timestamp < second_read.timestamp);
         assert!(c.admit(source, &first, later).is_err());
         for at in 0..first.len() - 16 {
             let mut forged = first;

@@ -11,6 +11,7 @@ use mesh_proto::key;
 use super::{
     clock,
     initiation::{self, Initiation},
+    source_limit::SourceLimit,
 };
 use crate::{config::PrivateKey, drops::DropReason};
 
@@ -26,6 +27,7 @@ pub(crate) struct Keys {
     pub(super) private: x25519::StaticSecret,
     pub(super) limiter: Arc<RateLimiter>,
     public: x25519::PublicKey,
+    sources: SourceLimit,
 }
 
 /// What is to be done with a handshake initiation.
@@ -37,13 +39,22 @@ pub(crate) enum Admission {
     Challenge([u8; COOKIE_REPLY_LEN]),
 }
 
+/// Where an initiation came from, for limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Straight from this address.
+    Direct(IpAddr),
+    /// Through a relay at this address.
+    Relay(IpAddr),
+}
+
 impl Keys {
     pub(crate) fn new(private: &PrivateKey, now: Instant) -> Self {
         clock::set(now);
         let private = x25519::StaticSecret::from(*private.0);
         let public = x25519::PublicKey::from(&private);
         let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
-        Self { private, limiter, public }
+        Self { private, limiter, public, sources: SourceLimit::default() }
     }
 
     /// Returns the public half.
@@ -58,19 +69,25 @@ impl Keys {
 
     /// Checks a handshake initiation as far as can be done before its peer is known, and finds that peer.
     ///
+    /// A relay limits each of its clients by itself, and all of them share its address.
+    ///
     /// # Errors
     /// When it is malformed or does not authenticate.
     pub(crate) fn admit(
-        &self,
-        source: IpAddr,
+        &mut self,
+        source: Source,
         datagram: &[u8],
         now: Instant,
     ) -> Result<Admission, DropReason> {
         clock::set(now);
         self.limiter.reset_count();
         let mut cookie = [0; COOKIE_REPLY_LEN];
-        match self.limiter.verify_packet(Some(source), datagram, &mut cookie) {
+        let (Source::Direct(address) | Source::Relay(address)) = source;
+        match self.limiter.verify_packet(Some(address), datagram, &mut cookie) {
             Ok(Packet::HandshakeInit(_)) => {
+                if matches!(source, Source::Direct(_)) && !self.sources.admit(address, now) {
+                    return Err(DropReason::RateLimited);
+                }
                 Ok(Admission::Admitted(initiation::open(&self.private, &self.public, datagram)?))
             }
             Ok(_) => Err(DropReason::MalformedDatagram),

@@ -23,10 +23,11 @@ use mesh_proto::key::PublicKey;
 mod clock;
 mod initiation;
 mod keys;
+mod source_limit;
 mod timers;
 
 pub(crate) use initiation::{Initiation, Timestamp};
-pub(crate) use keys::{Admission, Keys};
+pub(crate) use keys::{Admission, Keys, Source};
 pub(crate) use timers::{Due, REJECT_AFTER_TIME};
 use timers::{KEEPALIVE_TIMEOUT, REKEY_AFTER_TIME, REKEY_TIMEOUT, RETRY_JITTER, Timers};
 

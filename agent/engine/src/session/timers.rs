@@ -163,3 +163,102 @@ impl Timers {
         Due::Nothing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_JITTER: Duration = Duration::ZERO;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Runs the timers to their end; returns what was due, and when.
+    fn run(timers: &mut Timers, start: Instant, mut on_due: impl FnMut(&mut Timers, Instant, Due)) {
+        let mut last = start;
+        while let Some(at) = timers.poll_timeout() {
+            assert!(at >= last, "time goes on");
+            last = at;
+            let due = timers.handle_timeout(at);
+            assert_ne!(due, Due::Nothing, "a wakeup has a reason");
+            on_due(timers, at, due);
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_retried_quickly_then_slowly_and_given_up() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.on_initiation_sent(start, NO_JITTER);
+        let mut times = Vec::new();
+        let mut given_up = 0;
+        run(&mut timers, start, |timers, at, due| match due {
+            Due::Initiate { distress } => {
+                assert!(!distress);
+                times.push((at - start).as_millis());
+                timers.on_initiation_sent(at, NO_JITTER);
+            }
+            Due::GivenUp => given_up += 1,
+            Due::Nothing | Due::Keepalive | Due::Expired => panic!("{due:?}"),
+        });
+        assert_eq!(times[..6], [500, 1500, 3500, 7500, 11500, 15500]);
+        assert_eq!(given_up, 1);
+        assert!(*times.last().unwrap() < 90_000);
+        assert!(!timers.has_keys());
+    }
+
+    #[test]
+    fn data_that_is_not_answered_calls_for_a_handshake_and_an_answer_for_none() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.on_keys(start);
+        timers.on_data_sent(start + seconds(1));
+        timers.on_data_sent(start + seconds(9));
+        assert_eq!(timers.poll_timeout(), Some(start + seconds(16)));
+        assert_eq!(timers.handle_timeout(start + seconds(16)), Due::Initiate { distress: true });
+        timers.on_data_sent(start + seconds(20));
+        timers.on_received();
+        assert_eq!(timers.poll_timeout(), Some(start + REJECT_AFTER_TIME));
+    }
+
+    #[test]
+    fn data_is_answered_by_a_keepalive_unless_something_else_is_sent() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.on_keys(start);
+        timers.on_data_received(start + seconds(1));
+        timers.on_data_received(start + seconds(5));
+        assert_eq!(timers.poll_timeout(), Some(start + seconds(11)));
+        assert_eq!(timers.handle_timeout(start + seconds(11)), Due::Keepalive);
+        timers.on_keepalive_sent();
+        timers.on_data_received(start + seconds(12));
+        timers.on_data_sent(start + seconds(13));
+        timers.on_received();
+        assert_eq!(timers.poll_timeout(), Some(start + REJECT_AFTER_TIME));
+    }
+
+    #[test]
+    fn a_session_without_data_has_one_wakeup_its_end() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.on_initiation_sent(start, NO_JITTER);
+        timers.on_keys(start + seconds(1));
+        timers.on_confirmed(start + seconds(1));
+        let mut due = Vec::new();
+        run(&mut timers, start, |_, at, what| due.push((at - start, what)));
+        assert_eq!(due, [(seconds(181), Due::Expired)]);
+    }
+
+    #[test]
+    fn old_keys_do_not_end_a_later_attempt() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.on_keys(start);
+        timers.on_initiation_sent(start + seconds(120), NO_JITTER);
+        timers.on_confirmed(start);
+        assert!(timers.is_attempting());
+        timers.on_confirmed(start + seconds(121));
+        assert!(!timers.is_attempting());
+    }
+}

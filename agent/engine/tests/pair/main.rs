@@ -305,3 +305,32 @@ fn the_clock_of_a_world_is_its_own() {
     assert_eq!(world.nodes[1].received.len(), 1);
     assert!(world.elapsed() > seconds(24 * 3600));
 }
+
+#[test]
+fn a_peer_with_a_new_key_is_a_new_peer_at_the_same_place() {
+    let mut world = introduced();
+    world.send(1, &packet(1, 2, 1, 100));
+    world.run_for(seconds(1));
+    world.change_key(2);
+    world.send(1, &packet(1, 2, 2, 100));
+    world.run_for(seconds(1));
+    assert_eq!(world.nodes[1].received, [packet(1, 2, 2, 100)]);
+    assert!(is_direct(&world, 1), "{:?}", world.peer(1).decisions);
+}
+
+#[test]
+fn nothing_is_kept_of_a_peer_that_is_gone() {
+    let mut world = introduced();
+    world.send(1, &packet(1, 2, 1, 100));
+    world.run_for(seconds(1));
+    world.command(1, Command::SetPeers(vec![]));
+    world.send(1, &packet(1, 2, 2, 100));
+    world.send(2, &packet(2, 1, 2, 100));
+    world.run_for(seconds(300));
+    assert_eq!(world.nodes[1].received.len(), 1);
+    assert_eq!(world.nodes[0].received.len(), 0);
+    let snapshot = world.nodes[0].engine.snapshot(world.now);
+    assert!(snapshot.peers.is_empty());
+    assert_eq!(snapshot.drops.get(DropReason::NoRoute), 1);
+    assert!(snapshot.drops.get(DropReason::UnknownSession) > 0);
+}

@@ -46,6 +46,8 @@ pub(crate) struct World {
     flying: BTreeMap<(Instant, u64), Flying>,
     sent: u64,
     bound: BTreeMap<NodeId, SocketAddr>,
+    /// What is added to the keys of each node.
+    key_versions: [u8; 2],
 }
 
 pub(crate) struct Node {
@@ -87,14 +89,15 @@ pub(crate) fn packet(from: u32, to: u32, number: u8, len: usize) -> Vec<u8> {
     packet
 }
 
-fn private_key(node: u32) -> PrivateKey {
+fn private_key(node: u32, version: u8) -> PrivateKey {
     let mut bytes = [u8::try_from(node).unwrap(); 32];
+    bytes[30] = version;
     bytes[31] = 0x40;
     PrivateKey(bytes.into())
 }
 
-fn public_key(node: u32) -> PublicKey {
-    let secret = x25519_dalek::StaticSecret::from(*private_key(node).0);
+fn public_key(node: u32, version: u8) -> PublicKey {
+    let secret = x25519_dalek::StaticSecret::from(*private_key(node, version).0);
     PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
 }
 
@@ -118,6 +121,7 @@ impl World {
             flying: BTreeMap::new(),
             sent: 0,
             bound: BTreeMap::new(),
+            key_versions: [0; 2],
         };
         for id in [1, 2] {
             world.nodes.push(world.node(id));
@@ -129,17 +133,33 @@ impl World {
     pub(crate) fn node(&self, id: u32) -> Node {
         let config = Config {
             id: NodeId(id),
-            private_key: private_key(id),
+            private_key: private_key(id, self.key_versions[index(id)]),
             addresses: vec![mesh_address(id).into()],
             allowed_ips: allowed_ips(id),
             mtu: 1280,
         };
-        let peer = 3 - id;
         let mut engine = Engine::new(config, [u8::try_from(id).unwrap(); 32], self.now);
-        let peer =
-            PeerConfig { id: NodeId(peer), public_key: public_key(peer), allowed_ips: allowed_ips(peer) };
-        engine.handle_command(Command::SetPeers(vec![peer]), self.now);
+        engine.handle_command(self.peers_of(id), self.now);
         Node { engine, address: address(id), received: Vec::new(), events: Vec::new(), wakeups: 0 }
+    }
+
+    /// Restarts a node with a new WireGuard key, and tells the other one.
+    pub(crate) fn change_key(&mut self, id: u32) {
+        self.key_versions[index(id)] += 1;
+        self.nodes[index(id)] = self.node(id);
+        self.open_relay(id);
+        self.set_candidates(id);
+        self.command(3 - id, self.peers_of(3 - id));
+    }
+
+    fn peers_of(&self, id: u32) -> Command {
+        let peer = 3 - id;
+        let peer = PeerConfig {
+            id: NodeId(peer),
+            public_key: public_key(peer, self.key_versions[index(peer)]),
+            allowed_ips: allowed_ips(peer),
+        };
+        Command::SetPeers(vec![peer])
     }
 
     pub(crate) fn command(&mut self, node: u32, command: Command) {
