@@ -41,12 +41,16 @@ struct Node {
 
 impl Node {
     fn start(id: u8, cancel: &CancellationToken, tracker: &TaskTracker) -> Self {
+        Self::start_at(id, 0, cancel, tracker)
+    }
+
+    fn start_at(id: u8, port: u16, cancel: &CancellationToken, tracker: &TaskTracker) -> Self {
         let secret = x25519_dalek::StaticSecret::from([id; 32]);
         let public_key = PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes());
         let (tun, host) = UnixDatagram::pair().unwrap();
         tun.set_nonblocking(true).unwrap();
         host.set_nonblocking(true).unwrap();
-        let udp = UdpSockets::bind(0).unwrap();
+        let udp = UdpSockets::bind(port).unwrap();
         let port = udp.port;
         let config = Config {
             id: NodeId(id.into()),
@@ -169,6 +173,36 @@ fn garbage_is_survived_and_never_answered() {
         a.host.send(&a.packet_to(&b, b"still alive")).await.unwrap();
         assert_eq!(b.receive().await[28..], *b"still alive");
         assert!(stranger.try_recv(&mut [0; 2000]).is_err(), "strangers get no answer");
+        cancel.cancel();
+    });
+}
+
+#[test]
+fn a_peer_that_is_restarted_under_traffic_is_reached_again_soon() {
+    isolated("driver::tests::a_peer_that_is_restarted_under_traffic_is_reached_again_soon", async || {
+        add_address();
+        let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let a = Node::start(1, &cancel, &tracker);
+        let (killed, its_tasks) = (CancellationToken::new(), TaskTracker::new());
+        let b = Node::start(2, &killed, &its_tasks);
+        a.meet(&b).await;
+        b.meet(&a).await;
+        a.host.send(&a.packet_to(&b, b"first")).await.unwrap();
+        assert_eq!(b.receive().await[28..], *b"first");
+        killed.cancel();
+        its_tasks.close();
+        its_tasks.wait().await;
+        let b = Node::start_at(2, b.port, &cancel, &tracker);
+        b.meet(&a).await;
+        let again = async {
+            loop {
+                a.host.send(&a.packet_to(&b, b"again")).await.unwrap();
+                if timeout(Duration::from_millis(100), b.receive()).await.is_ok() {
+                    break;
+                }
+            }
+        };
+        timeout(DEADLINE, again).await.expect("sooner than WireGuard notices by itself (15 s)");
         cancel.cancel();
     });
 }

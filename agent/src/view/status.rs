@@ -76,7 +76,7 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         nat: NatStatus {
             mapping: input.snapshot.mapping,
             port_mapping: PortMapping::None,
-            udp_blocked: input.udp_blocked(),
+            udp_blocked: input.snapshot.udp_blocked,
         },
         coordinator: input.coordinator.clone(),
         relay,
@@ -143,19 +143,6 @@ impl Input<'_> {
     pub(super) fn relay_name(&self, id: RelayId) -> String {
         let relay = self.map.relays.iter().find(|relay| relay.id == id);
         relay.map_or_else(|| format!("#{}", id.0), |relay| relay.name.clone())
-    }
-
-    /// UDP counts as blocked when relays are known, and none of them, nor any peer, answers over it.
-    fn udp_blocked(&self) -> bool {
-        let relays = &self.snapshot.relays;
-        let direct = |peer: &PeerSnapshot| {
-            peer.paths
-                .iter()
-                .any(|path| matches!(path.address, PathAddress::Direct(_)) && path.last_answer.is_some())
-        };
-        !relays.is_empty()
-            && !relays.iter().any(|relay| relay.up && relay.address.is_some())
-            && !self.snapshot.peers.iter().any(direct)
     }
 }
 

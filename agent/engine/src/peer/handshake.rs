@@ -1,6 +1,6 @@
 //! A peer's session: when it is made, kept and dropped.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Peer;
 use crate::{
@@ -10,7 +10,27 @@ use crate::{
     session::{Due, Handshake, Initiation, Session},
 };
 
+/// How long a peer may probe this node without a session between them: longer than the handshake that comes with the
+/// first probes takes, shorter than the interval between probes of a path with traffic.
+const REVIVE_AFTER: Duration = Duration::from_millis(500);
+
 impl Peer {
+    /// Makes a session with a peer that probes this node, and has done so for [`REVIVE_AFTER`] without one.
+    ///
+    /// Only a path with traffic is probed again and again, so the peer sends on a session that this node has lost: it
+    /// was restarted. The peer itself would notice after 15 s only.
+    pub(super) fn revive_session(&mut self, local: &mut Local, now: Instant) {
+        if self.session.is_some() {
+            self.probed_without_session = None;
+            return;
+        }
+        let first = *self.probed_without_session.get_or_insert(now);
+        if now.saturating_duration_since(first) >= REVIVE_AFTER {
+            self.probed_without_session = None;
+            self.ensure_session(local, now);
+        }
+    }
+
     /// Makes sure that a session is there or being made.
     pub(super) fn ensure_session(&mut self, local: &mut Local, now: Instant) {
         let session = self.open_session(local, now);

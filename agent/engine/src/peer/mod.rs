@@ -54,6 +54,8 @@ pub(crate) struct Peer {
     /// Of the newest initiation that was taken: older ones are replays, also after the session is gone.
     newest_initiation: Option<Timestamp>,
     last_handshake: Option<Instant>,
+    /// When the peer first probed this node without a session between them.
+    probed_without_session: Option<Instant>,
     last_call: Option<Instant>,
     last_called: Option<Instant>,
     /// The last initiation could not be sent anywhere.
@@ -85,6 +87,7 @@ impl Peer {
             relays: Vec::new(),
             newest_initiation: None,
             last_handshake: None,
+            probed_without_session: None,
             last_call: None,
             last_called: None,
             unsent: false,

@@ -145,6 +145,7 @@ impl Peer {
                 };
                 self.say(&Message::Pong { txid, observed }, from, local);
                 self.paths.on_ping(from, now);
+                self.revive_session(local, now);
                 self.send_probes(local, now);
             }
             Message::Pong { txid, observed } => self.handle_pong(from, txid, observed, local, now),
