@@ -26,13 +26,13 @@ test: test-unit test-lab
 
 # The simulator moves the session's clock, which no binary may link: it is tested in a build of its own.
 test-unit: setup
-	$(CARGO) test --locked --workspace --exclude mesh-engine --exclude mesh-lab
+	$(CARGO) test --locked --workspace --exclude mesh-engine --exclude mesh-lab --exclude mesh-benches
 	$(CARGO) test --locked -p mesh-engine
 	$(CARGO) test --locked -p mesh-engine --features virtual-time
 
 # Namespaces, addresses and CPU time are shared: one test at a time.
 test-lab: bins
-	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -- --test-threads=1
+	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
 
 ## lint: formatting, clippy, docs, dependencies
 lint: setup
