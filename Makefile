@@ -7,7 +7,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab lint bench bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -33,6 +33,11 @@ test-unit: setup
 # Namespaces, addresses and CPU time are shared: one test at a time.
 test-lab: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
+
+## chaos: 500 times kill -9 of anything in the village, under traffic; about half an hour
+chaos: bins
+	MESH_BIN_DIR=$(abspath $(BIN)) MESH_CHAOS_KILLS=500 \
+		$(CARGO) test --locked -p mesh-lab --test chaos -- --nocapture
 
 ## lint: formatting, clippy, docs, dependencies
 lint: setup

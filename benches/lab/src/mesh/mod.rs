@@ -16,6 +16,7 @@ mod daemon;
 mod leftovers;
 mod logs;
 mod node;
+mod paths;
 
 pub use binaries::Binaries;
 pub use daemon::Daemon;
