@@ -1,12 +1,13 @@
-//! Who may be at the door at once: connections that have not yet shown to be a node's.
+//! Who may be at the door at once, and how often: connections that have not yet shown to be a node's.
 
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
-use crate::limit::prefix_of;
+use crate::limit::{Rate, SourceLimiter, TokenBucket, prefix_of};
 
 /// Connections at the door at once. Each may hold some 100 KiB for up to ten seconds.
 const MAX_WAITING: usize = 256;
@@ -16,8 +17,15 @@ const MAX_WAITING_PER_SOURCE: usize = 64;
 /// forged sources cost no handshake.
 const RETRY_FROM: usize = 32;
 
+/// Connections from one source that proved its address: one that reconnects in a loop leaves room for
+/// others. A handshake takes about a millisecond.
+const SOURCE_RATE: Rate = Rate { per_second: 100, burst: 1000 };
+/// Connections in all that did not prove their address. Beyond it they have to, which costs them a round
+/// trip; it is not counted per source, as a forged flood could then shut out whom it names.
+const CLAIMED_RATE: Rate = Rate { per_second: 200, burst: 400 };
+
 /// Counts the connections at the door. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Gate(Arc<Mutex<Waiting>>);
 
 /// A place at the door, given back when dropped.
@@ -45,20 +53,40 @@ pub(super) enum AddressProof {
     Claimed,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiting {
+    claimed: TokenBucket,
+    proved: SourceLimiter,
     total: usize,
     /// Sources with at least one connection: never more than [`MAX_WAITING`].
     by_source: BTreeMap<IpAddr, usize>,
 }
 
 impl Gate {
+    pub(super) fn new(now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(Waiting {
+            claimed: TokenBucket::new(now),
+            proved: SourceLimiter::new(now, SOURCE_RATE),
+            total: 0,
+            by_source: BTreeMap::new(),
+        })))
+    }
+
     /// Decides on a connection from a source.
-    pub(super) fn try_enter(&self, source: IpAddr, proof: AddressProof) -> Admission {
+    pub(super) fn try_enter(&self, now: Instant, source: IpAddr, proof: AddressProof) -> Admission {
         let source = prefix_of(source);
         let mut waiting = self.lock();
-        if proof == AddressProof::Claimed && waiting.total >= RETRY_FROM {
-            return Admission::ProveAddress;
+        match proof {
+            AddressProof::Claimed => {
+                if waiting.total >= RETRY_FROM || waiting.claimed.try_take(now, CLAIMED_RATE, 1).is_err() {
+                    return Admission::ProveAddress;
+                }
+            }
+            AddressProof::Proved => {
+                if waiting.proved.try_take(now, source).is_err() {
+                    return Admission::Full;
+                }
+            }
         }
         let from_source = waiting.by_source.get(&source).copied().unwrap_or(0);
         if waiting.total >= MAX_WAITING || from_source >= MAX_WAITING_PER_SOURCE {
@@ -104,29 +132,47 @@ mod tests {
 
     #[test]
     fn one_source_cannot_take_every_place_and_places_come_back() {
-        let gate = Gate::default();
+        let now = Instant::now();
+        let gate = Gate::new(now);
         let mut places = Vec::new();
         for _ in 0..MAX_WAITING_PER_SOURCE {
-            match gate.try_enter(source(1), AddressProof::Proved) {
+            match gate.try_enter(now, source(1), AddressProof::Proved) {
                 Admission::Enter(place) => places.push(place),
                 other => panic!("{other:?}"),
             }
         }
-        assert!(matches!(gate.try_enter(source(1), AddressProof::Proved), Admission::Full));
-        assert!(matches!(gate.try_enter(source(2), AddressProof::Claimed), Admission::ProveAddress));
-        assert!(matches!(gate.try_enter(source(2), AddressProof::Proved), Admission::Enter(_)));
+        assert!(matches!(gate.try_enter(now, source(1), AddressProof::Proved), Admission::Full));
+        assert!(matches!(gate.try_enter(now, source(2), AddressProof::Claimed), Admission::ProveAddress));
+        assert!(matches!(gate.try_enter(now, source(2), AddressProof::Proved), Admission::Enter(_)));
         places.clear();
         assert_eq!(gate.waiting(), 0);
         assert!(gate.lock().by_source.is_empty());
-        assert!(matches!(gate.try_enter(source(1), AddressProof::Claimed), Admission::Enter(_)));
+        assert!(matches!(gate.try_enter(now, source(1), AddressProof::Claimed), Admission::Enter(_)));
+    }
+
+    #[test]
+    fn one_that_reconnects_in_a_loop_is_slowed_down_and_others_are_not() {
+        let now = Instant::now();
+        let gate = Gate::new(now);
+        let entered = (0..2000)
+            .filter(|_| matches!(gate.try_enter(now, source(1), AddressProof::Proved), Admission::Enter(_)))
+            .count();
+        assert_eq!(entered, 1000);
+        assert!(matches!(gate.try_enter(now, source(2), AddressProof::Proved), Admission::Enter(_)));
+        let claimed = (0..2000)
+            .filter(|_| matches!(gate.try_enter(now, source(3), AddressProof::Claimed), Admission::Enter(_)))
+            .count();
+        assert_eq!(claimed, 400, "then the address has to be proved");
+        assert!(matches!(gate.try_enter(now, source(3), AddressProof::Proved), Admission::Enter(_)));
     }
 
     #[test]
     fn the_door_is_full_at_some_point() {
-        let gate = Gate::default();
+        let now = Instant::now();
+        let gate = Gate::new(now);
         let places: Vec<Admission> =
-            (0..MAX_WAITING).map(|index| gate.try_enter(source(index), AddressProof::Proved)).collect();
+            (0..MAX_WAITING).map(|index| gate.try_enter(now, source(index), AddressProof::Proved)).collect();
         assert!(places.iter().all(|admission| matches!(admission, Admission::Enter(_))));
-        assert!(matches!(gate.try_enter(source(999), AddressProof::Proved), Admission::Full));
+        assert!(matches!(gate.try_enter(now, source(999), AddressProof::Proved), Admission::Full));
     }
 }

@@ -193,11 +193,12 @@ impl Hub {
         for id in gone {
             self.remove(id);
         }
+        let relayed = nodes.iter().filter(|node| !node.is_relay()).map(|node| node.id).collect();
         for node in nodes {
             self.nodes.entry(node.id).or_default().is_relay = node.is_relay();
         }
         // A relay that is gone ends the process; here is nothing more to do about it.
-        let _ = self.relay.set_nodes(known).await;
+        let _ = self.relay.set_nodes(relayed).await;
         Ok(())
     }
 
@@ -205,7 +206,7 @@ impl Hub {
         match change {
             ChangeKind::NodeSet(node) => {
                 self.nodes.entry(node.id).or_default().is_relay = node.is_relay();
-                self.relay.add_node(node.id).await
+                if node.is_relay() { Ok(()) } else { self.relay.add_node(node.id).await }
             }
             ChangeKind::NodeRemoved(id) => {
                 self.remove(id);

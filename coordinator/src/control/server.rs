@@ -91,7 +91,7 @@ impl<S: Service> ControlServer<S> {
     /// Makes a server that accepts from an endpoint and hands over to a service.
     #[must_use]
     pub fn new(endpoint: quinn::Endpoint, service: Arc<S>, stats: Arc<ControlStats>) -> Self {
-        Self { endpoint, service, stats, gate: Gate::default() }
+        Self { endpoint, service, stats, gate: Gate::new(std::time::Instant::now()) }
     }
 
     /// Accepts connections until it is cancelled; their tasks are tracked.
@@ -112,7 +112,7 @@ impl<S: Service> ControlServer<S> {
             true => AddressProof::Proved,
             false => AddressProof::Claimed,
         };
-        match self.gate.try_enter(incoming.remote_address().ip(), proof) {
+        match self.gate.try_enter(std::time::Instant::now(), incoming.remote_address().ip(), proof) {
             Admission::Enter(place) => {
                 let (service, stats) = (self.service.clone(), self.stats.clone());
                 let cancel = cancel.clone();
