@@ -19,6 +19,7 @@ mod socket;
 mod stats;
 
 use std::{
+    array,
     io::{self, IoSliceMut},
     net::SocketAddr,
     sync::Arc,
@@ -146,8 +147,9 @@ impl Front {
         let mut metas = [RecvMeta::default(); RECV_BATCH];
         for _ in 0..BATCHES_PER_TURN {
             let count = {
-                let mut slices: Vec<IoSliceMut<'_>> =
-                    buffers.chunks_mut(RECV_BUFFER).map(IoSliceMut::new).collect();
+                let mut parts = buffers.chunks_mut(RECV_BUFFER);
+                let mut slices: [IoSliceMut<'_>; RECV_BATCH] =
+                    array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
                 match self.socket.try_recv(&mut slices, &mut metas) {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

@@ -122,6 +122,42 @@ async fn peers_learn_of_each_other_and_of_an_end_and_addresses_are_remembered() 
 }
 
 #[tokio::test]
+async fn a_client_that_is_killed_is_noticed() {
+    let rig = Rig::start().await;
+    let (victim, watcher) = (Agent::new("victim"), Agent::new("watcher"));
+    let victim_id = rig.join(&victim).await.id;
+    rig.join(&watcher).await;
+    let (mut watch, _) = rig.connect(&watcher).await;
+    // The victim lives in a runtime of its own, which is torn down without a word on the wire.
+    let (address, pin) = (rig.address(), rig.server.pin());
+    let (connected, is_connected) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.spawn(async move {
+        let mut client = Client::dial(address, &victim, pin).await.unwrap();
+        client.hello().await;
+        client.say(&ClientMessage::Connect { public_key: victim.public_key, map: None }).await;
+        client.hear().await;
+        connected.send(()).unwrap();
+        std::mem::forget(client);
+    });
+    within(is_connected).await.unwrap();
+    let online = |state: &PeerState| state.online;
+    watch.hear_until(|message| state_of(message, victim_id).filter(online)).await;
+    runtime.shutdown_background();
+    let started = Instant::now();
+    let gone = async {
+        while let Some(message) = watch.try_hear_within(Duration::from_secs(25)).await {
+            if state_of(&message, victim_id).is_some_and(|state| !state.online) {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(gone.await, "noticed after {:?}", started.elapsed());
+    rig.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_call_is_forwarded_with_its_sender_and_not_without_end() {
     let rig = Rig::start().await;
     let (first, second) = (Agent::new("home-a"), Agent::new("home-b"));

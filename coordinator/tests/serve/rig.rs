@@ -191,7 +191,11 @@ impl Client {
 
     /// Waits for the next message; `None` at the end of the connection.
     pub(crate) async fn try_hear(&mut self) -> Option<ServerMessage> {
-        within(async {
+        self.try_hear_within(DEADLINE).await
+    }
+
+    pub(crate) async fn try_hear_within(&mut self, deadline: Duration) -> Option<ServerMessage> {
+        tokio::time::timeout(deadline, async {
             loop {
                 if let Some(message) = self.decoder.poll_message().unwrap() {
                     return Some(message);
@@ -202,6 +206,7 @@ impl Client {
             }
         })
         .await
+        .expect("took longer than the deadline")
     }
 
     /// Waits for a message that the test looks for, past others.

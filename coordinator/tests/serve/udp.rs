@@ -1,13 +1,14 @@
 //! The UDP port through real sockets: the relay, STUN, and whatever else may arrive.
 
-use std::time::Duration;
+use std::{io::IoSliceMut, time::Duration};
 
+use mesh_coordinator::front::{FrontSocket, Source};
 use mesh_proto::{
     relay::{Frame, bind_mac},
     stun,
 };
 
-use super::rig::{Agent, Rig, bind, read, udp};
+use super::rig::{Agent, Rig, bind, read, udp, within};
 
 #[tokio::test]
 async fn stun_says_where_a_request_came_from() {
@@ -71,6 +72,54 @@ async fn the_relay_carries_data_between_two_nodes() {
     let expected = Frame::Data { peer: first_id, channel: two_channel.channel, payload: b"honest" };
     assert_eq!(Frame::decode(&read(&two_socket).await).unwrap(), expected, "and nothing forged before it");
     rig.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_train_goes_through_the_relay_as_a_train() {
+    const FRAMES: usize = 20;
+    let rig = Rig::start().await;
+    let (first, second) = (Agent::new("home-a"), Agent::new("home-b"));
+    let (first_id, second_id) = (rig.join(&first).await.id, rig.join(&second).await.id);
+    let (mut one, _) = rig.connect(&first).await;
+    let (mut two, _) = rig.connect(&second).await;
+    let (one_channel, two_channel) = (one.open_channel().await, two.open_channel().await);
+    let sockets = [(); 2].map(|()| FrontSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
+    let relay = Source { address: rig.address(), local: None };
+    for (socket, channel) in sockets.iter().zip([&one_channel, &two_channel]) {
+        let mac = bind_mac(&channel.key, channel.channel, 1);
+        let frame = Frame::Bind { channel: channel.channel, counter: 1, mac }.encode();
+        within(socket.writable()).await.unwrap();
+        socket.try_send_train(relay, &frame, frame.len()).unwrap();
+        let (bound, _) = within(read_train(socket)).await;
+        assert!(matches!(Frame::decode(&bound), Ok(Frame::Bound { .. })));
+    }
+    let sent = Frame::Data { peer: second_id, channel: one_channel.channel, payload: &[7; 1184] }.encode();
+    sockets[0].try_send_train(relay, &sent.repeat(FRAMES), sent.len()).unwrap();
+    let expected = Frame::Data { peer: first_id, channel: two_channel.channel, payload: &[7; 1184] };
+    let (mut frames, mut reads) = (0, 0);
+    while frames < FRAMES {
+        let (train, stride) = within(read_train(&sockets[1])).await;
+        for frame in train.chunks(stride) {
+            assert_eq!(Frame::decode(frame), Ok(expected));
+            frames += 1;
+        }
+        reads += 1;
+    }
+    assert!(reads <= FRAMES / 4, "{FRAMES} frames arrived in {reads} reads");
+    rig.server.stop().await;
+}
+
+/// Reads what GRO gives at once, and its stride.
+async fn read_train(socket: &FrontSocket) -> (Vec<u8>, usize) {
+    let mut bytes = vec![0; 65_536];
+    let mut metas = [quinn_udp::RecvMeta::default()];
+    loop {
+        socket.readable().await.unwrap();
+        if socket.try_recv(&mut [IoSliceMut::new(&mut bytes)], &mut metas).is_ok() {
+            bytes.truncate(metas[0].len);
+            return (bytes, metas[0].stride);
+        }
+    }
 }
 
 #[tokio::test]
