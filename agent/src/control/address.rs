@@ -40,7 +40,7 @@ pub enum ResolveError {
     #[error("the name does not resolve: {0}")]
     Resolver(#[from] io::Error),
     /// The resolver said nothing.
-    #[error("the name does not resolve: no answer in {} s", RESOLVE_TIMEOUT.as_secs())]
+    #[error("the name does not resolve: the resolver does not answer")]
     Timeout,
     /// The resolver gave no address, or only such as are refused.
     #[error("the name resolves to no address outside the mesh")]

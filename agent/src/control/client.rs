@@ -24,8 +24,8 @@ use super::{
     address::HostPort,
     backoff::{self, Backoff},
     book::{AddressBook, mesh_ranges},
-    dial::{self, Dialed, Target},
-    link::Link,
+    dial::{self, DIAL_TIMEOUT, DialError, Dialed, Target},
+    link::{Link, LinkError},
     relays::Relays,
     session::{self, End},
     shared::{LinkState, Shared},
@@ -60,6 +60,8 @@ pub(super) struct Client {
     /// What was said last, not to be said again.
     observers: Vec<SocketAddr>,
     guess: Option<IpAddr>,
+    /// Whether it was said since the last connection that there is none.
+    warned: bool,
 }
 
 /// The agent stops, or nobody listens to events any more.
@@ -116,6 +118,7 @@ impl Client {
             backoff: Backoff::default(),
             observers: Vec::new(),
             guess: None,
+            warned: false,
             identity,
             shared,
             config,
@@ -140,7 +143,7 @@ impl Client {
                     }
                     match end {
                         End::Gone => return,
-                        End::Lost(error) => self.handle_failure(&error),
+                        End::Lost(error) => self.handle_lost(&error),
                         End::Refused(refusal) => self.handle_refusal(refusal),
                     }
                 }
@@ -174,14 +177,14 @@ impl Client {
                 known: self.book.known().as_slice().to_vec(),
                 mesh: mesh_ranges(map),
             };
-            match self.interruptible(async { dial::dial(&target).await }).await? {
+            match self.interruptible(dial::dial(&target, Instant::now() + DIAL_TIMEOUT)).await? {
                 Some(Ok(dialed)) => break dialed,
-                Some(Err(error)) => return Ok(Err(self.handle_failure(&error))),
+                Some(Err(error)) => return Ok(Err(self.handle_unreachable(&error))),
                 None => {}
             }
         };
         self.handle_dialed(&dialed);
-        Ok(Link::open(dialed).await.map_err(|error| self.handle_failure(&error)))
+        Ok(Link::open(dialed).await.map_err(|error| self.handle_lost(&error)))
     }
 
     fn handle_dialed(&mut self, dialed: &Dialed) {
@@ -191,6 +194,7 @@ impl Client {
             self.savers.coordinator.save(Arc::new(self.book.known().clone()));
         }
         self.shared.set_link(LinkState::Connected(dialed.connection.clone()));
+        self.warned = false;
         info!("connected to the coordinator");
         debug!(%remote, "where it was reached");
     }
@@ -215,8 +219,17 @@ impl Client {
         }
     }
 
-    fn handle_failure(&mut self, error: &dyn std::error::Error) -> Next {
+    /// A connection that was lost is no news before it cannot be made again.
+    fn handle_lost(&mut self, error: &LinkError) -> Next {
         let wait = self.backoff.next_wait(backoff::random());
+        debug!(%error, "the connection to the coordinator is gone");
+        self.set_down(error.to_string());
+        Next::Wait(wait)
+    }
+
+    fn handle_unreachable(&mut self, error: &DialError) -> Next {
+        let wait = self.backoff.next_wait(backoff::random());
+        self.warn_once(error, "the coordinator is not reached: trying on");
         self.set_down(error.to_string());
         Next::Wait(wait)
     }
@@ -240,19 +253,23 @@ impl Client {
                 None,
             ) => self.backoff.next_wait(random),
         };
+        self.warn_once(&refusal, "the coordinator refuses: trying on");
         self.set_down(refusal.to_string());
         if wait.is_zero() { Next::AtOnce } else { Next::Wait(wait) }
     }
 
-    /// Says that the connection is down: in the log once, in the status always.
-    fn set_down(&self, error: String) {
-        let failures = self.backoff.failures();
-        if failures == 1 {
-            warn!(error, "the coordinator is not reached, and is tried again and again");
+    fn warn_once(&mut self, error: &dyn std::error::Error, what: &'static str) {
+        if self.warned {
+            debug!(%error, "{what}");
         } else {
-            debug!(error, failures, "the coordinator is not reached");
+            warn!(%error, "{what}");
         }
-        self.shared.set_link(LinkState::Down { error, failures });
+        self.warned = true;
+    }
+
+    fn set_down(&self, error: String) {
+        let address = self.book.known().as_slice().first().copied();
+        self.shared.set_link(LinkState::Down { address, error, failures: self.backoff.failures() });
     }
 
     /// Does what the outbox asks for and needs no connection, and returns the rest.

@@ -30,6 +30,8 @@ use super::{
 const STAGGER: Duration = Duration::from_millis(250);
 /// Four transmissions of the first packet fit into it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
+/// A dial that has not succeeded by then starts over: names may resolve to something else by now.
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Addresses tried in one dial; what goes beyond is cut.
 const MAX_ATTEMPTS: usize = 16;
 
@@ -71,8 +73,8 @@ pub enum AttemptError {
     /// This host has no way to the address.
     #[error("not reachable from here: {0}")]
     Socket(#[from] io::Error),
-    /// Nobody answered.
-    #[error("no answer in {} s", ATTEMPT_TIMEOUT.as_secs())]
+    /// Nobody answered in time.
+    #[error("no answer")]
     Timeout,
     /// Somebody else answered.
     #[error("the coordinator's key does not match the pinned key")]
@@ -110,22 +112,9 @@ struct Sockets {
 /// Reaches the target.
 ///
 /// # Errors
-/// When every attempt failed.
-pub(super) async fn dial(target: &Target) -> Result<Dialed, DialError> {
-    let mut dial = Dial {
-        target,
-        sockets: Sockets::default(),
-        waiting: VecDeque::new(),
-        tried: Vec::new(),
-        pending: FuturesUnordered::new(),
-        resolved: Resolved::new(),
-        error: DialError::default(),
-    };
-    dial.add(&target.known);
-    for name in &target.names {
-        dial.pending
-            .push(Box::pin(async { Progress::Resolved(name.clone(), name.resolve(&target.mesh).await) }));
-    }
+/// When every attempt failed, or none succeeded until the deadline.
+pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, DialError> {
+    let mut dial = Dial::new(target);
     let mut next_start = Instant::now();
     loop {
         if Instant::now() >= next_start && dial.try_start() {
@@ -135,6 +124,7 @@ pub(super) async fn dial(target: &Target) -> Result<Dialed, DialError> {
             return Err(dial.error);
         }
         tokio::select! {
+            () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
             Some(progress) = dial.pending.next() => match progress {
                 Progress::Resolved(name, Ok(addresses)) => {
                     dial.add(&addresses);
@@ -168,7 +158,41 @@ pub(super) fn bind_for(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-impl Dial<'_> {
+impl<'a> Dial<'a> {
+    /// Starts to resolve every name, and queues the addresses that are known.
+    fn new(target: &'a Target) -> Self {
+        let mut dial = Self {
+            target,
+            sockets: Sockets::default(),
+            waiting: VecDeque::new(),
+            tried: Vec::new(),
+            pending: FuturesUnordered::new(),
+            resolved: Resolved::new(),
+            error: DialError::default(),
+        };
+        dial.add(&target.known);
+        for name in &target.names {
+            dial.pending
+                .push(Box::pin(async { Progress::Resolved(name.clone(), name.resolve(&target.mesh).await) }));
+        }
+        dial
+    }
+
+    /// Says of everything that is still open that it did not answer.
+    fn give_up(mut self) -> DialError {
+        for name in &self.target.names {
+            if !self.resolved.contains_key(name) && !self.error.is_of(name) {
+                self.error.add(name, ResolveError::Timeout.into());
+            }
+        }
+        for address in &self.tried {
+            if !self.error.is_of(address) {
+                self.error.add(address, AttemptError::Timeout);
+            }
+        }
+        self.error
+    }
+
     fn add(&mut self, addresses: &[SocketAddr]) {
         for address in addresses {
             let known = self.tried.contains(address) || self.waiting.contains(address);
@@ -233,13 +257,9 @@ impl DialError {
         self.attempts.iter().any(|(_, error)| matches!(error, AttemptError::PinMismatch))
     }
 
-    /// Makes the error of a dial that there was no time for.
-    pub(super) fn unfinished(target: &Target) -> Self {
-        let mut error = Self::default();
-        for name in &target.names {
-            error.add(name, AttemptError::Timeout);
-        }
-        error
+    fn is_of(&self, what: &impl ToString) -> bool {
+        let what = what.to_string();
+        self.attempts.iter().any(|(tried, _)| *tried == what)
     }
 
     fn add(&mut self, what: &impl ToString, error: AttemptError) {

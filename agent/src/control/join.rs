@@ -270,14 +270,10 @@ async fn attempt(
     disk: &mut Disk,
     deadline: Instant,
 ) -> Result<Node, Failure> {
-    let dialed = match timeout_at(deadline, dial(target)).await {
-        Ok(Ok(dialed)) => dialed,
-        Ok(Err(error)) if error.is_pin_mismatch() => {
-            return Err(Failure::Final(JoinError::PinMismatch(error)));
-        }
-        Ok(Err(error)) => return Err(Failure::Dial(error)),
-        Err(_elapsed) => return Err(Failure::Dial(DialError::unfinished(target))),
-    };
+    let dialed = dial(target, deadline).await.map_err(|error| match error.is_pin_mismatch() {
+        true => Failure::Final(JoinError::PinMismatch(error)),
+        false => Failure::Dial(error),
+    })?;
     let mut link = Link::open(dialed).await.map_err(Failure::Link)?;
     let result = converse(&mut link, request, disk, deadline).await;
     link.close().await;

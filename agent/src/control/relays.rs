@@ -12,7 +12,7 @@ use mesh_proto::{
     key::KeyPin,
     netmap::{Relay, RelayId},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
@@ -22,7 +22,7 @@ use super::{
     backoff::{self, Backoff},
     book::AddressBook,
     client::Gone,
-    dial::{self, Target},
+    dial::{self, DIAL_TIMEOUT, Target},
     link::{Link, LinkError},
     shared::Shared,
     tls,
@@ -157,7 +157,7 @@ impl Client {
 
     async fn stay_connected(&mut self) -> Result<(), Gone> {
         loop {
-            let wait = match dial::dial(&self.target).await {
+            let wait = match dial::dial(&self.target, Instant::now() + DIAL_TIMEOUT).await {
                 Ok(dialed) => {
                     let remote = dialed.connection.remote_address();
                     self.target.known = vec![remote];
@@ -210,7 +210,8 @@ impl Client {
                         let random = backoff::random();
                         return Ok(match refusal.retry_after_ms {
                             Some(asked) => self.backoff.next_wait_asked(Duration::from_millis(asked), random),
-                            None => self.backoff.longest_wait(random),
+                            // It may not have heard of this node yet.
+                            None => self.backoff.next_wait(random),
                         });
                     }
                     Ok(

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Instant};
 
+use futures_util::future::OptionFuture;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
@@ -43,13 +44,25 @@ pub(super) struct Session<'a> {
     behind: bool,
     /// The channel at the coordinator's relay, and what the engine was told of it.
     relay: Option<(RelayChannel, RelayConfig)>,
+    /// Names that are being resolved beside the session.
+    survey: Option<Survey>,
+    /// Names that were or are being resolved.
+    surveyed: BTreeSet<HostPort>,
 }
 
 type Survey = Pin<Box<dyn Future<Output = Resolved> + Send>>;
 
 /// Runs a session to its end.
 pub(super) async fn run(client: &mut Client, link: Link) -> End {
-    let mut session = Session { client, link, resyncing: false, behind: false, relay: None };
+    let mut session = Session {
+        client,
+        link,
+        resyncing: false,
+        behind: false,
+        relay: None,
+        survey: None,
+        surveyed: BTreeSet::new(),
+    };
     let end = match session.run().await {
         Ok(()) => End::Gone,
         Err(end) => end,
@@ -69,15 +82,15 @@ impl Session<'_> {
         self.client.shared.with_outbox(super::outbox::Outbox::handle_connected);
         let shared = self.client.shared.clone();
         let cancel = self.client.cancel.clone();
-        let mut survey = Some(self.survey());
         loop {
             self.flush().await?;
+            self.start_survey();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 () = shared.changed() => {}
-                resolved = async { survey.as_mut().expect("checked before").await }, if survey.is_some() => {
-                    survey = None;
+                Some(resolved) = OptionFuture::from(self.survey.as_mut()) => {
+                    self.survey = None;
                     self.client.book.handle_resolved(resolved);
                     self.handle_addresses().await?;
                 }
@@ -86,13 +99,19 @@ impl Session<'_> {
         }
     }
 
-    /// Resolves every name of coordinator and relay, beside the session.
-    fn survey(&self) -> Survey {
+    /// Resolves the names of coordinator and relays that were not resolved yet, beside the session.
+    fn start_survey(&mut self) {
+        if self.survey.is_some() {
+            return;
+        }
         let map = self.client.store.map().map(Arc::as_ref);
-        let mut names: BTreeSet<HostPort> = self.client.book.names(map).into_iter().collect();
         let relays = map.map(|map| map.relays.as_slice()).unwrap_or_default();
-        names.extend(relays.iter().flat_map(|relay| HostPort::parse_all(&relay.addresses)));
-        Box::pin(resolve_all(names.into_iter().collect(), mesh_ranges(map)))
+        let names = relays.iter().flat_map(|relay| HostPort::parse_all(&relay.addresses));
+        let names = self.client.book.names(map).into_iter().chain(names);
+        let new: Vec<_> = names.filter(|name| self.surveyed.insert(name.clone())).collect();
+        if !new.is_empty() {
+            self.survey = Some(Box::pin(resolve_all(new, mesh_ranges(map))));
+        }
     }
 
     /// Does and says what waits in the outbox.

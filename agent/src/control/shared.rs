@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -36,6 +37,8 @@ pub(super) enum LinkState {
     Connected(quinn::Connection),
     /// It is not up.
     Down {
+        /// Where it was.
+        address: Option<SocketAddr>,
         /// Why.
         error: String,
         /// How often in a row.
@@ -100,7 +103,8 @@ impl Shared {
                 rtt_ms: Some(connection.rtt().as_secs_f64() * 1e3),
                 error: None,
             },
-            LinkState::Down { error, failures } => CoordinatorStatus {
+            LinkState::Down { address, error, failures } => CoordinatorStatus {
+                address: address.map(|address| address.to_string()),
                 state: match *failures < OFFLINE_AFTER {
                     true => ConnectionState::Connecting,
                     false => ConnectionState::Offline,

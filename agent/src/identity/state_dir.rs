@@ -115,7 +115,7 @@ impl StateDir {
                 }
             }
         }
-        match Self::open(path) {
+        match sync_parents(&made).and_then(|()| Self::open(path)) {
             Ok(dir) => Ok(CreatedDir { dir, made }),
             Err(error) => {
                 remove_directories(&made);
@@ -222,6 +222,18 @@ impl CreatedDir {
     pub(crate) fn revoke(self) {
         remove_directories(&self.made);
     }
+}
+
+/// Makes new directories last.
+fn sync_parents(made: &[PathBuf]) -> Result<(), StateError> {
+    for directory in made {
+        let parent = match directory.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            Some(_) | None => Path::new("."),
+        };
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(StateError::io("sync", parent))?;
+    }
+    Ok(())
 }
 
 fn remove_directories(made: &[PathBuf]) {

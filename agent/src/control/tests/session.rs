@@ -413,6 +413,23 @@ async fn the_relay_of_the_coordinator_is_where_the_coordinator_is() {
 }
 
 #[tokio::test]
+async fn a_node_beside_the_coordinator_guesses_where_the_name_leads() {
+    let bench = Bench::new();
+    let mut agent = bench.agent();
+    // Joined by its loopback address, it hears of the public one from the map.
+    let mut named = bench.map(5, []);
+    named.mesh.coordinators = vec!["203.0.113.1:7443".to_owned()];
+    let session = bench.accept_with(named).await;
+    let guess = agent.event(|event| match event {
+        ControlEvent::Guess(guess) => Some(guess),
+        _ => None,
+    });
+    assert_eq!(guess.await, Some("203.0.113.1".parse().unwrap()));
+    drop(session);
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_relay_that_stands_alone_has_a_connection_of_its_own() {
     let bench = Bench::new();
     let mut agent = bench.agent();

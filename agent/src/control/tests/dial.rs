@@ -1,0 +1,59 @@
+//! Dialling coordinators in the test's hands, and addresses where nobody is.
+
+use std::{net::UdpSocket, time::Duration};
+
+use tokio::time::Instant;
+
+use super::super::{
+    address::HostPort,
+    dial::{Target, dial},
+    fake::FakeCoordinator,
+    tls,
+};
+use crate::identity::Identity;
+
+fn target(fake: &FakeCoordinator, names: &[String]) -> Target {
+    Target {
+        config: tls::client_config(&Identity::generate().unwrap(), fake.pin()).unwrap(),
+        names: HostPort::parse_all(names),
+        known: Vec::new(),
+        mesh: vec!["127.9.0.0/16".parse().unwrap()],
+    }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+#[tokio::test]
+async fn an_address_that_does_not_answer_holds_up_no_other() {
+    let fake = FakeCoordinator::start();
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let impostor = FakeCoordinator::start();
+    let mut target = target(&fake, &[impostor.address().to_string(), fake.address().to_string()]);
+    target.known = vec![silent.local_addr().unwrap()];
+    let started = Instant::now();
+    let (dialed, _, _) =
+        tokio::join!(dial(&target, deadline()), fake.accept_connection(), impostor.accept_connection());
+    assert_eq!(dialed.unwrap().connection.remote_address(), fake.address());
+    // Far less than the time that an attempt may take.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_dial_out_of_time_says_what_it_was_waiting_for() {
+    let fake = FakeCoordinator::start();
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let target = target(&fake, &[silent.to_string()]);
+    let error = dial(&target, Instant::now() + Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("{silent}: no answer"));
+}
+
+#[tokio::test]
+async fn nothing_is_dialled_through_the_mesh() {
+    let fake = FakeCoordinator::start();
+    let mut target = target(&fake, &["127.9.0.1:7443".to_owned()]);
+    target.known = vec!["127.9.0.2:7443".parse().unwrap()];
+    let error = dial(&target, deadline()).await.unwrap_err().to_string();
+    assert_eq!(error, "127.9.0.1:7443: the name resolves to no address outside the mesh");
+}
