@@ -8,7 +8,7 @@
 //! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the driver ends, the TUN with it
 //! ```
 //!
-//! Tasks: the signal listener (holds nothing), the watchdog ([`notify`]; holds nothing), the network watch (hands over
+//! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
 //! whole bursts), the wiring (this function; it is stopped between two events), and those of the control client, the
 //! driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go with the process's TUN.
 

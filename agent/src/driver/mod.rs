@@ -15,7 +15,7 @@
 //!
 //! Every source gets its share of every turn, so none starves another. When a UDP socket is full, nothing is read from
 //! the TUN until the rest is out: the TUN's queue and TCP's own limits push back, and no half train is lost.
-//! Buffers are made once. Events wait in an [`Outbox`] that keeps the latest of each kind, so a slow listener costs
+//! Buffers are made once. Events wait in an `Outbox` that keeps the latest of each kind, so a slow listener costs
 //! neither memory nor packets.
 //!
 //! Tasks: the thread; and one that waits for its end, so that the tracker knows of it. The thread ends at
