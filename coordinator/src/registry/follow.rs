@@ -1,10 +1,10 @@
 //! The task that follows the store.
 //!
 //! It watches the store from the revision of the view on, applies every batch to the view, and then
-//! announces the changes. It ends when the registry is dropped or the store fails; both waits are
-//! cancel-safe: a batch that was not taken is given again.
+//! announces the changes. It ends when the registry is dropped or the store is closed; its waits are
+//! cancel-safe: a batch that was not taken is given again. When the store fails otherwise it tries again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,9 @@ const HISTORY_KEPT: u64 = 4096;
 
 /// How many revisions pass between two compactions.
 const COMPACT_EVERY: u64 = 1024;
+
+/// How long to wait after the store failed: a disk may have room again, a network may be back.
+const RETRY: Duration = Duration::from_secs(1);
 
 struct Follower {
     store: Arc<dyn Store>,
@@ -78,6 +81,15 @@ impl Follower {
             };
             match result {
                 Ok(changes) => self.announce(changes).await,
+                Err(RegistryError::Store(StoreError::Closed)) => return,
+                Err(RegistryError::Store(error)) => {
+                    tracing::warn!(%error, "the store cannot be followed; trying again");
+                    tokio::select! {
+                        biased;
+                        () = cancel.cancelled() => return,
+                        () = tokio::time::sleep(RETRY) => {}
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "the store cannot be followed; no change will be accepted");
                     return;
@@ -106,5 +118,111 @@ impl Follower {
                 tracing::warn!(%error, "the history of the store could not be compacted");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+    use crate::{
+        registry::{MeshOptions, Registry, TokenSpec},
+        store::{Batch, KeyValue, Outcome, Snapshot, StoreFuture, Transaction, memory::MemoryStore},
+    };
+
+    /// A store whose watches fail with what is put into `failure`, once.
+    #[derive(Clone, Default)]
+    struct Flaky {
+        store: MemoryStore,
+        failure: Arc<Mutex<Option<StoreError>>>,
+    }
+
+    struct FlakyWatch {
+        store: Flaky,
+        watch: Box<dyn Watch>,
+        /// What could not be given when the watch failed.
+        held: Option<Batch>,
+    }
+
+    impl Store for Flaky {
+        fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<KeyValue>> {
+            self.store.get(key)
+        }
+
+        fn range<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Snapshot> {
+            self.store.range(prefix)
+        }
+
+        fn commit(&self, transaction: Transaction) -> StoreFuture<'_, Outcome> {
+            self.store.commit(transaction)
+        }
+
+        fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> StoreFuture<'a, Box<dyn Watch>> {
+            Box::pin(async move {
+                let watch = self.store.watch(prefix, from).await?;
+                Ok(Box::new(FlakyWatch { store: self.clone(), watch, held: None }) as Box<dyn Watch>)
+            })
+        }
+
+        fn compact(&self, revision: Revision) -> StoreFuture<'_, ()> {
+            self.store.compact(revision)
+        }
+    }
+
+    impl Watch for FlakyWatch {
+        fn next(&mut self) -> StoreFuture<'_, Batch> {
+            Box::pin(async move {
+                let batch = match self.held.take() {
+                    Some(batch) => batch,
+                    None => self.watch.next().await?,
+                };
+                let failure = self.store.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+                match failure {
+                    Some(failure) => {
+                        self.held = Some(batch);
+                        Err(failure)
+                    }
+                    None => Ok(batch),
+                }
+            })
+        }
+    }
+
+    async fn registry() -> (Flaky, Registry) {
+        let store = Flaky::default();
+        let options = MeshOptions {
+            ipv4: "10.90.0.0/16".parse().unwrap(),
+            coordinators: vec!["pi:7443".to_owned()],
+            relay_name: "pi".to_owned(),
+        };
+        let registry = Registry::with_store(Arc::new(store.clone()), options).await.unwrap();
+        (store, registry)
+    }
+
+    fn spec() -> TokenSpec {
+        TokenSpec { ttl: Duration::from_secs(60), uses: 2, tags: vec![] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_survives_a_failure_of_the_store() {
+        let (store, registry) = registry().await;
+        let disk = StoreError::Backend("the disk is gone".into());
+        *store.failure.lock().unwrap() = Some(disk);
+        registry.create_token(spec()).await.unwrap();
+        assert!(store.failure.lock().unwrap().is_none(), "the store has failed meanwhile");
+    }
+
+    #[tokio::test]
+    async fn what_was_compacted_before_it_was_seen_is_announced_as_differences() {
+        let (store, registry) = registry().await;
+        let token = registry.create_token(spec()).await.unwrap();
+        let mut watch = registry.watch();
+        *store.failure.lock().unwrap() = Some(StoreError::Compacted { compacted: Revision(1) });
+        let keys = (mesh_proto::key::NodeKey([1; 32]), mesh_proto::key::PublicKey([2; 32]));
+        let node = registry.join(keys.0, token, "n1".parse().unwrap(), keys.1).await.unwrap();
+        let change = watch.recv().await.unwrap();
+        assert_eq!(change.kind, crate::registry::ChangeKind::NodeSet(node));
+        assert_eq!(change.version, registry.version());
     }
 }

@@ -1,6 +1,9 @@
 //! The store's operations in SQL, on the thread that owns the connection.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use sha2::{Digest, Sha256};
@@ -17,6 +20,7 @@ const DIGEST_LEN: usize = 8;
 /// An open database.
 pub(super) struct Database {
     connection: Connection,
+    path: PathBuf,
     /// Keeps other coordinators out of the state directory.
     _lock: File,
 }
@@ -24,28 +28,36 @@ pub(super) struct Database {
 impl Database {
     pub(super) fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let (connection, lock) = file::open(state_dir)?;
-        let database = Self { connection, _lock: lock };
-        database.verify(&super::path(state_dir))?;
+        let database = Self { connection, path: super::path(state_dir), _lock: lock };
+        database.verify().map_err(|error| database.explain(error))?;
         Ok(database)
     }
 
     /// Checks that every key reads as it was written: SQLite itself does not notice a flipped bit in a value.
-    fn verify(&self, path: &Path) -> Result<(), StoreError> {
-        let failed = |error| file::database_error(path, error);
-        let mut statement = self
-            .connection
-            .prepare("SELECT key, value, create_revision, mod_revision, digest FROM keys")
-            .map_err(failed)?;
-        let mut rows = statement.query([]).map_err(failed)?;
-        while let Some(row) = rows.next().map_err(failed)? {
-            let entry = key_value(row).map_err(failed)?;
-            let written: Vec<u8> = row.get(4).map_err(failed)?;
+    fn verify(&self) -> Result<(), StoreError> {
+        let mut statement =
+            self.connection.prepare("SELECT key, value, create_revision, mod_revision, digest FROM keys")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let entry = key_value(row)?;
+            let written: Vec<u8> = row.get(4)?;
             if digest(&entry)[..] != written[..] {
                 let reason = format!("the value of {} is not as it was written", entry.key);
-                return Err(StoreError::Damaged { path: path.to_owned(), reason });
+                return Err(StoreError::Damaged { path: self.path.clone(), reason });
             }
         }
         Ok(())
+    }
+
+    /// Says what a failure of SQLite means, and names the file.
+    pub(super) fn explain(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Backend(cause) => match cause.downcast() {
+                Ok(cause) => file::database_error(&self.path, *cause),
+                Err(cause) => StoreError::Backend(cause),
+            },
+            other => other,
+        }
     }
 
     pub(super) fn revision(&self) -> Result<Revision, StoreError> {
@@ -107,6 +119,13 @@ impl Database {
         sql.cache_flush()?;
         look();
         Ok(())
+    }
+
+    /// Lets the database not grow beyond what it has now, or lifts that.
+    #[cfg(test)]
+    pub(super) fn set_disk_full(&self, full: bool) -> Result<(), StoreError> {
+        let pages: u32 = if full { 1 } else { u32::MAX >> 1 };
+        Ok(self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?)
     }
 
     pub(super) fn history(&self, prefix: &str, from: Revision) -> Result<Batch, StoreError> {

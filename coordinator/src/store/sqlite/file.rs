@@ -1,6 +1,6 @@
 //! The database file: how it is made, locked and checked.
 //!
-//! A new database is made complete under another name and then linked to its own, so a file with its name has
+//! A new database is made complete under another name and then given its own, so a file with its name has
 //! a schema from its first moment, and one without was damaged: an empty file is never taken for a new
 //! database. The file and what SQLite puts beside it are readable by their owner alone. A lock on the state
 //! directory keeps a second coordinator out; the kernel drops it when the process dies.
@@ -97,7 +97,7 @@ fn lock(state_dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Makes the database: complete under a temporary name, then linked.
+/// Makes the database: complete under a temporary name, then renamed. The lock keeps others from doing the same.
 fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
     let orphans = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
     if let Some(orphan) = orphans.into_iter().find(|orphan| orphan.exists()) {
@@ -114,8 +114,7 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
     connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed(&draft))?;
     migrate(&mut connection, &draft, MIGRATIONS)?;
     connection.close().map_err(|(_, error)| database_error(&draft, error))?;
-    fs::hard_link(&draft, path).map_err(io_error(path))?;
-    remove_if_present(&draft)?;
+    fs::rename(&draft, path).map_err(io_error(path))?;
     File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(io_error(state_dir))
 }
 

@@ -149,7 +149,7 @@ where
     let (answer, result) = oneshot::channel();
     let job: Job = Box::new(move |database| {
         // The asker may have gone; what it asked for is done all the same.
-        let _ = answer.send(operation(database));
+        let _ = answer.send(operation(database).map_err(|error| database.explain(error)));
     });
     jobs.send(job).await.map_err(|_| StoreError::Closed)?;
     result.await.map_err(|_| StoreError::Closed)?

@@ -136,6 +136,22 @@ async fn a_half_made_transaction_is_gone_and_an_acknowledged_one_is_there() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_named_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path()).await.unwrap();
+    put(&store, "a", b"1").await;
+    super::call(&store.jobs, |database| database.set_disk_full(true)).await.unwrap();
+    let ops = vec![Op::Put { key: "b".to_owned(), value: vec![2; 100_000] }];
+    let transaction = Transaction { compares: vec![], ops };
+    let error = store.commit(transaction.clone()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    assert!(error.to_string().contains("coordinator.db"), "{error}");
+    assert_eq!(store.range("").await.unwrap().entries.len(), 1);
+    super::call(&store.jobs, |database| database.set_disk_full(false)).await.unwrap();
+    assert_eq!(store.commit(transaction).await.unwrap(), Outcome::Committed(Revision(2)));
+}
+
+#[tokio::test]
 async fn a_crash_while_the_database_is_made_leaves_none() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("coordinator.db.new"), "half").unwrap();
