@@ -45,6 +45,9 @@ pub(crate) struct NetCheck {
     observations: BTreeMap<SocketAddr, Observation>,
     local: Vec<Candidate>,
     reported: Vec<Candidate>,
+    /// Whether something was seen since `reported` that may change it. Working candidates out is dear, and most
+    /// answers say what the ones before them said.
+    changed: bool,
     next_round: Option<Instant>,
 }
 
@@ -83,7 +86,7 @@ impl NetCheck {
             self.observers.insert(*address, query);
         }
         for gone in before.keys() {
-            self.observations.remove(gone);
+            self.changed |= self.observations.remove(gone).is_some();
         }
     }
 
@@ -95,11 +98,13 @@ impl NetCheck {
     /// These are this node's own candidates, without reflexive ones.
     pub(crate) fn set_local(&mut self, candidates: Vec<Candidate>) {
         self.local = candidates;
+        self.changed = true;
     }
 
     /// Everything that was seen is old: asks again.
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.observations.clear();
+        self.changed = true;
         self.start_round(now);
     }
 
@@ -128,6 +133,7 @@ impl NetCheck {
             return;
         }
         let before = self.observations.insert(from, Observation { mapped, at: now, observer });
+        self.changed |= before.is_none_or(|before| before.mapped != mapped || before.observer != observer);
         if observer == Observer::Dedicated && before.is_some_and(|before| before.mapped != mapped) {
             // The mapping has moved: what peers saw, and nobody asks them for again, is as old.
             self.observations.retain(|_, seen| seen.observer == Observer::Dedicated);
@@ -245,6 +251,9 @@ impl NetCheck {
 
     /// Returns the candidates if they are not what was returned the last time.
     pub(crate) fn take_changed(&mut self) -> Option<Vec<Candidate>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
         let candidates = self.candidates();
         if candidates == self.reported {
             return None;
@@ -348,6 +357,11 @@ mod tests {
         );
         let addresses: Vec<_> = check.candidates().iter().map(|candidate| candidate.address).collect();
         assert_eq!(addresses, [address("10.0.0.5:51820"), address("203.0.113.1:6")]);
+        assert_eq!(check.take_changed().map(|all| all.len()), Some(2));
+        check.set_local(Vec::new());
+        assert_eq!(check.take_changed().map(|all| all.len()), Some(1));
+        check.on_network_changed(Instant::now());
+        assert_eq!(check.take_changed().map(|all| all.len()), Some(0));
     }
 
     #[test]
