@@ -7,7 +7,7 @@ use mesh_proto::{
     netmap::RelayId,
 };
 
-use super::{Origin, Path, PathSet};
+use super::{Health, Origin, Path, PathSet};
 use crate::event::PathAddress;
 
 /// Most peer-reflexive paths: each answers a NAT's mapping towards one of this node's addresses.
@@ -82,17 +82,25 @@ impl PathSet {
         self.evict(MAX_PEER_REFLEXIVE, |origin| origin == Origin::PeerReflexive);
     }
 
-    /// Removes the oldest paths of an origin that don't answer, above a number.
+    /// Removes paths of an origin above a number: what has stopped answering first, then what never has, and of those
+    /// what was silent for longest. The path that came last stays.
     pub(super) fn evict(&mut self, keep: usize, is_origin: impl Fn(Origin) -> bool) {
         while self.paths.iter().filter(|path| is_origin(path.origin)).count() > keep {
-            let primary = self.primary;
-            let expendable = |path: &Path| is_origin(path.origin) && Some(path.address) != primary;
-            let oldest = self
-                .paths
+            let older = self.paths.len().saturating_sub(1);
+            let expendable = self.paths[..older]
                 .iter()
-                .position(|path| expendable(path) && path.standing().is_none())
-                .or_else(|| self.paths.iter().position(expendable));
-            match oldest {
+                .enumerate()
+                .filter(|(_, path)| is_origin(path.origin) && Some(path.address) != self.primary);
+            let worth = |path: &Path| {
+                let health = match path.health {
+                    Health::Dead => 0,
+                    Health::Untried => 1,
+                    Health::Suspect { .. } => 2,
+                    Health::Alive => 3,
+                };
+                (health, path.last_answer.max(path.last_heard))
+            };
+            match expendable.min_by_key(|(_, path)| worth(path)).map(|(index, _)| index) {
                 Some(index) => drop(self.paths.remove(index)),
                 None => break,
             }

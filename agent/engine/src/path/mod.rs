@@ -256,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn where_a_peer_was_heard_last_is_kept_among_many_places() {
+        let mut runner = Runner::new(0);
+        runner.traffic();
+        for number in 1..=8 {
+            runner.set.on_wireguard(direct(number), runner.now);
+            runner.run(ms(10), ms(30), |_| false);
+        }
+        runner.set.on_ping(direct(9), runner.now);
+        assert!(runner.set.get(direct(9)).is_some(), "the latest is kept");
+        assert!(runner.set.get(direct(8)).is_some());
+        let oldest: Vec<_> = (1..=2).filter(|number| runner.set.get(direct(*number)).is_some()).collect();
+        assert_eq!(oldest, [2], "the one that was silent for longest is gone");
+    }
+
+    #[test]
     fn a_hostile_peer_cannot_make_paths_without_end() {
         let mut runner = Runner::new(0);
         runner.traffic();
