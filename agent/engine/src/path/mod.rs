@@ -271,6 +271,19 @@ mod tests {
     }
 
     #[test]
+    fn a_primary_path_that_a_call_does_not_name_is_doubted() {
+        for (named, targets) in [(1, Targets::One(direct(1))), (2, Targets::Two(direct(1), RELAY))] {
+            let mut runner = Runner::new(1);
+            runner.traffic();
+            runner.run(Duration::from_secs(1), ms(30), |_| true);
+            runner.set.on_call(&[host(named)], runner.now);
+            assert_eq!(runner.set.targets(runner.now), targets);
+            runner.run(ms(40), ms(30), |_| true);
+            assert_eq!(runner.set.targets(runner.now), Targets::One(direct(1)), "it has answered");
+        }
+    }
+
+    #[test]
     fn a_hostile_peer_cannot_make_paths_without_end() {
         let mut runner = Runner::new(0);
         runner.traffic();

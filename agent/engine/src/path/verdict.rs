@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use mesh_proto::candidate::Candidate;
+
 use super::{
     Health, Path, PathSet,
     select::{Class, Standing, View, select},
     state::{PROBE_INTERVAL, SUSPECT_GRACE, SUSPECT_LIMIT},
 };
-use crate::snapshot::Decision;
+use crate::{event::PathAddress, snapshot::Decision};
 
 /// Decisions that are remembered.
 const MAX_DECISIONS: usize = 16;
@@ -26,6 +28,17 @@ impl PathSet {
     pub(crate) fn suspect_all(&mut self, now: Instant) {
         for path in &mut self.paths {
             path.suspect(now);
+        }
+    }
+
+    /// The peer says where it is: a primary path to elsewhere is doubted, since the peer may have moved.
+    pub(crate) fn on_call(&mut self, candidates: &[Candidate], now: Instant) {
+        let is_named = |path: &Path| match path.address {
+            PathAddress::Direct(address) => candidates.iter().any(|candidate| candidate.address == address),
+            PathAddress::Relay(_) => true,
+        };
+        if self.primary().is_some_and(|path| !is_named(path)) {
+            self.suspect_primary(now);
         }
     }
 

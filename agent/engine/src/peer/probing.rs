@@ -62,6 +62,7 @@ impl Peer {
         let rested = |at: Instant| now.saturating_duration_since(at) >= CALLED_INTERVAL;
         // The peer sent this one way ago and waits as long before it probes: both sides' first probes meet.
         if self.last_called.is_none_or(rested) {
+        self.paths.on_call(&candidates, now);
             self.last_called = Some(now);
             self.paths.on_traffic(now);
             self.paths.hunt(now, Duration::ZERO);
