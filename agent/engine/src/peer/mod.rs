@@ -57,6 +57,8 @@ pub(crate) struct Peer {
     /// When the peer first probed this node without a session between them.
     probed_without_session: Option<Instant>,
     last_call: Option<Instant>,
+    /// When the peer is to be told news that came too soon after the last call.
+    news_at: Option<Instant>,
     last_called: Option<Instant>,
     /// The last initiation could not be sent anywhere.
     unsent: bool,
@@ -89,6 +91,7 @@ impl Peer {
             last_handshake: None,
             probed_without_session: None,
             last_call: None,
+            news_at: None,
             last_called: None,
             unsent: false,
             pings: Vec::new(),
@@ -153,14 +156,18 @@ impl Peer {
     pub(crate) fn arm(&self, wakeups: &mut Wakeups, now: Instant) {
         let id = self.config.id;
         wakeups.set_after(WakeupReason::Session(id), self.session_timeout(), now);
-        wakeups.set_after(WakeupReason::Paths(id), self.paths.poll_timeout(now), now);
+        wakeups.set_after(WakeupReason::Paths(id), self.paths_timeout(now), now);
     }
 
     /// Arms the wakeups after packets: one that comes early does no harm and is put right then.
     pub(crate) fn arm_loosely(&self, wakeups: &mut Wakeups, now: Instant) {
         let id = self.config.id;
         wakeups.bring_forward(WakeupReason::Session(id), self.session_timeout(), now);
-        wakeups.bring_forward(WakeupReason::Paths(id), self.paths.poll_timeout(now), now);
+        wakeups.bring_forward(WakeupReason::Paths(id), self.paths_timeout(now), now);
+    }
+
+    fn paths_timeout(&self, now: Instant) -> Option<Instant> {
+        self.paths.poll_timeout(now).into_iter().chain(self.news_at).min()
     }
 
     /// Shows the peer as it is.

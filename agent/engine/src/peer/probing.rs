@@ -77,7 +77,7 @@ impl Peer {
 
     /// This node's candidates have changed.
     pub(crate) fn on_own_candidates_changed(&mut self, local: &mut Local, now: Instant) {
-        if self.is_active(now) && self.call(NEWS_INTERVAL, local, now) {
+        if self.is_active(now) && self.tell_news(local, now) {
             let delay = self.one_way(local);
             self.paths.hunt(now, delay);
         }
@@ -104,7 +104,7 @@ impl Peer {
             self.unsent = true;
             if self.is_active(now) {
                 self.paths.hunt_new(now);
-                self.call(NEWS_INTERVAL, local, now);
+                self.tell_news(local, now);
             }
         }
         self.retry_unsent(local, now);
@@ -116,7 +116,7 @@ impl Peer {
         self.paths.suspect_all(now);
         if self.is_active(now) {
             self.paths.hunt(now, Duration::ZERO);
-            self.call(NEWS_INTERVAL, local, now);
+            self.tell_news(local, now);
         }
         self.judge(local, now);
     }
@@ -160,6 +160,10 @@ impl Peer {
         self.judge(local, now);
         // Doubt may have called for more.
         self.send_probes(local, now);
+        if self.news_at.is_some_and(|at| at <= now) {
+            self.news_at = None;
+            self.on_own_candidates_changed(local, now);
+        }
         let is_old = |at: Instant| now.saturating_duration_since(at) >= CALL_AGAIN_INTERVAL;
         if self.is_active(now) && !self.paths.is_direct(now) && self.last_call.is_none_or(is_old) {
             self.call(CALL_INTERVAL, local, now);
@@ -243,6 +247,15 @@ impl Peer {
         if self.last_call.is_some_and(|at| now.saturating_duration_since(at) < interval) {
             return false;
         }
+    /// Calls the peer because of news; where that was done just now, it is done again a little later.
+    fn tell_news(&mut self, local: &mut Local, now: Instant) -> bool {
+        let called = self.call(NEWS_INTERVAL, local, now);
+        // In the past: there was nothing to tell.
+        let later = self.last_call.map(|at| at + NEWS_INTERVAL).filter(|at| *at > now);
+        self.news_at = if called { None } else { later };
+        called
+    }
+
         let candidates = local.netcheck.candidates();
         if candidates.is_empty() {
             return false;

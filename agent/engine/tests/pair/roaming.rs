@@ -109,6 +109,33 @@ fn many_moves_leave_nothing_stuck() {
 }
 
 #[test]
+fn news_that_comes_right_after_a_call_is_told_a_little_later() {
+    let mut world = introduced();
+    talk(&mut world, seconds(2));
+    let candidate = |port| Candidate { address: (elsewhere().ip(), port).into(), kind: CandidateKind::Host };
+    for port in 1..=3 {
+        world.command(1, Command::SetCandidates(vec![candidate(port)]));
+        world.run_for(millis(50));
+    }
+    world.run_for(millis(500));
+    let paths: Vec<_> = world.peer(2).paths.iter().map(|path| path.address).collect();
+    assert!(paths.contains(&PathAddress::Direct(candidate(3).address)), "{paths:?}");
+}
+
+#[test]
+fn a_node_with_nothing_to_tell_does_not_spin() {
+    let mut world = introduced();
+    talk(&mut world, seconds(2));
+    (world.relay_up, world.direct_up) = (false, false);
+    world.command(1, Command::SetCandidates(Vec::new()));
+    world.command(1, Command::NetworkChanged);
+    let before = world.nodes[0].wakeups;
+    world.run_for(seconds(10));
+    let wakeups = world.nodes[0].wakeups - before;
+    assert!(wakeups < 200, "{wakeups} in ten seconds");
+}
+
+#[test]
 fn packets_wait_for_a_relay_that_comes_up() {
     let mut world = World::new();
     world.direct_up = false;
