@@ -111,7 +111,13 @@ impl PathSet {
 
     pub(super) fn view(path: &Path) -> Option<View> {
         let standing = path.standing()?;
-        Some(View { address: path.address, standing, class: path.class(), rtt: path.rtt })
+        Some(View {
+            address: path.address,
+            standing,
+            class: path.class(),
+            rtt: path.rtt,
+            variation: path.variation,
+        })
     }
 }
 

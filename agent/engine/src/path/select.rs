@@ -6,8 +6,9 @@
 //! | 2 | among direct paths: the local network before the internet |
 //! | 3 | smoothed round-trip time |
 //!
-//! Within one standing and class the present path is left only for one that is faster by [`MIN_GAIN`] and
-//! [`MIN_GAIN_RATIO`] at once, so that two paths that are as good as each other don't take turns.
+//! Within one standing and class the present path is left only for one that is faster by [`MIN_GAIN`], by
+//! [`MIN_GAIN_RATIO`], and by more than both paths' measurements scatter, all at once: so that two paths that are as
+//! good as each other don't take turns, and one lucky answer moves nothing.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -65,6 +66,8 @@ pub(crate) struct View {
     pub(crate) standing: Standing,
     pub(crate) class: Class,
     pub(crate) rtt: Option<Duration>,
+    /// By how much measurements of `rtt` scatter.
+    pub(crate) variation: Duration,
 }
 
 /// Chooses the primary path among those that can be used.
@@ -87,9 +90,10 @@ fn same_tier(a: &View, b: &View) -> bool {
 
 fn is_worth_it(present: &View, challenger: &View) -> bool {
     match (present.rtt, challenger.rtt) {
-        (Some(present), Some(challenger)) => {
-            let gain = present.saturating_sub(challenger);
-            gain >= MIN_GAIN && gain.as_secs_f64() >= present.as_secs_f64() * MIN_GAIN_RATIO
+        (Some(now), Some(then)) => {
+            let gain = now.saturating_sub(then);
+            let scatter = present.variation + challenger.variation;
+            gain >= MIN_GAIN && gain.as_secs_f64() >= now.as_secs_f64() * MIN_GAIN_RATIO && gain > scatter
         }
         // What was never measured is left for what was.
         (None, Some(_)) => true,
@@ -110,6 +114,7 @@ mod tests {
             standing,
             class: Class::of(address),
             rtt: (rtt_ms > 0).then(|| Duration::from_millis(rtt_ms)),
+            variation: Duration::ZERO,
         }
     }
 
@@ -119,6 +124,7 @@ mod tests {
             standing,
             class: Class::Internet,
             rtt: (rtt_ms > 0).then(|| Duration::from_millis(rtt_ms)),
+            variation: Duration::ZERO,
         }
     }
 
@@ -160,6 +166,22 @@ mod tests {
             assert_eq!(select(views, present), Some(views[*chosen]), "row {row}");
         }
         assert_eq!(select(&[], None), None);
+    }
+
+    #[test]
+    fn a_gain_within_the_scatter_of_the_measurements_is_none() {
+        let ms = Duration::from_millis;
+        let scattered = |address, rtt, variation| View {
+            variation: ms(variation),
+            ..direct(address, Standing::Direct, rtt)
+        };
+        let present = scattered("203.0.113.5:1", 60, 8);
+        let table = [(30, 30, false), (30, 22, false), (30, 21, true), (5, 2, true)];
+        for (rtt, variation, chosen) in table {
+            let challenger = scattered("203.0.113.6:1", rtt, variation);
+            let choice = select(&[present, challenger], Some(present.address));
+            assert_eq!(choice == Some(challenger), chosen, "{rtt} ms, scattered by {variation} ms");
+        }
     }
 
     #[test]

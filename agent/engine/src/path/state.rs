@@ -27,6 +27,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOSS_WINDOW: u32 = 16;
 /// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
 const RTT_WEIGHT: u32 = 8;
+/// Weight of a new measurement in the round-trip time's variation (RFC 6298: 1/4).
+const VARIATION_WEIGHT: u32 = 4;
 
 /// How a path came to be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +66,8 @@ pub(crate) struct Path {
     pub(crate) origin: Origin,
     pub(crate) health: Health,
     pub(crate) rtt: Option<Duration>,
+    /// By how much measurements differ from the smoothed round-trip time.
+    pub(crate) variation: Duration,
     /// When a probe was last answered.
     pub(crate) last_answer: Option<Instant>,
     /// When an authentic WireGuard message last came from there.
@@ -89,6 +93,7 @@ impl Path {
             origin,
             health: Health::Untried,
             rtt: None,
+            variation: Duration::ZERO,
             last_answer: None,
             last_heard: None,
             last_probe: None,
@@ -150,7 +155,7 @@ impl Path {
         let index = self.outstanding.iter().position(|(id, _)| id == txid)?;
         let (_, sent) = self.outstanding.remove(index)?;
         let rtt = now.saturating_duration_since(sent);
-        self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
+        self.measure(rtt);
         self.last_answer = Some(now);
         self.unanswered = 0;
         self.health = Health::Alive;
@@ -192,6 +197,18 @@ impl Path {
         f64::from(lost) / f64::from(known)
     }
 
+    /// Smooths a measured round-trip time into what is known (RFC 6298, section 2).
+    fn measure(&mut self, rtt: Duration) {
+        let Some(smoothed) = self.rtt else {
+            self.rtt = Some(rtt);
+            self.variation = rtt / 2;
+            return;
+        };
+        let difference = smoothed.abs_diff(rtt);
+        self.variation = (self.variation * (VARIATION_WEIGHT - 1) + difference) / VARIATION_WEIGHT;
+        self.rtt = Some((smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT);
+    }
+
     fn note_fate(&mut self, lost: bool) {
         self.losses = (self.losses << 1) | u32::from(lost);
         self.fates = self.fates.saturating_add(1);
@@ -219,6 +236,7 @@ mod tests {
         path.on_probe_sent([3; 12], now + ms(1000));
         assert_eq!(path.on_pong(&[3; 12], now + ms(1120)), Some(ms(120)));
         assert_eq!(path.rtt, Some(ms(50)));
+        assert_eq!(path.variation, ms(35));
         assert!(path.is_trusted(now + ms(3600)));
         assert!(!path.is_trusted(now + ms(3620)));
     }
