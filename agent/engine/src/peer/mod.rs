@@ -57,6 +57,8 @@ pub(crate) struct Peer {
     /// When the peer first probed this node without a session between them.
     probed_without_session: Option<Instant>,
     last_call: Option<Instant>,
+    /// How often the peer was called again, in vain, since there was a new reason to.
+    recalls: u32,
     /// When the peer is to be told news that came too soon after the last call.
     news_at: Option<Instant>,
     last_called: Option<Instant>,
@@ -91,6 +93,7 @@ impl Peer {
             last_handshake: None,
             probed_without_session: None,
             last_call: None,
+            recalls: 0,
             news_at: None,
             last_called: None,
             unsent: false,

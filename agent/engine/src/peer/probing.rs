@@ -15,15 +15,18 @@ use crate::{
     engine::Local,
     event::{Event, PathAddress},
     netcheck::Observer,
-    path::Targets,
+    path::{Path, Targets},
 };
 
 /// Least time between CallMeMaybes to a peer: so they don't answer each other for ever.
 const CALL_INTERVAL: Duration = Duration::from_secs(5);
 /// Least time when there is news to tell.
 const NEWS_INTERVAL: Duration = Duration::from_millis(250);
-/// A peer that stays relayed is called again this often while there is traffic.
-const CALL_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
+/// A peer that stays relayed is called again while there is traffic: after [`CALL_INTERVAL`], since the first call may
+/// have been lost with a relay or a mapping that was gone, then after twice as long, and so on up to this.
+const MAX_CALL_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
+/// Calls after which the interval between them grows no more.
+const MAX_RECALLS: u32 = 4;
 /// A CallMeMaybe of the peer's starts a hunt over at most this often.
 const CALLED_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a CallMeMaybe is thought to take where nothing was measured.
@@ -59,10 +62,10 @@ impl Peer {
     pub(crate) fn handle_call(&mut self, candidates: &[Candidate], local: &mut Local, now: Instant) {
         let candidates = local.filter_candidates(candidates);
         self.paths.add_candidates(&candidates);
+        self.paths.on_call(&candidates, now);
         let rested = |at: Instant| now.saturating_duration_since(at) >= CALLED_INTERVAL;
         // The peer sent this one way ago and waits as long before it probes: both sides' first probes meet.
         if self.last_called.is_none_or(rested) {
-        self.paths.on_call(&candidates, now);
             self.last_called = Some(now);
             self.paths.on_traffic(now);
             self.paths.hunt(now, Duration::ZERO);
@@ -164,9 +167,11 @@ impl Peer {
             self.news_at = None;
             self.on_own_candidates_changed(local, now);
         }
-        let is_old = |at: Instant| now.saturating_duration_since(at) >= CALL_AGAIN_INTERVAL;
+        let interval = CALL_INTERVAL.saturating_mul(1 << self.recalls).min(MAX_CALL_AGAIN_INTERVAL);
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= interval;
         if self.is_active(now) && !self.paths.is_direct(now) && self.last_call.is_none_or(is_old) {
             self.call(CALL_INTERVAL, local, now);
+            self.recalls = (self.recalls + 1).min(MAX_RECALLS);
             let delay = self.one_way(local);
             self.paths.hunt(now, delay);
         }
@@ -189,6 +194,7 @@ impl Peer {
             return;
         }
         local.netcheck_mut().on_active(now);
+        self.recalls = 0;
         self.call(CALL_INTERVAL, local, now);
         let delay = self.one_way(local);
         self.paths.hunt(now, delay);
@@ -242,13 +248,9 @@ impl Peer {
         self.judge(local, now);
     }
 
-    /// Tells the peer this node's candidates, by every way there is, unless that was done within `interval`.
-    fn call(&mut self, interval: Duration, local: &mut Local, now: Instant) -> bool {
-        if self.last_call.is_some_and(|at| now.saturating_duration_since(at) < interval) {
-            return false;
-        }
     /// Calls the peer because of news; where that was done just now, it is done again a little later.
     fn tell_news(&mut self, local: &mut Local, now: Instant) -> bool {
+        self.recalls = 0;
         let called = self.call(NEWS_INTERVAL, local, now);
         // In the past: there was nothing to tell.
         let later = self.last_call.map(|at| at + NEWS_INTERVAL).filter(|at| *at > now);
@@ -256,15 +258,23 @@ impl Peer {
         called
     }
 
+    /// Tells the peer this node's candidates, by every way there is, unless that was done within `interval`.
+    fn call(&mut self, interval: Duration, local: &mut Local, now: Instant) -> bool {
+        if self.last_call.is_some_and(|at| now.saturating_duration_since(at) < interval) {
+            return false;
+        }
         let candidates = local.netcheck.candidates();
         if candidates.is_empty() {
             return false;
         }
         self.last_call = Some(now);
-        let relay = self.paths.best_relay().map(|path| path.address);
-        let direct = self.paths.primary().filter(|path| path.is_trusted(now)).map(|path| path.address);
+        // By every relay: the one that was best may be gone, which shows only later.
+        let primary = self.paths.primary().map(|path| path.address);
+        let is_way =
+            |path: &&Path| !path.is_direct() || (Some(path.address) == primary && path.is_trusted(now));
+        let ways: Vec<_> = self.paths.iter().filter(is_way).map(|path| path.address).collect();
         let message = Message::CallMeMaybe { candidates: candidates.clone() };
-        for path in relay.into_iter().chain(direct.filter(|path| Some(*path) != relay)) {
+        for path in ways {
             self.say(&message, path, local);
         }
         local.outbox.push_event(Event::CallMeMaybe { to: self.config.id, candidates });
