@@ -5,7 +5,9 @@
 //! address-and-port-dependent filtering on both sides and a mapping that varies on at least one: neither side can name
 //! the port that the other will open.
 
-use crate::net::{EarlyProbe, Filtering, Hairpin, HostId, INTERNET, Mapping, NatId, NatType, Net};
+use crate::net::{
+    EarlyProbe, Filtering, Hairpin, HostId, INTERNET, Mapping, NatId, NatType, Net, PortChoice,
+};
 
 /// Whether a pair can have a direct path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,13 @@ pub(crate) fn direct(net: &Net, a: HostId, b: HostId) -> Direct {
     if realm_a == realm_b && realm_a != INTERNET {
         return Direct::Yes;
     }
+    let is_cut = match (net.uplink_of(a), net.uplink_of(b)) {
+        (Some(up_a), Some(up_b)) => net.is_cut(up_a, up_b),
+        (None, _) | (_, None) => true,
+    };
+    if net.address_v6(a).is_some() && net.address_v6(b).is_some() && !is_cut {
+        return Direct::Yes;
+    }
     let (above_a, above_b) = (net.nats_above(realm_a), net.nats_above(realm_b));
     let shared = above_a.iter().copied().find(|nat| above_b.contains(nat));
     match shared {
@@ -42,16 +51,19 @@ pub(crate) fn direct(net: &Net, a: HostId, b: HostId) -> Direct {
             if right_inside(a, &above_a) || right_inside(b, &above_b) { Direct::Yes } else { Direct::Maybe }
         }
         Some(_) | None => {
-            let cut = match (net.uplink_of(a), net.uplink_of(b)) {
-                (Some(up_a), Some(up_b)) => shared.is_none() && net.is_cut(up_a, up_b),
-                (None, _) | (_, None) => true,
-            };
+            let cut = shared.is_none() && is_cut;
             let sides = [(a, &above_a), (b, &above_b)].map(|(host, above)| effective_type(net, host, above));
             let surprising = above_a
                 .iter()
                 .chain(&above_b)
                 .any(|nat| net.profile(*nat).early_probe == EarlyProbe::TakesPort);
-            let certain = above_a.len() <= 1 && above_b.len() <= 1;
+            // The port of a new mapping is the inside port, if that is free: it can be guessed.
+            let guessable = |nat: &NatId| {
+                let profile = net.profile(*nat);
+                profile.ports == PortChoice::Preserving && profile.kind.mapping != Mapping::Eim
+            };
+            let certain =
+                above_a.len() <= 1 && above_b.len() <= 1 && !above_a.iter().chain(&above_b).any(guessable);
             let firewalled = net.has_firewall(a) || net.has_firewall(b);
             match (cut, plain_pair_is_direct(sides[0], sides[1])) {
                 (true, _) => Direct::No,
@@ -65,12 +77,19 @@ pub(crate) fn direct(net: &Net, a: HostId, b: HostId) -> Direct {
 }
 
 /// The type that a host's whole way to the internet has: as strict as its strictest part.
+///
+/// To a NAT that filters, another NAT below it that maps by destination is many inside endpoints, one for each
+/// destination. What is let in for one of them is not let in for the one that others know: that is as strict as
+/// filtering by port.
 fn effective_type(net: &Net, host: HostId, above: &[NatId]) -> NatType {
     let firewall = if net.has_firewall(host) { Filtering::Apdf } else { Filtering::Eif };
     let open = NatType { mapping: Mapping::Eim, filtering: firewall };
-    above.iter().map(|nat| net.profile(*nat).kind).fold(open, |all, one| NatType {
-        mapping: all.mapping.max(one.mapping),
-        filtering: all.filtering.max(one.filtering),
+    above.iter().map(|nat| net.profile(*nat).kind).fold(open, |below, nat| {
+        let filtering = match nat.filtering {
+            Filtering::Adf if below.mapping != Mapping::Eim => Filtering::Apdf,
+            as_it_is => as_it_is,
+        };
+        NatType { mapping: below.mapping.max(nat.mapping), filtering: below.filtering.max(filtering) }
     })
 }
 

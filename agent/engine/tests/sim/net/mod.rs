@@ -129,6 +129,14 @@ struct Host {
     place: Option<(RealmId, IpAddr)>,
     uplink: Option<UplinkId>,
     firewall: Option<Firewall>,
+    v6: Option<PlaceV6>,
+}
+
+/// A global IPv6 address behind the stateful filter of a home router.
+struct PlaceV6 {
+    address: IpAddr,
+    uplink: UplinkId,
+    filter: Firewall,
 }
 
 struct Uplink {
@@ -174,7 +182,7 @@ impl Net {
 
     /// Adds a host that is attached nowhere.
     pub(crate) fn add_host(&mut self, firewall: Option<Firewall>) -> HostId {
-        self.hosts.push(Host { place: None, uplink: None, firewall });
+        self.hosts.push(Host { place: None, uplink: None, firewall, v6: None });
         HostId(self.hosts.len() - 1)
     }
 
@@ -194,6 +202,20 @@ impl Net {
         if let Some((realm, address)) = self.hosts[host.0].place.take() {
             self.realms[realm.0].owners.remove(&address);
         }
+        if let Some(v6) = self.hosts[host.0].v6.take() {
+            self.realms[INTERNET.0].owners.remove(&v6.address);
+        }
+    }
+
+    /// Gives an attached host a global IPv6 address as well.
+    pub(crate) fn attach_v6(&mut self, host: HostId, address: IpAddr, uplink: UplinkId) {
+        self.claim(INTERNET, address, Owner::Host(host));
+        self.hosts[host.0].v6 = Some(PlaceV6 { address, uplink, filter: Firewall::default() });
+    }
+
+    /// Returns a host's global IPv6 address.
+    pub(crate) fn address_v6(&self, host: HostId) -> Option<IpAddr> {
+        self.hosts[host.0].v6.as_ref().map(|v6| v6.address)
     }
 
     /// Returns where a host is.
@@ -245,6 +267,16 @@ impl Net {
         self.reboot_nat(nat);
     }
 
+    /// Returns a NAT's outer address.
+    pub(crate) fn outer_address(&self, nat: NatId) -> IpAddr {
+        self.nats[nat.0].address
+    }
+
+    /// Returns the realm in which a NAT has its outer address.
+    pub(crate) fn outer_realm(&self, nat: NatId) -> RealmId {
+        self.nats[nat.0].outer
+    }
+
     /// Whether an address is free in a realm.
     pub(crate) fn is_free(&self, realm: RealmId, address: IpAddr) -> bool {
         !self.realms[realm.0].owners.contains_key(&address)
@@ -258,6 +290,11 @@ impl Net {
     /// Joins all that is cut.
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
+    }
+
+    /// Whether anything is cut.
+    pub(crate) fn has_cuts(&self) -> bool {
+        !self.cut.is_empty()
     }
 
     /// Whether two lines are cut off from each other.
@@ -274,10 +311,13 @@ impl Net {
         bytes: Vec<u8>,
         now: Duration,
     ) -> Result<(Duration, Flight), Lost> {
-        let (mut realm, address) = self.place(host).ok_or(Lost::Detached)?;
         if let Some(firewall) = &mut self.hosts[host.0].firewall {
             firewall.note_outbound(destination, now);
         }
+        if destination.is_ipv6() {
+            return self.send_v6(host, port, destination, bytes, now);
+        }
+        let (mut realm, address) = self.place(host).ok_or(Lost::Detached)?;
         let mut source = SocketAddr::new(address, port);
         let mut delay = LAN_DELAY;
         let mut uplink = self.hosts[host.0].uplink;
@@ -319,8 +359,10 @@ impl Net {
             match self.realms[realm.0].owners.get(&destination.ip()).copied() {
                 None => return Err(Lost::NoSuchAddress),
                 Some(Owner::Host(host)) => {
-                    let firewall = &mut self.hosts[host.0].firewall;
-                    if firewall.as_mut().is_some_and(|firewall| !firewall.admits(source, now)) {
+                    let Host { firewall, v6, .. } = &mut self.hosts[host.0];
+                    let router = v6.as_mut().filter(|_| destination.is_ipv6()).map(|v6| &mut v6.filter);
+                    let mut filters = firewall.iter_mut().chain(router);
+                    if !filters.all(|filter| filter.admits(source, now)) {
                         return Err(Lost::Firewall);
                     }
                     return Ok(Delivery { host, source, port: destination.port(), bytes });
@@ -332,6 +374,25 @@ impl Net {
                 }
             }
         }
+    }
+
+    /// IPv6 knows no realms: the destination is in the internet or nowhere.
+    fn send_v6(
+        &mut self,
+        host: HostId,
+        port: u16,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+        now: Duration,
+    ) -> Result<(Duration, Flight), Lost> {
+        let v6 = self.hosts[host.0].v6.as_mut().ok_or(Lost::Detached)?;
+        v6.filter.note_outbound(destination, now);
+        let (source, from) = (SocketAddr::new(v6.address, port), v6.uplink);
+        let Some(Owner::Host(to)) = self.realms[INTERNET.0].owners.get(&destination.ip()).copied() else {
+            return Err(Lost::NoSuchAddress);
+        };
+        let to = self.hosts[to.0].v6.as_ref().ok_or(Lost::NoSuchAddress)?.uplink;
+        self.cross(from, to, Flight { realm: INTERNET, source, destination, bytes }, now + LAN_DELAY)
     }
 
     /// Crosses the internet between two lines; what stays on one line only turns round at its provider.

@@ -1,0 +1,143 @@
+//! The 81 ordered pairs of NAT types: each is direct if the reference model says so, and relayed from its first packet.
+
+use std::time::Duration;
+
+use crate::{
+    model::plain_pair_is_direct,
+    net::{NatProfile, NatType, PortChoice},
+    rng::Rng,
+    topology::Topology,
+    world::World,
+};
+
+/// Delay of each node's line: 40 ms of round trip between two nodes.
+const LINE_DELAY: Duration = Duration::from_millis(10);
+/// Time until nodes that start have their relay.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How finely the moment is taken at which a pair becomes direct.
+const TICK: Duration = Duration::from_millis(1);
+const PING_INTERVAL: Duration = Duration::from_millis(100);
+/// Time in which a plain pair has to be direct; the budget proper is on the 99th percentile.
+const DIRECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Budget of the 99th percentile.
+const DIRECT_P99: Duration = Duration::from_millis(400);
+/// One and a half round trips between the nodes over the relay: 90 ms on the lines, the rest in LANs and routers.
+const FIRST_PACKET: Duration = Duration::from_millis(92);
+/// Datagrams per second to a peer that can't be reached directly: pings, answers, probes and handshakes.
+const MAX_RATE: u64 = 12;
+
+/// A pair of nodes behind these NATs, started and settled.
+fn pair(a: NatProfile, b: NatProfile, seed: u64) -> World {
+    let mut rng = Rng::new(seed);
+    let (mut world, _) = Topology::one_node_behind_each(&[a, b], LINE_DELAY).build(&mut rng);
+    for node in 0..2 {
+        world.run_for(rng.duration(Duration::ZERO..Duration::from_secs(2)));
+        world.start(node);
+    }
+    world.run_for(SETTLE);
+    world
+}
+
+fn check(world: &World, what: &str) {
+    if let Some(violation) = world.violation() {
+        panic!("{what}: {violation}\n{}", world.trace);
+    }
+}
+
+/// Pings from the first node to the second until both are direct, and returns how long that took.
+fn time_to_direct(world: &mut World) -> Option<Duration> {
+    let start = world.now;
+    let mut next_ping = start;
+    while world.now < start + DIRECT_DEADLINE {
+        if world.now >= next_ping {
+            world.ping(0, 1);
+            next_ping += PING_INTERVAL;
+        }
+        world.run_for(TICK);
+        if world.is_direct(0, 1) && world.is_direct(1, 0) {
+            return Some(world.now - start);
+        }
+    }
+    None
+}
+
+fn all_pairs() -> impl Iterator<Item = (NatType, NatType)> {
+    NatType::ALL.into_iter().flat_map(|a| NatType::ALL.map(|b| (a, b)))
+}
+
+#[test]
+fn every_pair_of_nat_types_is_direct_if_and_only_if_plain_probing_can_make_it() {
+    let mut times = Vec::new();
+    let mut wrong = Vec::new();
+    for (ports, seed) in [(PortChoice::Preserving, 1), (PortChoice::Random, 2), (PortChoice::Random, 3)] {
+        for (a, b) in all_pairs() {
+            let [nat_a, nat_b] = [a, b].map(|kind| NatProfile { ports, ..NatProfile::new(kind) });
+            let mut world = pair(nat_a, nat_b, seed);
+            let took = time_to_direct(&mut world);
+            check(&world, &format!("{a:?} with {b:?}"));
+            if took.is_some() != plain_pair_is_direct(a, b) {
+                wrong.push(format!("{a:?} with {b:?}, {ports:?}: direct after {took:?}"));
+            }
+            times.extend(took);
+        }
+    }
+    assert!(wrong.is_empty(), "{} pairs are not as the model says:\n{}", wrong.len(), wrong.join("\n"));
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!(
+        "{} pairs direct: median {:?}, p90 {:?}, p99 {:?}, all {:?}",
+        times.len(),
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    );
+    assert!(at(99) <= DIRECT_P99, "p99 is {:?}", at(99));
+}
+
+#[test]
+fn every_pair_is_connected_from_its_first_packet_by_the_relay() {
+    let mut slowest = Duration::ZERO;
+    for (a, b) in all_pairs() {
+        let mut world = pair(NatProfile::new(a), NatProfile::new(b), 4);
+        let start = world.now;
+        let pings: Vec<_> = (0..16).filter_map(|_| world.ping(0, 1)).collect();
+        while world.ledger.is_outstanding(pings[0]) && world.now < start + SETTLE {
+            world.run_for(TICK);
+        }
+        slowest = slowest.max(world.now - start);
+        world.run_for(SETTLE);
+        check(&world, &format!("{a:?} with {b:?}"));
+        let lost = pings.iter().filter(|ping| !world.ledger.is_answered(**ping)).count();
+        assert_eq!(lost, 0, "{a:?} with {b:?}: {lost} of the first packets are lost\n{}", world.trace);
+    }
+    println!("slowest first packet: {slowest:?}");
+    assert!(slowest <= FIRST_PACKET, "{slowest:?}");
+}
+
+#[test]
+fn a_pair_that_cannot_be_direct_stays_relayed_without_a_storm() {
+    for (a, b) in all_pairs().filter(|(a, b)| !plain_pair_is_direct(*a, *b)) {
+        let mut world = pair(NatProfile::new(a), NatProfile::new(b), 5);
+        let mut pings = Vec::new();
+        let seconds = 600;
+        for _ in 0..seconds {
+            pings.extend(world.ping(0, 1));
+            world.run_for(Duration::from_secs(1));
+        }
+        world.run_for(SETTLE);
+        check(&world, &format!("{a:?} with {b:?}"));
+        let lost = pings.iter().filter(|ping| !world.ledger.is_answered(**ping)).count();
+        assert_eq!(lost, 0, "{a:?} with {b:?} lost pings");
+        assert!(!world.is_direct(0, 1) && !world.is_direct(1, 0));
+        for node in &world.nodes {
+            let sent = node.meter.to_peers;
+            assert!(sent <= MAX_RATE * seconds, "{a:?} with {b:?}: {sent} datagrams in {seconds} s");
+            assert!(
+                node.meter.path_changes <= 3,
+                "{a:?} with {b:?}: paths changed {} times",
+                node.meter.path_changes
+            );
+        }
+    }
+}

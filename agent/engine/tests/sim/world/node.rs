@@ -1,0 +1,196 @@
+//! A node: an engine and what its driver and its control client would keep for it.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use mesh_engine::{
+    Engine,
+    batch::{RxBatch, TxArena},
+    command::Command,
+    config::{Config, PeerConfig, PrivateKey, RelayConfig},
+};
+use mesh_proto::{
+    candidate::{Candidate, CandidateKind},
+    control::PeerState,
+    key::PublicKey,
+    netmap::{NodeId, RelayId},
+};
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+use crate::{net::HostId, rng::Rng};
+
+/// UDP port of every node's socket.
+pub(crate) const NODE_PORT: u16 = 51820;
+/// Largest inner packet.
+pub(crate) const MTU: u16 = 1280;
+/// Size of the arena that a node's engine is lent.
+const ARENA_LEN: usize = 256 * 1024;
+
+/// Of 1000 nodes, those that offer the mesh's own addresses as candidates.
+const CARELESS: u32 = 200;
+/// A node is busy for this long after an inner packet: that is how long its engine keeps paths probed.
+const BUSY: Duration = Duration::from_secs(20);
+
+/// A node of the mesh.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) host: HostId,
+    pub(crate) address: Ipv4Addr,
+    /// The ranges behind the node, like pod networks, as its engine was told.
+    pub(crate) ranges: Vec<IpNet>,
+    /// Whether its agent takes the mesh's own addresses for addresses of the host's.
+    careless: bool,
+    pub(crate) public_key: PublicKey,
+    pub(crate) engine: Option<Engine>,
+    pub(crate) arena: TxArena,
+    pub(crate) batch: RxBatch,
+    /// When the next Wake event of this node is due, if one is queued.
+    pub(crate) armed: Option<Duration>,
+    /// What the engine was told of its peers, kept on disk.
+    pub(crate) peers: Vec<PeerConfig>,
+    pub(crate) states: BTreeMap<NodeId, PeerState>,
+    pub(crate) relays: BTreeMap<RelayId, RelayConfig>,
+    pub(crate) candidates: Vec<Candidate>,
+    pub(crate) control: Control,
+    pub(crate) meter: Meter,
+    private_key: [u8; 32],
+}
+
+/// A node's connection to the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Control {
+    /// Counts connections: what belongs to an older one is dead.
+    pub(crate) connection: u64,
+    pub(crate) connected: bool,
+    pub(crate) backoff: Duration,
+}
+
+/// What a node did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Meter {
+    /// The virtual second that is counted, and the timeouts handled in it.
+    pub(crate) second: u64,
+    pub(crate) timeouts: u32,
+    /// All timeouts handled.
+    pub(crate) all_timeouts: u64,
+    /// Most timeouts handled in one second.
+    pub(crate) most_timeouts: u32,
+    /// Datagrams to peers, directly or through a relay.
+    pub(crate) to_peers: u64,
+    /// Inner packets that applications gave it.
+    pub(crate) packets: u64,
+    /// Data messages to peers with something in them.
+    pub(crate) data: u64,
+    /// The time in which it had traffic, and until when it has.
+    pub(crate) busy: Duration,
+    pub(crate) busy_until: Duration,
+    /// STUN requests and relay binds.
+    pub(crate) upkeep: u64,
+    /// Changes of a peer's primary path.
+    pub(crate) path_changes: u64,
+}
+
+/// What is given to an engine.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Tun(Vec<u8>),
+    Datagram { source: SocketAddr, bytes: Vec<u8> },
+    Timeout,
+    Command(Command),
+}
+
+impl Node {
+    /// Makes a node that is not started.
+    pub(crate) fn new(number: u32, host: HostId, rng: &mut Rng) -> Self {
+        let private_key: [u8; 32] = rng.bytes();
+        let public_key = x25519_dalek::PublicKey::from(&StaticSecret::from(private_key));
+        let low = u8::try_from(number).expect("a simulation has fewer than 256 nodes");
+        let range = format!("10.244.{low}.0/24").parse().expect("a prefix");
+        let careless = rng.chance(CARELESS);
+        Self {
+            id: NodeId(number),
+            host,
+            address: Ipv4Addr::new(10, 90, 0, low),
+            ranges: vec![range],
+            careless,
+            public_key: PublicKey(public_key.to_bytes()),
+            engine: None,
+            arena: TxArena::new(ARENA_LEN),
+            batch: RxBatch::default(),
+            armed: None,
+            peers: Vec::new(),
+            states: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            candidates: Vec::new(),
+            control: Control { connection: 0, connected: false, backoff: Duration::ZERO },
+            meter: Meter::default(),
+            private_key,
+        }
+    }
+
+    /// Describes this node to others, with these ranges.
+    pub(crate) fn as_peer(&self, ranges: &[IpNet]) -> PeerConfig {
+        PeerConfig { id: self.id, public_key: self.public_key, allowed_ips: self.allowed_ips_with(ranges) }
+    }
+
+    /// Returns what this node owns, as its engine was told.
+    pub(crate) fn allowed_ips(&self) -> Vec<IpNet> {
+        self.allowed_ips_with(&self.ranges)
+    }
+
+    /// Returns what this node owns if these are its ranges.
+    pub(crate) fn allowed_ips_with(&self, ranges: &[IpNet]) -> Vec<IpNet> {
+        let address = IpNet::from(IpAddr::V4(self.address));
+        std::iter::once(address).chain(ranges.iter().copied()).collect()
+    }
+
+    /// Returns what a peer owns, as this node's engine was told.
+    pub(crate) fn allowed_ips_of(&self, peer: NodeId) -> &[IpNet] {
+        self.peers.iter().find(|config| config.id == peer).map_or(&[], |config| &config.allowed_ips)
+    }
+
+    /// Makes an engine for this node, as a process that starts does.
+    pub(crate) fn make_engine(&self, seed: [u8; 32], now: Instant) -> Engine {
+        let config = Config {
+            id: self.id,
+            private_key: PrivateKey(Zeroizing::new(self.private_key)),
+            addresses: vec![IpAddr::V4(self.address)],
+            allowed_ips: self.allowed_ips(),
+            mtu: MTU,
+        };
+        Engine::new(config, seed, now)
+    }
+
+    /// Returns the candidates that the host's interfaces give.
+    pub(crate) fn host_candidates(&self, addresses: impl Iterator<Item = IpAddr>) -> Vec<Candidate> {
+        let inside = self.careless.then(|| self.allowed_ips().into_iter().map(|net| net.addr()));
+        addresses
+            .chain(inside.into_iter().flatten())
+            .map(|ip| Candidate { address: SocketAddr::new(ip, NODE_PORT), kind: CandidateKind::Host })
+            .collect()
+    }
+
+    /// Notes an inner packet.
+    pub(crate) fn note_traffic(&mut self, now: Duration) {
+        let meter = &mut self.meter;
+        meter.busy += now + BUSY - meter.busy_until.max(now);
+        meter.busy_until = now + BUSY;
+    }
+
+    /// Counts a handled timeout and returns how many there were in this second.
+    pub(crate) fn count_timeout(&mut self, now: Duration) -> u32 {
+        if self.meter.second != now.as_secs() {
+            self.meter.second = now.as_secs();
+            self.meter.timeouts = 0;
+        }
+        self.meter.timeouts += 1;
+        self.meter.all_timeouts += 1;
+        self.meter.most_timeouts = self.meter.most_timeouts.max(self.meter.timeouts);
+        self.meter.timeouts
+    }
+}
