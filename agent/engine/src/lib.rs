@@ -15,6 +15,8 @@ mod disco;
 pub mod drops;
 mod engine;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod netcheck;
 mod packet;
 mod path;
