@@ -47,7 +47,7 @@ impl Command {
             Self::Exec { node, program } => return exec(state, &node, &program),
             Self::Change(request) => {
                 if let Some(stats) = control::ask(&State::expect(state)?.control, &request)? {
-                    println!("{}", serde_json::to_string_pretty(&stats)?);
+                    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&stats)?)?;
                 }
             }
         }
@@ -95,7 +95,7 @@ fn status(path: &Path) -> anyhow::Result<ExitCode> {
     enter_rootless(path, &state, &["status"])?;
     let mut code = ExitCode::SUCCESS;
     for node in &state.nodes {
-        println!("== {} ({}) ==", node.name, node.address);
+        writeln!(io::stdout(), "== {} ({}) ==", node.name, node.address)?;
         let socket = node.socket.display().to_string();
         let program = [state.meshctl.display().to_string(), "--socket".into(), socket, "status".into()];
         if exec(path, &node.name, &program)? != ExitCode::SUCCESS {

@@ -8,6 +8,9 @@ use crate::netns;
 use crate::run;
 use crate::village::Village;
 
+/// What agents warn of while the coordinator is dead.
+const COORDINATOR_AWAY: &str = "the coordinator is not reached";
+
 /// Stops all daemons and compares every host with how it was before.
 pub(super) fn stop(stage: &mut Stage, village: &Village, before: &Before) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -22,6 +25,10 @@ pub(super) fn stop(stage: &mut Stage, village: &Village, before: &Before) -> any
         false => format!("left on the hosts: {}", left.join("; ")),
     };
     stage.promise(left.is_empty(), &text);
+    match village.check_logs(&[COORDINATOR_AWAY]) {
+        Ok(()) => stage.promise(true, "no daemon has logged a warning but that the coordinator was away"),
+        Err(error) => stage.break_promise(&format!("{error:#}")),
+    }
     Ok(())
 }
 

@@ -78,6 +78,7 @@ pub fn down(path: &Path) -> anyhow::Result<()> {
         std::thread::sleep(POLL);
     }
     let _ = std::fs::remove_file(&state.control);
+    let _ = std::fs::remove_file(path.with_extension("log"));
     std::fs::remove_file(path).with_context(|| format!("state file {}", path.display()))
 }
 
