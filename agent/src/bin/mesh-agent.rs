@@ -1,4 +1,6 @@
 //! `mesh-agent`: joins a mesh, and runs this node's part of it.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 use std::{
     io::{self, IsTerminal},
@@ -9,13 +11,15 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use mesh_agent::{
     app,
-    config::{AgentCli, AgentCommand, JoinConfig, RunConfig},
+    config::{AgentCli, AgentCommand, JoinConfig, Problems, RunConfig},
     control::{self, JOIN_PATIENCE, JoinError, JoinRequest},
 };
 use tracing_subscriber::EnvFilter;
 
 /// What is logged when `MESH_LOG` says nothing. The libraries speak of addresses, and of trouble that is counted here.
 const DEFAULT_LOG: &str = "info,boringtun=off,quinn_udp=error,netlink_proto=error,rustls=error";
+/// What was wrong with the usage.
+const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = AgentCli::parse();
@@ -36,7 +40,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<Problems>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
