@@ -61,7 +61,16 @@ pub(super) struct Dialed {
 /// Why nothing was reached: every name and address that was tried.
 #[derive(Debug, Default)]
 pub struct DialError {
-    attempts: Vec<(String, AttemptError)>,
+    attempts: Vec<Attempt>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    /// The name or address that was tried.
+    what: String,
+    /// The name that led to the address.
+    name: Option<String>,
+    error: AttemptError,
 }
 
 /// Why one attempt failed.
@@ -130,13 +139,13 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
                     dial.add(&addresses);
                     dial.resolved.insert(name, addresses);
                 }
-                Progress::Resolved(name, Err(error)) => dial.error.add(&name, error.into()),
+                Progress::Resolved(name, Err(error)) => dial.fail_name(&name, error),
                 Progress::Connected(address, Ok(connection)) => {
                     let endpoint = dial.sockets.take(address).expect("a connection has its endpoint");
                     return Ok(Dialed { connection, endpoint, resolved: dial.resolved });
                 }
                 Progress::Connected(address, Err(error)) => {
-                    dial.error.add(&address, error);
+                    dial.fail(address, error);
                     next_start = Instant::now();
                 }
             },
@@ -182,15 +191,27 @@ impl<'a> Dial<'a> {
     fn give_up(mut self) -> DialError {
         for name in &self.target.names {
             if !self.resolved.contains_key(name) && !self.error.is_of(name) {
-                self.error.add(name, ResolveError::Timeout.into());
+                self.fail_name(name, ResolveError::Timeout);
             }
         }
-        for address in &self.tried {
-            if !self.error.is_of(address) {
-                self.error.add(address, AttemptError::Timeout);
+        for address in self.tried.clone() {
+            if !self.error.is_of(&address) {
+                self.fail(address, AttemptError::Timeout);
             }
         }
         self.error
+    }
+
+    fn fail_name(&mut self, name: &HostPort, error: ResolveError) {
+        self.error.attempts.push(Attempt { what: name.to_string(), name: None, error: error.into() });
+    }
+
+    fn fail(&mut self, address: SocketAddr, error: AttemptError) {
+        let what = address.to_string();
+        let mut names = self.resolved.iter().filter(|(_, addresses)| addresses.contains(&address));
+        // A name may be the address itself.
+        let name = names.next().map(|(name, _)| name.to_string()).filter(|name| *name != what);
+        self.error.attempts.push(Attempt { what, name, error });
     }
 
     fn add(&mut self, addresses: &[SocketAddr]) {
@@ -254,16 +275,12 @@ impl Sockets {
 impl DialError {
     /// Returns whether somebody answered who does not have the pinned key.
     pub(super) fn is_pin_mismatch(&self) -> bool {
-        self.attempts.iter().any(|(_, error)| matches!(error, AttemptError::PinMismatch))
+        self.attempts.iter().any(|attempt| matches!(attempt.error, AttemptError::PinMismatch))
     }
 
     fn is_of(&self, what: &impl ToString) -> bool {
         let what = what.to_string();
-        self.attempts.iter().any(|(tried, _)| *tried == what)
-    }
-
-    fn add(&mut self, what: &impl ToString, error: AttemptError) {
-        self.attempts.push((what.to_string(), error));
+        self.attempts.iter().any(|attempt| attempt.what == what)
     }
 }
 
@@ -274,8 +291,12 @@ impl fmt::Display for DialError {
         if self.attempts.is_empty() {
             return f.write_str("there is no address to try");
         }
-        for (index, (what, error)) in self.attempts.iter().enumerate() {
-            write!(f, "{}{what}: {error}", if index == 0 { "" } else { "; " })?;
+        for (index, Attempt { what, name, error }) in self.attempts.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "; " })?;
+            match name {
+                Some(name) => write!(f, "{name} ({what}): {error}")?,
+                None => write!(f, "{what}: {error}")?,
+            }
         }
         Ok(())
     }

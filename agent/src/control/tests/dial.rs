@@ -50,6 +50,16 @@ async fn a_dial_out_of_time_says_what_it_was_waiting_for() {
 }
 
 #[tokio::test]
+async fn a_name_that_leads_to_a_silent_address_is_said_with_it() {
+    let fake = FakeCoordinator::start();
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let name = format!("localhost:{}", silent.port());
+    let target = target(&fake, std::slice::from_ref(&name));
+    let error = dial(&target, Instant::now() + Duration::from_secs(1)).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{name} ({silent}): ")), "{error}");
+}
+
+#[tokio::test]
 async fn nothing_is_dialled_through_the_mesh() {
     let fake = FakeCoordinator::start();
     let mut target = target(&fake, &["127.9.0.1:7443".to_owned()]);
