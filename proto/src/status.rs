@@ -7,7 +7,7 @@
 //!   "coordinator":{"state":"connected|connecting|offline","address":"…","transport":"quic|websocket",
 //!     "rtt_ms":1.2,"error":null},
 //!   "relay":{"name":"pi","transport":"udp|websocket","rtt_ms":1.2},"routes":["10.244.1.0/24"],
-//!   "ready":true,"warnings":[]},
+//!   "ready":true,"warnings":[],"drops":{"reason":1}},
 //!  "peers":[{"name":"country","node_key":"…","public_key":"…","addresses":["10.90.0.2"],
 //!   "allowed_ips":["10.90.0.2/32","10.244.2.0/24"],"online":true,
 //!   "path":{"kind":"direct|relay|none","address":"198.51.100.7:51820","relay":null,"rtt_ms":18.2,"mtu":1420,
@@ -76,6 +76,10 @@ pub struct SelfStatus {
     /// What a person should know, worst first.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Packets that belong to no peer and were dropped, and trouble with the host's network, by reason; reasons that
+    /// never occurred may be missing.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// What is known of the NAT before this node.

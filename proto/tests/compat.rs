@@ -143,6 +143,7 @@ fn optional_fields_may_be_missing() {
         ("server", "peer_states", "/peers/0", "relays", json!([])),
         ("server", "refused_busy", "", "retry_after_ms", json!(null)),
         ("status", "reference", "/self", "ready", json!(false)),
+        ("status", "nothing_known", "/self", "drops", json!({})),
         ("status", "nothing_known", "/self", "warnings", json!([])),
         ("status", "nothing_known", "/self/coordinator", "error", json!(null)),
     ] {

@@ -30,9 +30,10 @@ pub(super) struct Face<T> {
 impl<T: Tun> Face<T> {
     /// Takes a picture of everything and shows it to a pure function.
     async fn look<R>(&self, known: &Known, show: impl FnOnce(&view::Input<'_>) -> R) -> anyhow::Result<R> {
-        let (now, snapshot, _counters) = self.engine.snapshot().await?;
+        let (now, snapshot, counters) = self.engine.snapshot().await?;
         Ok(show(&view::Input {
             snapshot: &snapshot,
+            counters: &counters,
             now,
             wall: OffsetDateTime::now_utc(),
             map: &known.map,

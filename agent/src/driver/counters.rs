@@ -69,7 +69,7 @@ pub struct Counters {
 
 impl Counters {
     /// Counts trouble; the first of its kind is logged.
-    pub(super) fn count(&mut self, counter: Counter, times: u64) {
+    pub(crate) fn count(&mut self, counter: Counter, times: u64) {
         if times == 0 {
             return;
         }

@@ -1,6 +1,9 @@
 //! Builds the status document.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use mesh_engine::{
@@ -17,11 +20,15 @@ use mesh_proto::{
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use crate::driver::Counters;
+
 /// What the daemon knows at one moment.
 #[derive(Debug)]
 pub struct Input<'a> {
     /// The engine.
     pub snapshot: &'a Snapshot,
+    /// What the driver counted.
+    pub counters: &'a Counters,
     /// The moment of the snapshot, by the engine's clock.
     pub now: Instant,
     /// The same moment, by the wall clock.
@@ -83,6 +90,7 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         routes: input.routes.to_vec(),
         ready: input.ready,
         warnings: input.warnings.clone(),
+        drops: own_drops(input),
     }
 }
 
@@ -122,8 +130,14 @@ fn path_status(input: &Input<'_>, path: Option<&PathSnapshot>, reason: &str) -> 
     }
 }
 
-fn drops(counters: &DropCounters) -> std::collections::BTreeMap<String, u64> {
+fn drops(counters: &DropCounters) -> BTreeMap<String, u64> {
     counters.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
+}
+
+/// What belongs to no peer: the engine's drops and the driver's, whose names are all different.
+fn own_drops(input: &Input<'_>) -> BTreeMap<String, u64> {
+    let driver = input.counters.iter().map(|(counter, count)| (counter.name().to_owned(), count));
+    drops(&input.snapshot.drops).into_iter().chain(driver).collect()
 }
 
 pub(super) fn millis(duration: Duration) -> f64 {
@@ -156,6 +170,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
+    use crate::driver::Counter;
 
     pub(in crate::view) fn node(id: u32, name: &str) -> Node {
         let address = std::net::IpAddr::from([10, 90, 0, u8::try_from(id).unwrap()]);
@@ -210,6 +225,8 @@ pub(crate) mod tests {
         };
         let mut relayed = peer(2, PathAddress::Relay(RelayId(0)), "relayed: no direct path has answered");
         relayed.drops.count(DropReason::WrongSource);
+        let mut drops = DropCounters::default();
+        drops.count(DropReason::MalformedDatagram);
         let direct = PathAddress::Direct("198.51.100.7:51820".parse().unwrap());
         Snapshot {
             peers: vec![relayed, peer(3, direct, "direct: answered in 18 ms")],
@@ -222,15 +239,18 @@ pub(crate) mod tests {
             candidates: vec![],
             mapping: Mapping::Eim,
             udp_blocked: false,
-            drops: DropCounters::default(),
+            drops,
         }
     }
 
     pub(crate) fn document() -> Status {
         let now = Instant::now() + Duration::from_secs(1000);
         let (snapshot, map) = (snapshot(now), map());
+        let mut counters = Counters::default();
+        counters.count(Counter::UdpUnreachable, 2);
         status(&Input {
             snapshot: &snapshot,
+            counters: &counters,
             now,
             wall: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
             map: &map,
@@ -261,6 +281,8 @@ pub(crate) mod tests {
         assert_eq!(country.last_handshake.as_deref(), Some("2027-01-15T07:58:59Z"));
         assert_eq!(office.path.relay.as_deref(), Some("pi"));
         assert_eq!(office.drops["wrong-source"], 1);
+        let own = [("malformed-datagram".to_owned(), 1), ("udp-unreachable".to_owned(), 2)];
+        assert_eq!(document.this.drops, own.into());
         assert_eq!(document.this.relay.as_ref().unwrap().name, "pi");
         assert!(!document.this.nat.udp_blocked);
     }

@@ -162,6 +162,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         routes: vec![net("10.244.1.0/24")],
         ready: true,
         warnings: vec![],
+        drops: [].into(),
     };
     let direct = PeerStatus {
         name: "country".into(),
@@ -231,6 +232,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         routes: vec![],
         ready: false,
         warnings: vec!["udp is blocked".into()],
+        drops: [("malformed-datagram".to_owned(), 7)].into(),
         ..this.clone()
     };
     vec![
