@@ -57,9 +57,11 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
 /// Starts a pair of wireguard-go, which end when they are dropped, and waits until they talk.
 fn wireguard_go(hosts: [&Host; 2]) -> anyhow::Result<Vec<Process>> {
     let (mut keys, mut processes) = (Vec::new(), Vec::new());
-    for (host, address) in hosts.into_iter().zip(WG_ADDRESSES) {
+    // Hosts share the directory of wireguard-go's control sockets, so each interface has a name of its own.
+    let interfaces = [0, 1].map(|index| format!("wg{index}-{}", std::process::id()));
+    for ((host, address), interface) in hosts.into_iter().zip(WG_ADDRESSES).zip(&interfaces) {
         let log = format!("wireguard-go-{}", host.name());
-        processes.push(host.command("wireguard-go").args(["-f", "wg0"]).spawn(&log)?);
+        processes.push(host.command("wireguard-go").args(["-f", interface]).spawn(&log)?);
         let private = host.command("wg").arg("genkey").output()?.success()?.stdout;
         let file =
             std::env::temp_dir().join(format!("mesh-bench-{}-{}.key", std::process::id(), host.name()));
@@ -67,21 +69,23 @@ fn wireguard_go(hosts: [&Host; 2]) -> anyhow::Result<Vec<Process>> {
         wait_until(agent::PATIENCE, "wireguard-go is up", || {
             let set = host
                 .command("wg")
-                .args(["set", "wg0", "listen-port", &WG_PORT.to_string(), "private-key"])
+                .args(["set", interface, "listen-port", &WG_PORT.to_string(), "private-key"])
                 .arg(&file)
                 .output()?;
             Ok(set.success().is_ok())
         })?;
         std::fs::remove_file(&file)?;
-        keys.push(host.command("wg").args(["show", "wg0", "public-key"]).output()?.success()?.stdout);
-        host.netns().ip(&format!("address add {address}/24 dev wg0\nlink set wg0 mtu 1420 up\n"))?;
+        keys.push(host.command("wg").args(["show", interface, "public-key"]).output()?.success()?.stdout);
+        host.netns()
+            .ip(&format!("address add {address}/24 dev {interface}\nlink set {interface} mtu 1420 up\n"))?;
     }
     for (index, host) in hosts.into_iter().enumerate() {
         let other = 1 - index;
         let endpoint = format!("{}:{WG_PORT}", hosts[other].address());
         let allowed = format!("{}/32", WG_ADDRESSES[other]);
         host.command("wg")
-            .args(["set", "wg0", "peer", keys[other].trim(), "endpoint", &endpoint, "allowed-ips", &allowed])
+            .args(["set", &interfaces[index], "peer", keys[other].trim()])
+            .args(["endpoint", &endpoint, "allowed-ips", &allowed])
             .output()?
             .success()?;
     }
