@@ -29,7 +29,8 @@ impl Database {
     pub(super) fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let (connection, lock) = file::open(state_dir)?;
         let database = Self { connection, path: super::path(state_dir), _lock: lock };
-        database.verify().map_err(|error| database.explain(error))?;
+        let verified = database.verify().and_then(|()| Ok(file::keep_log(&database.connection, false)?));
+        verified.map_err(|error| database.explain(error))?;
         Ok(database)
     }
 

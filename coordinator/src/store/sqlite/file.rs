@@ -7,14 +7,15 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read},
+    ops::Range,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use rustix::fs::{FlockOperation, flock};
 
 use super::migrations::{MIGRATIONS, migrate};
@@ -25,6 +26,9 @@ pub(super) const FILE_NAME: &str = "coordinator.db";
 
 /// Marks a SQLite file as ours: "mesh" in ASCII.
 const APPLICATION_ID: i32 = 0x6d65_7368;
+
+/// Where that mark stands in the file, big-endian (SQLite's file format, section 1.3).
+const APPLICATION_ID_AT: Range<usize> = 68..72;
 
 /// Mode of the state directory when it is made here.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -118,15 +122,19 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
     File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(io_error(state_dir))
 }
 
+/// Sets whether closing leaves the log as it is, instead of moving what it holds into the database and removing it:
+/// beside a damaged database it may be all that is left of the last changes.
+pub(super) fn keep_log(connection: &Connection, keep: bool) -> Result<(), rusqlite::Error> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep).map(drop)
+}
+
+/// Opens the database; its log is kept until the caller has found everything in order.
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    check_header(path)?;
     let mut connection = Connection::open_with_flags(path, flags).map_err(failed(path))?;
+    keep_log(&connection, true).map_err(failed(path))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed(path))?;
-    let application: i32 =
-        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(failed(path))?;
-    if application != APPLICATION_ID {
-        return Err(damaged(path, "it was not made by mesh-coordinator, or is empty"));
-    }
     check_length(&connection, path)?;
     // FULL syncs the write-ahead log at every commit: what was acknowledged survives a power cut.
     for (pragma, value) in [("journal_mode", "WAL"), ("synchronous", "FULL"), ("trusted_schema", "OFF")] {
@@ -139,6 +147,17 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         return Err(damaged(path, check));
     }
     Ok(connection)
+}
+
+/// Checks that the file is ours before SQLite sees it, which would take the log of an empty one for a leftover and
+/// remove it.
+fn check_header(path: &Path) -> Result<(), StoreError> {
+    let mut header = [0; APPLICATION_ID_AT.end];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut header)) {
+        Ok(()) if header[APPLICATION_ID_AT] == APPLICATION_ID.to_be_bytes() => Ok(()),
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(io_error(path)(error)),
+        Ok(()) | Err(_) => Err(damaged(path, "it was not made by mesh-coordinator, or is empty")),
+    }
 }
 
 /// Checks that the file ends with a page: SQLite would take the rest of the last one for zeros. Where there is

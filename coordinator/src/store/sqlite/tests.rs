@@ -61,6 +61,36 @@ async fn a_truncated_file_is_an_error_that_names_it() {
 }
 
 #[tokio::test]
+async fn a_damaged_file_is_refused_without_losing_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path()).await.unwrap();
+    for n in 0..50 {
+        put(&store, &format!("key-{n}"), &[n; 300]).await;
+    }
+    drop(store);
+    // The last change alone is in the log: what is cut off is not.
+    let store = SqliteStore::open(dir.path()).await.unwrap();
+    put(&store, "key", b"value").await;
+    let log = |dir: &Path| dir.join("coordinator.db-wal");
+    let (whole, logged) = (fs::read(path(dir.path())).unwrap(), fs::read(log(dir.path())).unwrap());
+    assert!(!logged.is_empty());
+    let copy = tempfile::tempdir().unwrap();
+    let write = |content: &[u8]| {
+        fs::write(path(copy.path()), content).unwrap();
+        fs::set_permissions(path(copy.path()), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    fs::write(log(copy.path()), &logged).unwrap();
+    for len in [0, 1, 71, 4096, whole.len() / 2] {
+        write(&whole[..len]);
+        assert!(matches!(refusal(copy.path()).await, StoreError::Damaged { .. }), "{len}");
+        assert!(fs::read(log(copy.path())).unwrap() == logged, "the log beside {len} bytes");
+    }
+    write(&whole);
+    let restored = SqliteStore::open(copy.path()).await.unwrap();
+    assert_eq!(restored.get("key").await.unwrap().unwrap().value, b"value");
+}
+
+#[tokio::test]
 async fn a_flipped_bit_in_a_value_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path()).await.unwrap();
