@@ -39,6 +39,9 @@ impl Engine {
         let stride = train.stride.max(1);
         let via = canonical(train.via);
         let mut start = 0;
+        if train.bytes.is_empty() {
+            self.local.drops.count(DropReason::MalformedDatagram);
+        }
         for datagram in train.bytes.chunks_mut(stride) {
             let len = datagram.len();
             if let Some(range) = self.handle_datagram(via, datagram, now) {
