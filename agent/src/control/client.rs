@@ -62,6 +62,8 @@ pub(super) struct Client {
     guess: Option<IpAddr>,
     /// Whether it was said since the last connection that there is none.
     warned: bool,
+    /// The address that was tried last, since the last connection.
+    tried: Option<SocketAddr>,
 }
 
 /// The agent stops, or nobody listens to events any more.
@@ -119,6 +121,7 @@ impl Client {
             observers: Vec::new(),
             guess: None,
             warned: false,
+            tried: None,
             identity,
             shared,
             config,
@@ -195,6 +198,7 @@ impl Client {
         }
         self.shared.set_link(LinkState::Connected(dialed.connection.clone()));
         self.warned = false;
+        self.tried = None;
         info!("connected to the coordinator");
         debug!(%remote, "where it was reached");
     }
@@ -230,6 +234,7 @@ impl Client {
     fn handle_unreachable(&mut self, error: &DialError) -> Next {
         let wait = self.backoff.next_wait(backoff::random());
         self.warn_once(error, "the coordinator is not reached: trying on");
+        self.tried = error.last_address().or(self.tried);
         self.set_down(error.to_string());
         Next::Wait(wait)
     }
@@ -268,7 +273,7 @@ impl Client {
     }
 
     fn set_down(&self, error: String) {
-        let address = self.book.known().as_slice().first().copied();
+        let address = self.tried.or_else(|| self.book.known().as_slice().first().copied());
         self.shared.set_link(LinkState::Down { address, error, failures: self.backoff.failures() });
     }
 

@@ -68,6 +68,8 @@ pub struct DialError {
 struct Attempt {
     /// The name or address that was tried.
     what: String,
+    /// It, as an address.
+    address: Option<SocketAddr>,
     /// The name that led to the address.
     name: Option<String>,
     error: AttemptError,
@@ -203,7 +205,12 @@ impl<'a> Dial<'a> {
     }
 
     fn fail_name(&mut self, name: &HostPort, error: ResolveError) {
-        self.error.attempts.push(Attempt { what: name.to_string(), name: None, error: error.into() });
+        self.error.attempts.push(Attempt {
+            what: name.to_string(),
+            address: None,
+            name: None,
+            error: error.into(),
+        });
     }
 
     fn fail(&mut self, address: SocketAddr, error: AttemptError) {
@@ -211,7 +218,7 @@ impl<'a> Dial<'a> {
         let mut names = self.resolved.iter().filter(|(_, addresses)| addresses.contains(&address));
         // A name may be the address itself.
         let name = names.next().map(|(name, _)| name.to_string()).filter(|name| *name != what);
-        self.error.attempts.push(Attempt { what, name, error });
+        self.error.attempts.push(Attempt { what, address: Some(address), name, error });
     }
 
     fn add(&mut self, addresses: &[SocketAddr]) {
@@ -278,6 +285,11 @@ impl DialError {
         self.attempts.iter().any(|attempt| matches!(attempt.error, AttemptError::PinMismatch))
     }
 
+    /// Returns the address that failed last, if any was tried.
+    pub(super) fn last_address(&self) -> Option<SocketAddr> {
+        self.attempts.iter().rev().find_map(|attempt| attempt.address)
+    }
+
     fn is_of(&self, what: &impl ToString) -> bool {
         let what = what.to_string();
         self.attempts.iter().any(|attempt| attempt.what == what)
@@ -291,7 +303,7 @@ impl fmt::Display for DialError {
         if self.attempts.is_empty() {
             return f.write_str("there is no address to try");
         }
-        for (index, Attempt { what, name, error }) in self.attempts.iter().enumerate() {
+        for (index, Attempt { what, address: _, name, error }) in self.attempts.iter().enumerate() {
             f.write_str(if index == 0 { "" } else { "; " })?;
             match name {
                 Some(name) => write!(f, "{name} ({what}): {error}")?,
