@@ -109,7 +109,7 @@ impl PathSet {
         self.paths.iter_mut().find(|path| path.address == address)
     }
 
-    pub(super) fn view(path: &Path) -> Option<View> {
+    pub(super) fn view(path: &Path, now: Instant) -> Option<View> {
         let standing = path.standing()?;
         Some(View {
             address: path.address,
@@ -117,6 +117,7 @@ impl PathSet {
             class: path.class(),
             rtt: path.rtt,
             variation: path.variation,
+            fresh: path.is_trusted(now),
         })
     }
 }

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | 1 | a direct path that answers, before a relay, before what has not answered (see [`Standing`]) |
 //! | 2 | among direct paths: the local network before the internet |
-//! | 3 | smoothed round-trip time |
+//! | 3 | one that has answered lately before one that has not |
+//! | 4 | smoothed round-trip time |
 //!
 //! Within one standing and class the present path is left only for one that is faster by [`MIN_GAIN`], by
 //! [`MIN_GAIN_RATIO`], and by more than both paths' measurements scatter, all at once: so that two paths that are as
-//! good as each other don't take turns, and one lucky answer moves nothing.
+//! good as each other don't take turns, and one lucky answer moves nothing. What it is left for has answered lately: how
+//! fast a path was an hour ago says nothing.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -68,6 +70,8 @@ pub(crate) struct View {
     pub(crate) rtt: Option<Duration>,
     /// By how much measurements of `rtt` scatter.
     pub(crate) variation: Duration,
+    /// Whether it has answered lately.
+    pub(crate) fresh: bool,
 }
 
 /// Chooses the primary path among those that can be used.
@@ -80,8 +84,8 @@ pub(crate) fn select(views: &[View], present: Option<PathAddress>) -> Option<Vie
     }
 }
 
-fn rank(view: &View) -> (Standing, Class, Duration, PathAddress) {
-    (view.standing, view.class, view.rtt.unwrap_or(Duration::MAX), view.address)
+fn rank(view: &View) -> (Standing, Class, bool, Duration, PathAddress) {
+    (view.standing, view.class, !view.fresh, view.rtt.unwrap_or(Duration::MAX), view.address)
 }
 
 fn same_tier(a: &View, b: &View) -> bool {
@@ -89,6 +93,9 @@ fn same_tier(a: &View, b: &View) -> bool {
 }
 
 fn is_worth_it(present: &View, challenger: &View) -> bool {
+    if !challenger.fresh {
+        return false;
+    }
     match (present.rtt, challenger.rtt) {
         (Some(now), Some(then)) => {
             let gain = now.saturating_sub(then);
@@ -115,6 +122,7 @@ mod tests {
             class: Class::of(address),
             rtt: (rtt_ms > 0).then(|| Duration::from_millis(rtt_ms)),
             variation: Duration::ZERO,
+            fresh: rtt_ms > 0,
         }
     }
 
@@ -125,6 +133,7 @@ mod tests {
             class: Class::Internet,
             rtt: (rtt_ms > 0).then(|| Duration::from_millis(rtt_ms)),
             variation: Duration::ZERO,
+            fresh: rtt_ms > 0,
         }
     }
 
@@ -182,6 +191,18 @@ mod tests {
             let choice = select(&[present, challenger], Some(present.address));
             assert_eq!(choice == Some(challenger), chosen, "{rtt} ms, scattered by {variation} ms");
         }
+    }
+
+    #[test]
+    fn what_was_fast_long_ago_is_no_gain() {
+        let present = direct("203.0.113.5:1", Standing::Direct, 60);
+        let stale = View { fresh: false, ..direct("203.0.113.6:1", Standing::Direct, 5) };
+        let fresh = direct("203.0.113.7:1", Standing::Direct, 20);
+        assert_eq!(select(&[present, stale], Some(present.address)), Some(present));
+        assert_eq!(select(&[present, stale, fresh], Some(present.address)), Some(fresh));
+        let silent = View { fresh: false, ..present };
+        assert_eq!(select(&[silent, stale], Some(silent.address)), Some(silent));
+        assert_eq!(select(&[stale], Some(silent.address)), Some(stale), "better than none");
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl PathSet {
             .iter()
             .filter(|path| path.address != primary.address)
             .filter(|path| !path.is_direct() || path.is_trusted(now))
-            .filter_map(Self::view)
+            .filter_map(|path| Self::view(path, now))
             .min_by_key(|view| (view.standing, view.rtt));
         match second {
             Some(second) => Targets::Two(primary.address, second.address),
@@ -43,7 +43,10 @@ impl PathSet {
             return vec![primary.address];
         }
         let relays = self.paths.iter().filter(|path| !path.is_direct());
-        let best_relay = relays.clone().filter_map(Self::view).min_by_key(|view| (view.standing, view.rtt));
+        let best_relay = relays
+            .clone()
+            .filter_map(|path| Self::view(path, now))
+            .min_by_key(|view| (view.standing, view.rtt));
         let is_chosen = |path: &&Path| {
             let worked = path.last_answer.is_some() || path.last_heard.is_some();
             let is_best = best_relay.is_some_and(|best| best.address == path.address);

@@ -61,10 +61,10 @@ impl PathSet {
 
     /// Chooses the primary path; whether it is another one now.
     pub(super) fn choose(&mut self, now: Instant) -> bool {
-        let views: Vec<View> = self.paths.iter().filter_map(Self::view).collect();
+        let views: Vec<View> = self.paths.iter().filter_map(|path| Self::view(path, now)).collect();
         let views = match views.iter().map(|view| view.standing).min() {
             // Of the places a peer without disco was heard from, the latest counts.
-            Some(Standing::Heard) => self.latest_heard().into_iter().collect(),
+            Some(Standing::Heard) => self.latest_heard(now).into_iter().collect(),
             _ => views,
         };
         let chosen = select(&views, self.primary).map(|view| view.address);
@@ -135,9 +135,9 @@ impl PathSet {
         suspicion
     }
 
-    pub(super) fn latest_heard(&self) -> Option<View> {
+    pub(super) fn latest_heard(&self, now: Instant) -> Option<View> {
         let heard = self.paths.iter().filter(|path| path.standing() == Some(Standing::Heard));
-        heard.max_by_key(|path| path.last_heard).and_then(Self::view)
+        heard.max_by_key(|path| path.last_heard).and_then(|path| Self::view(path, now))
     }
 
     /// Says in a clause why the primary path is what it is.
