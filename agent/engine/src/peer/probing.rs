@@ -252,22 +252,21 @@ impl Peer {
     fn tell_news(&mut self, local: &mut Local, now: Instant) -> bool {
         self.recalls = 0;
         let called = self.call(NEWS_INTERVAL, local, now);
-        // In the past: there was nothing to tell.
-        let later = self.last_call.map(|at| at + NEWS_INTERVAL).filter(|at| *at > now);
-        self.news_at = if called { None } else { later };
+        self.news_at = if called { None } else { self.last_call.map(|at| at + NEWS_INTERVAL) };
         called
     }
 
-    /// Tells the peer this node's candidates, by every way there is, unless that was done within `interval`.
+    /// Tells the peer this node's candidates, if it has any, by every way there is, unless that was done within
+    /// `interval`.
     fn call(&mut self, interval: Duration, local: &mut Local, now: Instant) -> bool {
         if self.last_call.is_some_and(|at| now.saturating_duration_since(at) < interval) {
             return false;
         }
+        self.last_call = Some(now);
         let candidates = local.netcheck.candidates();
         if candidates.is_empty() {
-            return false;
+            return true;
         }
-        self.last_call = Some(now);
         // By every relay: the one that was best may be gone, which shows only later.
         let primary = self.paths.primary().map(|path| path.address);
         let is_way =
