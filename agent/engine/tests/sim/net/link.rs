@@ -1,7 +1,8 @@
 //! Links: delay, jitter, loss, reordering and MTU.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use super::UplinkId;
 use crate::rng::Rng;
 
 /// How a link treats what passes over it, in one direction.
@@ -23,7 +24,9 @@ pub(crate) struct LinkProfile {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) profile: LinkProfile,
-    last_arrival: Duration,
+    /// When the last datagram to or from another line arrives: they keep their order, but don't wait for others that
+    /// come from afar.
+    arrivals: BTreeMap<UplinkId, Duration>,
 }
 
 /// What becomes of a datagram on a link.
@@ -52,11 +55,12 @@ impl LinkProfile {
 impl Link {
     /// Makes a link that nothing has passed yet.
     pub(crate) fn new(profile: LinkProfile) -> Self {
-        Self { profile, last_arrival: Duration::ZERO }
+        Self { profile, arrivals: BTreeMap::new() }
     }
 
-    /// Sends an IP packet of `len` bytes over the link. Without reordering, none overtakes another.
-    pub(crate) fn carry(&mut self, now: Duration, len: usize, rng: &mut Rng) -> Fate {
+    /// Sends an IP packet of `len` bytes, to or from another line, over the link. Without reordering, none overtakes
+    /// another.
+    pub(crate) fn carry(&mut self, other: UplinkId, len: usize, now: Duration, rng: &mut Rng) -> Fate {
         if len > self.profile.mtu {
             return Fate::TooBig;
         }
@@ -71,8 +75,9 @@ impl Link {
         if rng.chance(self.profile.reorder) {
             return Fate::Arrives(due);
         }
-        self.last_arrival = self.last_arrival.max(due);
-        Fate::Arrives(self.last_arrival)
+        let last = self.arrivals.entry(other).or_default();
+        *last = due.max(*last);
+        Fate::Arrives(*last)
     }
 }
 
@@ -81,6 +86,8 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    const NEAR: UplinkId = UplinkId(1);
+    const FAR: UplinkId = UplinkId(2);
 
     #[test]
     fn jitter_keeps_the_order_unless_reordering_is_asked_for() {
@@ -89,7 +96,7 @@ mod tests {
             let profile = LinkProfile { jitter: 20 * MS, reorder, ..LinkProfile::clean(10 * MS) };
             let mut link = Link::new(profile);
             let arrivals: Vec<_> = (0..100)
-                .map(|i| match link.carry(i * MS, 100, &mut rng) {
+                .map(|i| match link.carry(NEAR, 100, i * MS, &mut rng) {
                     Fate::Arrives(at) => at,
                     Fate::Lost | Fate::TooBig => panic!("nothing is lost"),
                 })
@@ -100,11 +107,20 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_from_afar_holds_nothing_up() {
+        let mut rng = Rng::new(3);
+        let mut link = Link::new(LinkProfile::clean(MS));
+        assert_eq!(link.carry(FAR, 100, 80 * MS, &mut rng), Fate::Arrives(81 * MS));
+        assert_eq!(link.carry(NEAR, 100, 10 * MS, &mut rng), Fate::Arrives(11 * MS));
+        assert_eq!(link.carry(FAR, 100, 70 * MS, &mut rng), Fate::Arrives(81 * MS));
+    }
+
+    #[test]
     fn loss_and_mtu_are_kept_to() {
         let mut rng = Rng::new(2);
         let mut link = Link::new(LinkProfile { loss: 200, mtu: 1400, ..LinkProfile::clean(MS) });
-        let lost = (0..10_000).filter(|_| link.carry(MS, 1400, &mut rng) == Fate::Lost).count();
+        let lost = (0..10_000).filter(|_| link.carry(NEAR, 1400, MS, &mut rng) == Fate::Lost).count();
         assert!((1800..2200).contains(&lost), "{lost}");
-        assert_eq!(link.carry(MS, 1401, &mut rng), Fate::TooBig);
+        assert_eq!(link.carry(NEAR, 1401, MS, &mut rng), Fate::TooBig);
     }
 }

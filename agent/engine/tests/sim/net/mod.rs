@@ -408,9 +408,9 @@ impl Net {
         }
         let header = if flight.destination.is_ipv4() { HEADER_V4 } else { HEADER_V6 };
         let len = flight.bytes.len() + header;
-        let up = self.uplinks[from.0].up.carry(now, len, &mut self.rng);
+        let up = self.uplinks[from.0].up.carry(to, len, now, &mut self.rng);
         let fate = match up {
-            Fate::Arrives(at) => self.uplinks[to.0].down.carry(at, len, &mut self.rng),
+            Fate::Arrives(at) => self.uplinks[to.0].down.carry(from, len, at, &mut self.rng),
             Fate::Lost | Fate::TooBig => up,
         };
         match fate {

@@ -115,7 +115,7 @@ impl Scenario {
         let node = self.rng.index(self.places.len());
         let site = self.rng.index(self.sites.len());
         let short = self.rng.duration(Duration::from_millis(50)..Duration::from_secs(40));
-        match self.rng.below(24) {
+        match self.rng.below(25) {
             0..=4 => self.draw_idle(),
             5..=7 => self.draw_talk(),
             8..=10 => Step::Roam { node, site },
@@ -126,19 +126,19 @@ impl Scenario {
             16..=17 => self.draw_server(),
             18 => Step::Restart { node, after: short },
             19 => Step::Misbehave { node },
-            20 => self.draw_work(),
-            21 => {
+            20..=21 => self.draw_work(),
+            22 => {
                 let (from, to) = self.draw_pair();
                 Step::Flood { from, to }
             }
-            22 => Step::MoveRange { range: self.rng.index(self.world.range_count()), to: node },
+            23 => Step::MoveRange { range: self.rng.index(self.world.range_count()), to: node },
             _ => Step::Unplug { node, time: short },
         }
     }
 
     fn draw_work(&mut self) -> Step {
-        let pairs = (0..self.rng.range(1..3)).map(|_| self.draw_pair()).collect();
-        Step::Work { pairs, time: self.rng.duration(Duration::from_secs(600)..Duration::from_secs(3 * 3600)) }
+        let pairs = (0..self.rng.range(1..4)).map(|_| self.draw_pair()).collect();
+        Step::Work { pairs, time: self.rng.duration(Duration::from_secs(600)..Duration::from_secs(6 * 3600)) }
     }
 
     fn draw_idle(&mut self) -> Step {

@@ -253,8 +253,12 @@ impl Scenario {
         }
         let after = paths(self);
         let change = before.iter().zip(&after).find(|(before, after)| before != after);
-        if let Some((before, after)) = change {
-            self.world.fail(format!("the path of a stable pair changed: {before:?}, then {after:?}"));
+        if let Some(((pair, before), (_, after))) = change {
+            let known =
+                pairs.iter().find(|known| [(known.from, known.to), (known.to, known.from)].contains(pair));
+            let why = known.map_or_else(String::new, |known| self.explain(known));
+            self.world
+                .fail(format!("the path of a stable pair changed: {pair:?}, {before:?}, {after:?}\n{why}"));
         }
     }
 
