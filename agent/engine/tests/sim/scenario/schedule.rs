@@ -29,6 +29,8 @@ const FLOOD: u64 = 400;
 const FLOOD_LEN: usize = 1200;
 /// Most packets that may wait for a session.
 const MAX_WAITING: u64 = 128;
+/// Time for which others send into a range that changes hands.
+const MOVING: Duration = Duration::from_secs(3);
 /// Of 1000 packets, those between the ranges behind nodes.
 const BETWEEN_RANGES: u32 = 300;
 
@@ -181,7 +183,7 @@ impl Scenario {
             Step::Talk { pairs, time } => self.talk(pairs, *time),
             Step::Work { pairs, time } => self.work(pairs, *time),
             Step::Flood { from, to } => self.flood(*from, *to),
-            Step::MoveRange { range, to } => self.world.move_range(*range, *to),
+            Step::MoveRange { range, to } => self.move_range(*range, *to),
             Step::Misbehave { node } => self.misbehave(*node),
             Step::Idle(time) => self.idle(*time),
             Step::Roam { node, site } => {
@@ -263,6 +265,21 @@ impl Scenario {
             }
         }
         self.world.run_for(time);
+    }
+
+    /// Gives a range to another node, while others send into it.
+    fn move_range(&mut self, range: usize, to: usize) {
+        self.world.move_range(range, to);
+        for from in 0..self.places.len() {
+            let mut at = Duration::ZERO;
+            while at < MOVING {
+                let ends = Ends::Into(range);
+                let sending = Sending { from, to, len: PING_LEN, role: Role::OneWay, ends };
+                self.world.send_at(self.world.now + at, sending);
+                at += self.rng.duration(Duration::from_millis(50)..Duration::from_millis(200));
+            }
+        }
+        self.world.run_for(MOVING);
     }
 
     /// Sends more than can wait, at once: what is neither sent nor dropped waits.

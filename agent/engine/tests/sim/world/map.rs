@@ -64,6 +64,12 @@ impl World {
         self.address_in(&ranges, node)
     }
 
+    /// Draws an address in the range with this number.
+    pub(super) fn destination_in(&mut self, range: usize) -> Ipv4Addr {
+        let (net, owner) = self.ranges[range];
+        self.address_in(&[net], owner)
+    }
+
     fn address_in(&mut self, ranges: &[IpNet], node: usize) -> Ipv4Addr {
         if ranges.is_empty() {
             return self.nodes[node].address;

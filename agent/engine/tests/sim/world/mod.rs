@@ -89,6 +89,8 @@ pub(crate) enum Ends {
     Nodes,
     /// Something in the ranges behind the nodes, as far as they have any.
     Ranges,
+    /// The sending node's address, and something in the range with this number, whoever owns it.
+    Into(usize),
 }
 
 impl World {
@@ -172,6 +174,7 @@ impl World {
         let Sending { from, to, len, role, ends } = sending;
         let (source, destination, receiver) = match ends {
             Ends::Nodes => (self.nodes[from].address, self.nodes[to].address, Receiver::Node(to)),
+            Ends::Into(range) => (self.nodes[from].address, self.destination_in(range), Receiver::Owner),
             Ends::Ranges => (self.source_in_range(from), self.destination_in_range(to), Receiver::Owner),
         };
         self.send_raw((source, destination), len, Sent { from, to: receiver, at: self.now, role })
