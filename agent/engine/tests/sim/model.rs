@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        net::{LinkProfile, NatProfile},
+        net::{LinkProfile, NatProfile, Outgoing},
         rng::Rng,
     };
 
@@ -118,14 +118,18 @@ mod tests {
         answered: bool,
     }
 
+    fn outgoing(host: HostId, destination: SocketAddr, len: usize) -> Outgoing {
+        Outgoing { host, port: PORT, destination, bytes: vec![0; len] }
+    }
+
     fn observed(net: &mut Net, host: HostId, stun: SocketAddr) -> SocketAddr {
-        let (due, flight) = net.send(host, PORT, stun, vec![], Duration::ZERO).unwrap();
+        let (due, flight) = net.send(outgoing(host, stun, 0), Duration::ZERO).unwrap();
         net.arrive(flight, due).unwrap().source
     }
 
     /// Sends a datagram and returns what the other agent saw.
     fn exchange(net: &mut Net, from: HostId, to: SocketAddr, now: Duration) -> Option<(HostId, SocketAddr)> {
-        let (due, flight) = net.send(from, PORT, to, vec![0; 100], now).ok()?;
+        let (due, flight) = net.send(outgoing(from, to, 100), now).ok()?;
         let delivery = net.arrive(flight, due).ok()?;
         Some((delivery.host, delivery.source))
     }

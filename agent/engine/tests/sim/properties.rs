@@ -7,7 +7,7 @@ use crate::scenario::{Failure, Scenario, Stats};
 /// Steps of one scenario.
 const STEPS: u32 = 40;
 /// Scenarios that are run when no seed is asked for.
-const RUNS: u64 = 16;
+const RUNS: u64 = 12;
 /// Threads that share them: the Noise library's clock belongs to a thread, so each has worlds of its own.
 const THREADS: u64 = 2;
 /// The least that all of them have to add up to.

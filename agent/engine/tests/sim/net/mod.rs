@@ -56,6 +56,15 @@ pub(crate) struct UplinkId(pub(crate) usize);
 /// The internet's realm.
 pub(crate) const INTERNET: RealmId = RealmId(0);
 
+/// A datagram that a host sends.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing {
+    pub(crate) host: HostId,
+    pub(crate) port: u16,
+    pub(crate) destination: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// A datagram on its way.
 #[derive(Debug, Clone)]
 pub(crate) struct Flight {
@@ -303,20 +312,14 @@ impl Net {
     }
 
     /// Sends a datagram, as far as the realm where its destination is, and says when it arrives there.
-    pub(crate) fn send(
-        &mut self,
-        host: HostId,
-        port: u16,
-        destination: SocketAddr,
-        bytes: Vec<u8>,
-        now: Duration,
-    ) -> Result<(Duration, Flight), Lost> {
-        if let Some(firewall) = &mut self.hosts[host.0].firewall {
-            firewall.note_outbound(destination, now);
+    pub(crate) fn send(&mut self, outgoing: Outgoing, now: Duration) -> Result<(Duration, Flight), Lost> {
+        if let Some(firewall) = &mut self.hosts[outgoing.host.0].firewall {
+            firewall.note_outbound(outgoing.destination, now);
         }
-        if destination.is_ipv6() {
-            return self.send_v6(host, port, destination, bytes, now);
+        if outgoing.destination.is_ipv6() {
+            return self.send_v6(outgoing, now);
         }
+        let Outgoing { host, port, destination, bytes } = outgoing;
         let (mut realm, address) = self.place(host).ok_or(Lost::Detached)?;
         let mut source = SocketAddr::new(address, port);
         let mut delay = LAN_DELAY;
@@ -333,7 +336,7 @@ impl Net {
                     Owner::Nat(to) => self.nats[to.0].uplink,
                 };
                 let to = to.expect("what stands in the internet has an uplink");
-                return self.cross(from, to, flight, now + delay).map(|due| (due.0, due.1));
+                return self.cross(from, to, flight, now + delay);
             }
             let gateway = self.realms[realm.0].gateway.ok_or(Lost::NoSuchAddress)?;
             let through = &mut self.nats[gateway.0];
@@ -377,14 +380,8 @@ impl Net {
     }
 
     /// IPv6 knows no realms: the destination is in the internet or nowhere.
-    fn send_v6(
-        &mut self,
-        host: HostId,
-        port: u16,
-        destination: SocketAddr,
-        bytes: Vec<u8>,
-        now: Duration,
-    ) -> Result<(Duration, Flight), Lost> {
+    fn send_v6(&mut self, outgoing: Outgoing, now: Duration) -> Result<(Duration, Flight), Lost> {
+        let Outgoing { host, port, destination, bytes } = outgoing;
         let v6 = self.hosts[host.0].v6.as_mut().ok_or(Lost::Detached)?;
         v6.filter.note_outbound(destination, now);
         let (source, from) = (SocketAddr::new(v6.address, port), v6.uplink);

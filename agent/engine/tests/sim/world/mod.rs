@@ -11,7 +11,7 @@ mod node;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ use self::{control::Message, node::Input};
 use crate::{
     coordinator::{Coordinator, answer_stun},
     ledger::{Ledger, Receiver, Role, Sent},
-    net::{Flight, HostId, Net},
+    net::{Flight, HostId, Net, Outgoing},
     packet,
     queue::EventQueue,
     relay::Relay,
@@ -311,8 +311,8 @@ impl World {
             | DatagramKind::Quic
             | DatagramKind::Unknown => None,
         };
-        if let Some((to, bytes)) = answer {
-            self.launch(delivery.host, delivery.port, to, bytes);
+        if let Some((destination, bytes)) = answer {
+            self.launch(Outgoing { host: delivery.host, port: delivery.port, destination, bytes });
         }
     }
 
@@ -322,10 +322,11 @@ impl World {
             || self.relays.iter().any(|relay| relay.host == host && relay.up)
     }
 
-    fn launch(&mut self, host: HostId, port: u16, to: SocketAddr, bytes: Vec<u8>) {
-        match self.net.send(host, port, to, bytes, self.now) {
+    fn launch(&mut self, outgoing: Outgoing) {
+        let node = self.hosts.get(&outgoing.host).copied();
+        match self.net.send(outgoing, self.now) {
             Ok((due, flight)) => self.queue.push(due, Event::Arrive(flight)),
-            Err(why) => self.trace.add(self.now, Line::Lost { node: self.hosts.get(&host).copied(), why }),
+            Err(why) => self.trace.add(self.now, Line::Lost { node, why }),
         }
     }
 
@@ -432,7 +433,10 @@ impl World {
         let line = Line::Sent { node, to, len: bytes.len(), first: first(&bytes) };
         self.trace.add(self.now, line);
         match self.check_transmit(node, to, &bytes) {
-            Ok(()) => self.launch(self.nodes[node].host, NODE_PORT, to, bytes),
+            Ok(()) => {
+                let host = self.nodes[node].host;
+                self.launch(Outgoing { host, port: NODE_PORT, destination: to, bytes });
+            }
             Err(why) => self.fail(why),
         }
     }
