@@ -9,7 +9,6 @@ use mesh_proto::{
     netmap::{NodeId, RelayId, Version},
     token::JoinToken,
 };
-use tokio::io::AsyncWriteExt;
 
 use super::rig::{Agent, Client, Rig, client_config, dial, join_message, within};
 
@@ -319,6 +318,8 @@ async fn nonsense_is_refused_and_the_rest_is_served() {
     let (mut client, _) = rig.connect(&agent).await;
     client.send.write_all(&oversized).await.unwrap();
     assert_eq!(client.hear_refusal().await, RefusalCode::Protocol);
+    let counted = "mesh_refusals_total{code=\"protocol\"} 5\n";
+    assert!(rig.metrics().await.contains(counted), "three first messages, a stranger's and a node's");
 
     let (mut client, _) = rig.connect(&agent).await;
     client.send.write_all(&[0, 0, 0, 16]).await.unwrap();
@@ -374,10 +375,7 @@ async fn the_metrics_count_and_name_nobody() {
     let (mut client, _) = rig.connect(&agent).await;
     client.say(&ClientMessage::Ping { id: 1 }).await;
     client.hear_until(|message| matches!(message, ServerMessage::Pong { .. }).then_some(())).await;
-    let mut stream = tokio::net::TcpStream::connect(rig.server.metrics_addr().unwrap()).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    within(tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text)).await.unwrap();
+    let text = rig.metrics().await;
     for line in ["mesh_joins_total 1", "mesh_nodes_online 1", "mesh_refusals_total{code=\"token\"} 0"] {
         assert!(text.contains(line), "{line} in {text}");
     }

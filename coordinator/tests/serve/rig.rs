@@ -22,7 +22,10 @@ use mesh_proto::{
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use tempfile::TempDir;
-use tokio::net::UdpSocket;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UdpSocket},
+};
 
 /// Everything that is awaited comes within this, or the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -80,6 +83,18 @@ impl Rig {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         let spec = TokenSpec { ttl: Duration::from_secs(3600), uses, tags };
         self.server.registry().create_token(spec).await.unwrap()
+    }
+
+    /// Reads the metrics, as Prometheus does.
+    pub(crate) async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.server.metrics_addr().unwrap()).await.unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        within(stream.read_to_string(&mut text)).await.unwrap();
+        text
     }
 
     /// Says Hello as an agent.
