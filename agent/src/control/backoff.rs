@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// Range of the first wait.
 const FIRST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
+/// Range of the wait after a sign that the other side is back: a thousand agents get that sign at the same moment.
+const AFTER_SIGN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(600));
 /// Upper bound of the longest wait.
 const MAX: Duration = Duration::from_secs(30);
 /// Longest wait that a coordinator may ask for.
@@ -49,6 +51,11 @@ impl Backoff {
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+/// Returns how long to wait at most once the other side has shown that it is back.
+pub(super) fn after_sign(random: f64) -> Duration {
+    AFTER_SIGN.0 + (AFTER_SIGN.1 - AFTER_SIGN.0).mul_f64(random)
 }
 
 /// Returns a random number from 0 to 1.

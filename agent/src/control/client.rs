@@ -87,9 +87,18 @@ struct Savers {
 
 /// What to do after a failure.
 enum Next {
-    Wait(Duration),
-    AtOnce,
+    /// Try again after this time, or soon once there is a sign of the coordinator.
+    Retry(Duration),
+    /// Keep away for this time: the coordinator wants it so.
+    Obey(Duration),
     GiveUp(String),
+}
+
+/// Whether a sign of the coordinator ends a wait early.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Heeded,
+    Ignored,
 }
 
 impl Client {
@@ -153,19 +162,44 @@ impl Client {
                 Ok(Err(next)) => next,
                 Err(Gone) => return,
             };
-            match next {
-                Next::AtOnce => {}
-                Next::Wait(wait) => {
-                    debug!(?wait, "the next attempt waits");
-                    if self.interruptible(tokio::time::sleep(wait)).await.is_err() {
-                        return;
-                    }
-                }
+            let rested = match next {
+                Next::Retry(wait) => self.rest(wait, Sign::Heeded).await,
+                Next::Obey(wait) => self.rest(wait, Sign::Ignored).await,
                 Next::GiveUp(reason) => {
                     // Nobody who listens is as good as somebody who knows.
                     let _ = self.emit(ControlEvent::Fatal(reason)).await;
                     return;
                 }
+            };
+            if rested.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits before the next attempt; not longer once the network changed, and not much longer after a sign of the
+    /// coordinator: its relay answers, but no longer knows this node.
+    async fn rest(&mut self, wait: Duration, sign: Sign) -> Result<(), Gone> {
+        debug!(?wait, "the next attempt waits");
+        let (cancel, shared) = (self.cancel.clone(), self.shared.clone());
+        let mut until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Gone),
+                () = shared.changed() => {
+                    let news = self.handle_outbox();
+                    if news.network_changed {
+                        self.backoff.reset();
+                        return Ok(());
+                    }
+                    if news.reopen_relay && sign == Sign::Heeded {
+                        debug!("the coordinator's relay answers: the wait is cut short");
+                        until = until.min(Instant::now() + backoff::after_sign(backoff::random()));
+                    }
+                    self.emit_observers().await?;
+                }
+                () = tokio::time::sleep_until(until) => return Ok(()),
             }
         }
     }
@@ -228,7 +262,7 @@ impl Client {
         let wait = self.backoff.next_wait(backoff::random());
         debug!(%error, "the connection to the coordinator is gone");
         self.set_down(error.to_string());
-        Next::Wait(wait)
+        Next::Retry(wait)
     }
 
     fn handle_unreachable(&mut self, error: &DialError) -> Next {
@@ -236,7 +270,7 @@ impl Client {
         self.warn_once(error, "the coordinator is not reached: trying on");
         self.tried = error.last_address().or(self.tried);
         self.set_down(error.to_string());
-        Next::Wait(wait)
+        Next::Retry(wait)
     }
 
     fn handle_refusal(&mut self, refusal: Refusal) -> Next {
@@ -260,7 +294,7 @@ impl Client {
         };
         self.warn_once(&refusal, "the coordinator refuses: trying on");
         self.set_down(refusal.to_string());
-        if wait.is_zero() { Next::AtOnce } else { Next::Wait(wait) }
+        Next::Obey(wait)
     }
 
     fn warn_once(&mut self, error: &dyn std::error::Error, what: &'static str) {

@@ -172,11 +172,13 @@ impl RelayClient {
         match *frame {
             Frame::Bound { counter, observed, .. } => self.on_bound(counter, observed, now),
             Frame::UnknownChannel { .. } => {
+                // One that was silent before has started anew since.
+                let was_silent = self.unanswered > 1;
                 self.state = State::Binding;
                 self.next_bind = Some(now + UNKNOWN_WAIT);
                 self.unanswered = 0;
                 self.outstanding.clear();
-                let news = !std::mem::replace(&mut self.lost_reported, true);
+                let news = !std::mem::replace(&mut self.lost_reported, true) || was_silent;
                 tracing::debug!(relay = self.config.id.0, ?via, "the relay does not know the channel");
                 Outcome::Unknown(news)
             }
@@ -365,12 +367,22 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_channel_is_reported_once() {
-        let now = Instant::now();
+    fn an_unknown_channel_is_reported_once_each_time_that_the_relay_is_back() {
+        let mut now = Instant::now();
         let mut client = RelayClient::new(config(&["192.0.2.1:1"]), now);
         let via = binds(&mut client, now)[0].0;
         let unknown = Frame::UnknownChannel { channel: CHANNEL };
         assert_eq!(client.handle_frame(&unknown, via, now), Outcome::Unknown(true));
         assert_eq!(client.handle_frame(&unknown, via, now), Outcome::Unknown(false));
+        let mut bind = |client: &mut RelayClient| {
+            now = client.poll_timeout().unwrap();
+            assert_eq!(binds(client, now).len(), 1);
+            now
+        };
+        let answered = bind(&mut client);
+        assert_eq!(client.handle_frame(&unknown, via, answered), Outcome::Unknown(false));
+        bind(&mut client);
+        let back = bind(&mut client);
+        assert_eq!(client.handle_frame(&unknown, via, back), Outcome::Unknown(true));
     }
 }

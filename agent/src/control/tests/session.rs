@@ -388,6 +388,26 @@ async fn a_coordinator_that_restarted_unnoticed_is_found_out_by_a_heartbeat() {
 }
 
 #[tokio::test]
+async fn a_sign_of_the_coordinator_cuts_a_long_wait_short() {
+    let bench = Bench::new();
+    let mut agent = bench.agent();
+    for serial in 5..8 {
+        // Short sessions do not take the backoff back: the third wait is 2 s at least.
+        let session = bench.accept_with(bench.map(serial, [2])).await;
+        agent.map().await;
+        session.connection.close(0_u32.into(), b"");
+    }
+    while agent.handle.status().state == ConnectionState::Connected {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let signed = Instant::now();
+    agent.handle.reopen_relay(RelayId(0));
+    bench.accept().await;
+    assert!(signed.elapsed() < Duration::from_secs(2), "{:?}", signed.elapsed());
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn the_relay_of_the_coordinator_is_where_the_coordinator_is() {
     let bench = Bench::new();
     let mut agent = bench.agent();
