@@ -40,7 +40,7 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     std::thread::sleep(SETTLE);
     let before = procfs::cpu_time(pid)?;
     std::thread::sleep(WATCH);
-    let cpu = (procfs::cpu_time(pid)? - before).as_secs_f64() * 60.0 / WATCH.as_secs_f64();
+    let cpu = (procfs::cpu_time(pid)? - before).total() * 60.0 / WATCH.as_secs_f64();
     let residents = mesh
         .nodes()
         .map(|node| procfs::resident_mb(node.agent().pid().context("the agent runs")?))

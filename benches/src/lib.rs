@@ -3,6 +3,8 @@
 //! `make bench` builds the binaries, runs every group and prints one table; the same figures go to
 //! `target/bench/budgets.json`. A figure is a median over several runs, with its lowest and highest. Timings
 //! depend on the machine: what has a peer is measured beside it, in the same run, and judged as a ratio.
+//!
+//! [`wire`] is the data plane beside other tunnels: `make bench-wire`.
 
 pub mod agent;
 pub mod figure;
@@ -11,3 +13,4 @@ pub mod footprint;
 pub mod procfs;
 pub mod startup;
 pub mod throughput;
+pub mod wire;

@@ -17,7 +17,7 @@ use crate::run::Lab;
 /// How long a single echo is waited for.
 const ECHO_PATIENCE: Duration = Duration::from_secs(2);
 /// Between echoes of one run of `ping`; the least that any user may ask for.
-const ECHO_INTERVAL: &str = "0.2";
+const ECHO_INTERVAL: Duration = Duration::from_millis(200);
 
 /// One host of a network.
 #[derive(Debug)]
@@ -125,12 +125,22 @@ impl Host {
     ///
     /// If `ping` cannot be run; lost replies are no error.
     pub fn ping_many(&self, to: impl Into<IpAddr>, count: u32) -> anyhow::Result<Ping> {
+        self.ping_every(to, count, ECHO_INTERVAL)
+    }
+
+    /// Sends `count` echo requests, one per `interval`, and returns what came back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Host::ping_many`].
+    pub fn ping_every(&self, to: impl Into<IpAddr>, count: u32, interval: Duration) -> anyhow::Result<Ping> {
         let patience = ECHO_PATIENCE.as_secs().to_string();
+        let seconds = interval.as_secs_f64().to_string();
         let finished = self
             .command("ping")
-            .args(["-n", "-c", &count.to_string(), "-i", ECHO_INTERVAL, "-W", &patience])
+            .args(["-n", "-c", &count.to_string(), "-i", &seconds, "-W", &patience])
             .arg(to.into().to_string())
-            .timeout(ECHO_PATIENCE * 2 + Duration::from_millis(200) * count)
+            .timeout(ECHO_PATIENCE * 2 + interval * count)
             .output()?;
         Ping::parse(&finished)
     }
