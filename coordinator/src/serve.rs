@@ -220,6 +220,11 @@ impl Server {
     /// Says goodbye to every client and stops.
     pub async fn stop(self) {
         say_goodbye(&self.clients, &self.endpoint, &self.background).await;
+        match tokio::time::timeout(STOP_DEADLINE, self.registry.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the store was not closed"),
+            Err(_) => tracing::warn!("the store did not close in time; nothing is lost"),
+        }
     }
 }
 

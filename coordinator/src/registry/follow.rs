@@ -168,6 +168,10 @@ mod tests {
         fn compact(&self, revision: Revision) -> StoreFuture<'_, ()> {
             self.store.compact(revision)
         }
+
+        fn close(&self) -> StoreFuture<'_, ()> {
+            self.store.close()
+        }
     }
 
     impl Watch for FlakyWatch {

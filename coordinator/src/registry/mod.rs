@@ -144,6 +144,14 @@ impl Registry {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Closes the store. Changes fail from now on; what was acknowledged is on disk in any case.
+    ///
+    /// # Errors
+    /// When it is closed already.
+    pub async fn close(&self) -> Result<(), RegistryError> {
+        Ok(self.inner.store.close().await?)
+    }
+
     /// Registers a node: checks and consumes the token, gives it an id and addresses, and stores it, all in
     /// one transaction. A node key that is registered already gets the node that it has, and uses up nothing.
     ///

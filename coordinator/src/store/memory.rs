@@ -99,6 +99,10 @@ impl Store for MemoryStore {
             Ok(())
         })
     }
+
+    fn close(&self) -> StoreFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl Watch for MemoryWatch {

@@ -197,6 +197,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets the history up to and including `revision`; the present values stay.
     fn compact(&self, revision: Revision) -> StoreFuture<'_, ()>;
+
+    /// Puts everything in its place and lets go of it; nothing is to be asked of it after that. A store that is
+    /// not closed loses nothing.
+    fn close(&self) -> StoreFuture<'_, ()>;
 }
 
 /// The changes of a range of keys, as they happen.

@@ -84,6 +84,7 @@ fn state_that_cannot_be_used_is_named() {
     for name in ["coordinator.key", "coordinator.db"] {
         let dir = tempfile::tempdir().unwrap();
         assert!(Serving::start(dir.path(), &["pi.example"]).stop());
+        assert!(!dir.path().join("coordinator.db-wal").exists(), "what stops in order leaves one file");
         let file = dir.path().join(name);
         let path = file.to_str().unwrap();
         let whole = fs::read(&file).unwrap();

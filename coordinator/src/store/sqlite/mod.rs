@@ -1,8 +1,8 @@
 //! The store in SQLite: the default, for a coordinator on one machine.
 //!
 //! One thread owns the connection and does one operation after the other; a [`SqliteStore`] is a handle that
-//! sends it work. The thread ends, and the database is closed, when the last handle is dropped. Commits are
-//! synced to disk before they are acknowledged.
+//! sends it work. The thread ends, and the database is closed, when a handle asks for it or the last one is
+//! dropped. Commits are synced to disk before they are acknowledged.
 
 use std::{
     path::{Path, PathBuf},
@@ -32,7 +32,11 @@ pub struct SqliteStore {
     revision: watch::Receiver<Revision>,
 }
 
-type Job = Box<dyn FnOnce(&mut Database) + Send>;
+enum Job {
+    Do(Box<dyn FnOnce(&mut Database) + Send>),
+    /// Close the database, and say so.
+    Close(oneshot::Sender<()>),
+}
 
 struct SqliteWatch {
     /// Weak, so that a watch does not keep the database open.
@@ -111,6 +115,14 @@ impl Store for SqliteStore {
     fn compact(&self, revision: Revision) -> StoreFuture<'_, ()> {
         Box::pin(call(&self.jobs, move |database| database.compact(revision)))
     }
+
+    fn close(&self) -> StoreFuture<'_, ()> {
+        Box::pin(async {
+            let (closed, result) = oneshot::channel();
+            self.jobs.send(Job::Close(closed)).await.map_err(|_| StoreError::Closed)?;
+            result.await.map_err(|_| StoreError::Closed)
+        })
+    }
 }
 
 impl Watch for SqliteWatch {
@@ -130,6 +142,15 @@ impl Watch for SqliteWatch {
 /// Does what is asked until nobody is left to ask, and announces every new revision.
 fn work(mut database: Database, mut queue: mpsc::Receiver<Job>, revision: &watch::Sender<Revision>) {
     while let Some(job) = queue.blocking_recv() {
+        let job = match job {
+            Job::Do(job) => job,
+            Job::Close(closed) => {
+                drop(database);
+                // Whoever asked may have gone.
+                let _ = closed.send(());
+                return;
+            }
+        };
         job(&mut database);
         match database.revision() {
             Ok(now) => revision.send_if_modified(|last| std::mem::replace(last, now) != now),
@@ -147,10 +168,10 @@ where
     F: FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
 {
     let (answer, result) = oneshot::channel();
-    let job: Job = Box::new(move |database| {
+    let job = Job::Do(Box::new(move |database: &mut Database| {
         // The asker may have gone; what it asked for is done all the same.
         let _ = answer.send(operation(database).map_err(|error| database.explain(error)));
-    });
+    }));
     jobs.send(job).await.map_err(|_| StoreError::Closed)?;
     result.await.map_err(|_| StoreError::Closed)?
 }
