@@ -38,6 +38,8 @@ use crate::{
 
 /// A session that lasted this long was a good one: the next failure is the first.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// A sign of the coordinator that is older says nothing any more.
+const SIGN_TTL: Duration = Duration::from_secs(5);
 /// The map is written at once, and at most this often while it changes all the time.
 const MAP_INTERVAL: Duration = Duration::from_secs(1);
 /// News of peers come often and are worth little: they are written rarely.
@@ -64,6 +66,8 @@ pub(super) struct Client {
     warned: bool,
     /// The address that was tried last, since the last connection.
     tried: Option<SocketAddr>,
+    /// When the coordinator's relay last answered that it does not know this node: it runs, and has been restarted.
+    sign_at: Option<Instant>,
 }
 
 /// The agent stops, or nobody listens to events any more.
@@ -131,6 +135,7 @@ impl Client {
             guess: None,
             warned: false,
             tried: None,
+            sign_at: None,
             identity,
             shared,
             config,
@@ -184,18 +189,17 @@ impl Client {
         let (cancel, shared) = (self.cancel.clone(), self.shared.clone());
         let mut until = Instant::now() + wait;
         loop {
+            if sign == Sign::Heeded && self.sign_at.take().is_some_and(|at| at.elapsed() < SIGN_TTL) {
+                debug!("the coordinator's relay answers: the wait is short");
+                until = until.min(Instant::now() + backoff::after_sign(backoff::random()));
+            }
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Gone),
                 () = shared.changed() => {
-                    let news = self.handle_outbox();
-                    if news.network_changed {
+                    if self.handle_outbox().network_changed {
                         self.backoff.reset();
                         return Ok(());
-                    }
-                    if news.reopen_relay && sign == Sign::Heeded {
-                        debug!("the coordinator's relay answers: the wait is cut short");
-                        until = until.min(Instant::now() + backoff::after_sign(backoff::random()));
                     }
                     self.emit_observers().await?;
                 }
@@ -233,6 +237,7 @@ impl Client {
         self.shared.set_link(LinkState::Connected(dialed.connection.clone()));
         self.warned = false;
         self.tried = None;
+        self.sign_at = None;
         info!("connected to the coordinator");
         debug!(%remote, "where it was reached");
     }
@@ -329,6 +334,9 @@ impl Client {
         }
         if news {
             self.savers.peers.save(Arc::new(self.peers.to_list()));
+        }
+        if reopen_relay {
+            self.sign_at = Some(Instant::now());
         }
         LocalNews { network_changed, reopen_relay }
     }

@@ -60,7 +60,8 @@ pub(crate) struct RelayClient {
     next_bind: Option<Instant>,
     last_bind: Option<Instant>,
     rtt: Option<Duration>,
-    lost_reported: bool,
+    /// When it was last told that the relay does not know the channel.
+    lost_reported: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +93,7 @@ pub(crate) enum Outcome {
         /// Whether the relay has become usable by it.
         came_up: bool,
     },
-    /// The relay does not know the channel; `true` if that is news.
+    /// The relay does not know the channel; `true` if that has not been told for a while.
     Unknown(bool),
 }
 
@@ -107,7 +108,7 @@ impl RelayClient {
             next_bind: Some(now),
             last_bind: None,
             rtt: None,
-            lost_reported: false,
+            lost_reported: None,
         }
     }
 
@@ -172,13 +173,16 @@ impl RelayClient {
         match *frame {
             Frame::Bound { counter, observed, .. } => self.on_bound(counter, observed, now),
             Frame::UnknownChannel { .. } => {
-                // One that was silent before has started anew since.
-                let was_silent = self.unanswered > 1;
                 self.state = State::Binding;
                 self.next_bind = Some(now + UNKNOWN_WAIT);
                 self.unanswered = 0;
                 self.outstanding.clear();
-                let news = !std::mem::replace(&mut self.lost_reported, true) || was_silent;
+                // Again and again: whoever opens the channels may have failed meanwhile.
+                let is_old = |at: Instant| now.saturating_duration_since(at) >= UNKNOWN_WAIT;
+                let news = self.lost_reported.is_none_or(is_old);
+                if news {
+                    self.lost_reported = Some(now);
+                }
                 tracing::debug!(relay = self.config.id.0, ?via, "the relay does not know the channel");
                 Outcome::Unknown(news)
             }
@@ -253,7 +257,7 @@ impl RelayClient {
         let rtt = now.saturating_duration_since(sent.at);
         self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
         self.unanswered = 0;
-        self.lost_reported = false;
+        self.lost_reported = None;
         let observer = match sent.via {
             Via::Udp { remote, .. } => Some(remote),
             Via::Stream(_) => None,
@@ -367,22 +371,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_channel_is_reported_once_each_time_that_the_relay_is_back() {
-        let mut now = Instant::now();
+    fn an_unknown_channel_is_reported_once_for_each_bind() {
+        let now = Instant::now();
         let mut client = RelayClient::new(config(&["192.0.2.1:1"]), now);
         let via = binds(&mut client, now)[0].0;
         let unknown = Frame::UnknownChannel { channel: CHANNEL };
         assert_eq!(client.handle_frame(&unknown, via, now), Outcome::Unknown(true));
         assert_eq!(client.handle_frame(&unknown, via, now), Outcome::Unknown(false));
-        let mut bind = |client: &mut RelayClient| {
-            now = client.poll_timeout().unwrap();
-            assert_eq!(binds(client, now).len(), 1);
-            now
-        };
-        let answered = bind(&mut client);
-        assert_eq!(client.handle_frame(&unknown, via, answered), Outcome::Unknown(false));
-        bind(&mut client);
-        let back = bind(&mut client);
-        assert_eq!(client.handle_frame(&unknown, via, back), Outcome::Unknown(true));
+        let again = client.poll_timeout().unwrap();
+        assert_eq!(binds(&mut client, again).len(), 1);
+        assert_eq!(client.handle_frame(&unknown, via, again), Outcome::Unknown(true));
+        assert_eq!(client.handle_frame(&unknown, via, again), Outcome::Unknown(false));
     }
 }
