@@ -23,6 +23,7 @@
 
 mod counters;
 mod outbox;
+mod pace;
 mod sending;
 #[cfg(test)]
 #[cfg(target_os = "linux")]

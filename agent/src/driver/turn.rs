@@ -25,6 +25,7 @@ use super::{
     DriverEvent, Parts, Request,
     counters::{Counter, Counters},
     outbox::Outbox,
+    pace::{self, Moved, Pace, Side},
     sending::{Family, Sending},
 };
 use crate::io::{
@@ -58,6 +59,8 @@ pub(super) struct Driver<T: Tun> {
     tun_buffer: Box<[u8]>,
     udp_buffer: Box<[u8]>,
     packets: RxBatch,
+    pace: Pace,
+    moved: Moved,
 }
 
 /// What a turn has to look at.
@@ -68,6 +71,20 @@ struct Ready<T> {
     tun: bool,
     timer: bool,
     writable: bool,
+}
+
+impl<T> Ready<T> {
+    /// Returns the side that is ready, if nothing else is.
+    fn only_side(&self) -> Option<Side> {
+        if self.request.is_some() || self.timer || self.writable {
+            return None;
+        }
+        match (self.v4 || self.v6, self.tun) {
+            (true, false) => Some(Side::Udp),
+            (false, true) => Some(Side::Tun),
+            (true, true) | (false, false) => None,
+        }
+    }
 }
 
 impl<T: Tun> Driver<T> {
@@ -91,6 +108,8 @@ impl<T: Tun> Driver<T> {
             tun_buffer: vec![0; tun::READ_BUFFER_LEN].into_boxed_slice(),
             udp_buffer: vec![0; RECV_BATCH * RECV_BUFFER_LEN].into_boxed_slice(),
             packets: RxBatch::default(),
+            pace: Pace::default(),
+            moved: Moved::default(),
         })
     }
 
@@ -105,8 +124,14 @@ impl<T: Tun> Driver<T> {
                 () = &mut cancelled => break,
                 ready = poll_fn(|context| self.poll_ready(context)) => ready,
             };
-            let now = Instant::now();
+            let mut now = Instant::now();
+            if self.pace.begin(ready.only_side(), now) {
+                // This thread has nothing else to do; the runtime's timer is too coarse.
+                std::thread::sleep(pace::WAIT);
+                now = Instant::now();
+            }
             self.turn(ready, now);
+            self.pace.end(std::mem::take(&mut self.moved), Instant::now());
         }
     }
 
@@ -207,6 +232,7 @@ impl<T: Tun> Driver<T> {
                     self.counters.count(Counter::UdpLoop, 1);
                     continue;
                 }
+                self.moved.add(meta.len, meta.stride);
                 let mut train = RxTrain {
                     via: Via::Udp { remote: meta.addr, local: meta.dst_ip },
                     stride: meta.stride.max(1),
@@ -238,7 +264,10 @@ impl<T: Tun> Driver<T> {
             let Some(tun) = &self.tun else { return };
             let buffer = &mut self.tun_buffer;
             match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
-                Ok(frame) => self.engine.handle_tun(frame, now, &mut self.sending.arena),
+                Ok(frame) => {
+                    self.moved.add(frame.packet.len(), frame.packet.len());
+                    self.engine.handle_tun(frame, now, &mut self.sending.arena);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if tun::is_lost(&error) => {
                     self.tun = None;
