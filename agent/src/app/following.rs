@@ -19,7 +19,10 @@ use tokio::time::Instant;
 use super::{facts::Facts, notify};
 use crate::{
     driver::EngineHandle,
-    io::tun::{self, Device},
+    io::{
+        offload::Offloads,
+        tun::{self, Device},
+    },
     os::{Host, HostNetworks, linux::Netlink},
     plan::{Desired, LocalNetworks, PlanOptions, plan},
     reconcile::Reconciler,
@@ -37,6 +40,7 @@ const RECHECK: Duration = Duration::from_secs(60);
 /// What is this agent's own.
 pub(super) struct Own {
     pub(super) interface: String,
+    pub(super) offloads: Offloads,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) port: u16,
 }
@@ -191,7 +195,7 @@ impl Following {
 
     /// Opens the TUN again if somebody deleted it; an error if it is still there.
     async fn reopen_tun(&self) -> anyhow::Result<()> {
-        let device = tun::open(&self.own.interface)?;
+        let device = tun::open(&self.own.interface, self.own.offloads)?;
         tracing::warn!(interface = self.own.interface, "the interface was gone and is made again");
         self.engine.set_tun(device).await
     }

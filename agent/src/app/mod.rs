@@ -82,9 +82,9 @@ async fn run_once(
     if let Some(addresses) = addresses {
         membership.node.addresses = addresses;
     }
-    let udp = UdpSockets::bind(config.listen_port)?;
+    let udp = UdpSockets::bind(config.listen_port, config.offloads)?;
     let port = udp.port;
-    let tun = tun::open(&config.interface)?;
+    let tun = tun::open(&config.interface, config.offloads)?;
     let netlink = Netlink::open(&config.interface)?;
     let watch = Watch::open()?;
 
@@ -109,7 +109,12 @@ async fn run_once(
     tracing::info!(interface = config.interface, port, "agent runs");
 
     let reconciler = Reconciler::new(netlink, engine.clone(), TUNNEL_MTU);
-    let own = Own { interface: config.interface.clone(), addresses: membership.node.addresses, port };
+    let own = Own {
+        interface: config.interface.clone(),
+        offloads: config.offloads,
+        addresses: membership.node.addresses,
+        port,
+    };
     let following = Following::new(engine.clone(), Arc::clone(&facts), reconciler, own);
     let mut wiring = Wiring::new(engine, control, facts, following);
     let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes };

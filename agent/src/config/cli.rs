@@ -69,4 +69,7 @@ pub struct RunArgs {
     /// The UDP port of WireGuard, 0 for any [env: MESH_LISTEN_PORT] [default: 51820].
     #[arg(long)]
     pub listen_port: Option<String>,
+    /// Offloads that may be used: all, none, or some of tun,udp-send,udp-receive [env: MESH_OFFLOADS] [default: all].
+    #[arg(long)]
+    pub offloads: Option<String>,
 }

@@ -21,6 +21,8 @@ use mesh_proto::{
     token::{InvalidToken, JoinToken},
 };
 
+use crate::io::offload::{InvalidOffloads, Offloads};
+
 pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs};
 use settings::Settings;
 pub use settings::{Problem, Problems};
@@ -45,6 +47,8 @@ pub struct RunConfig {
     pub interface: String,
     /// The UDP port of WireGuard; 0 for any.
     pub listen_port: u16,
+    /// What the kernel may do for whole trains of packets.
+    pub offloads: Offloads,
 }
 
 /// What `mesh-agent join` does.
@@ -81,12 +85,14 @@ impl RunConfig {
         let socket = settings.take("socket", args.socket.as_deref(), parse_path);
         let interface = settings.take("interface", args.interface.as_deref(), parse_interface);
         let listen_port = settings.take("listen-port", args.listen_port.as_deref(), parse_port);
+        let offloads = settings.take("offloads", args.offloads.as_deref(), parse_offloads);
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             interface: interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
             listen_port: listen_port.unwrap_or(DEFAULT_AGENT_PORT),
+            offloads: offloads.unwrap_or_default(),
         })
     }
 }
@@ -189,6 +195,10 @@ fn parse_port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| "a port is a number from 0 to 65535".to_owned())
 }
 
+fn parse_offloads(text: &str) -> Result<Offloads, String> {
+    text.parse().map_err(|error: InvalidOffloads| error.to_string())
+}
+
 fn parse_interface(text: &str) -> Result<String, String> {
     let valid = (1..=MAX_INTERFACE_LEN).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
@@ -239,9 +249,9 @@ mod tests {
     #[test]
     fn all_problems_are_reported_at_once() {
         let args = RunArgs { listen_port: Some("70000".into()), ..RunArgs::default() };
-        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''";
+        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''\noffloads = 'fast'";
         let problems = run(&args, &[("MESH_STATE_DIR", "")], file).unwrap_err().to_string();
-        for key in ["--listen-port", "MESH_STATE_DIR", "interface", "colour", "socket"] {
+        for key in ["--listen-port", "MESH_STATE_DIR", "interface", "colour", "socket", "offloads"] {
             assert!(problems.contains(key), "{key} is missing in: {problems}");
         }
     }

@@ -14,7 +14,7 @@ use mesh_proto::{
 use tokio::time::timeout;
 
 use super::*;
-use crate::netns::isolated;
+use crate::{io::offload::Offloads, netns::isolated};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -50,7 +50,7 @@ impl Node {
         let (tun, host) = UnixDatagram::pair().unwrap();
         tun.set_nonblocking(true).unwrap();
         host.set_nonblocking(true).unwrap();
-        let udp = UdpSockets::bind(port).unwrap();
+        let udp = UdpSockets::bind(port, Offloads::ALL).unwrap();
         let port = udp.port;
         let config = Config {
             id: NodeId(id.into()),

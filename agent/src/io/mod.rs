@@ -3,6 +3,7 @@
 //! Nothing in here knows the engine's decisions: [`udp`] moves trains of datagrams, [`tun`] moves inner packets.
 //! Errors of single packets are returned to be counted by the driver; none of them ends anything.
 
+pub mod offload;
 pub mod registered;
 pub mod tun;
 pub mod udp;

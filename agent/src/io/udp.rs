@@ -12,6 +12,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
 };
 
+use super::offload::Offloads;
 use mesh_engine::batch::{Transmit, Via};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
@@ -71,6 +72,8 @@ pub struct UdpSockets {
 pub struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// Whether segmentation may be used, where the system has it.
+    sends_trains: bool,
 }
 
 /// How far the sending of a train came.
@@ -89,30 +92,30 @@ impl UdpSockets {
     ///
     /// # Errors
     /// When the port is taken or forbidden, or the system has neither IPv4 nor IPv6.
-    pub fn bind(port: u16) -> Result<Self, BindError> {
+    pub fn bind(port: u16, offloads: Offloads) -> Result<Self, BindError> {
         let draws = if port == 0 { PORT_DRAWS } else { 1 };
-        let mut outcome = Self::bind_once(port);
+        let mut outcome = Self::bind_once(port, offloads);
         for _ in 1..draws {
             if !matches!(outcome, Err(BindError::PortTaken { .. })) {
                 break;
             }
-            outcome = Self::bind_once(port);
+            outcome = Self::bind_once(port, offloads);
         }
         outcome
     }
 
-    fn bind_once(port: u16) -> Result<Self, BindError> {
+    fn bind_once(port: u16, offloads: Offloads) -> Result<Self, BindError> {
         let explain = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::PortTaken { port },
             io::ErrorKind::PermissionDenied => BindError::Permission { port },
             _ => BindError::Io { port, source },
         };
-        let v4 = present(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into())).map_err(explain)?;
+        let v4 = present(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into(), offloads)).map_err(explain)?;
         let port_of = |socket: &Option<Socket>| -> io::Result<Option<u16>> {
             socket.as_ref().map(|socket| socket.socket.local_addr().map(|addr| addr.port())).transpose()
         };
         let port = port_of(&v4).map_err(explain)?.unwrap_or(port);
-        let v6 = present(Socket::bind((Ipv6Addr::UNSPECIFIED, port).into())).map_err(explain)?;
+        let v6 = present(Socket::bind((Ipv6Addr::UNSPECIFIED, port).into(), offloads)).map_err(explain)?;
         let port = port_of(&v6).map_err(explain)?.unwrap_or(port);
         if v4.is_none() && v6.is_none() {
             return Err(explain(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)));
@@ -122,7 +125,7 @@ impl UdpSockets {
 }
 
 impl Socket {
-    fn bind(address: SocketAddr) -> io::Result<Self> {
+    fn bind(address: SocketAddr, offloads: Offloads) -> io::Result<Self> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))?;
         if address.is_ipv6() {
@@ -138,7 +141,11 @@ impl Socket {
         bind(&fd, &address)?;
         let socket = UdpSocket::from(fd);
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Self { socket, state })
+        if !offloads.udp_receive {
+            // The state above asked for trains.
+            allow_trains(&socket, false)?;
+        }
+        Ok(Self { socket, state, sends_trains: offloads.udp_send })
     }
 
     /// Sends a train from its byte `offset` on, in as few system calls as the socket allows.
@@ -148,7 +155,7 @@ impl Socket {
         };
         let mut offset = offset;
         while offset < train.bytes.len() {
-            let segments = self.state.max_gso_segments();
+            let segments = if self.sends_trains { self.state.max_gso_segments() } else { 1 };
             let end = train.bytes.len().min(offset + segments * train.stride);
             let contents = &train.bytes[offset..end];
             let message = quinn_udp::Transmit {
@@ -170,7 +177,7 @@ impl Socket {
                     }
                 }
                 // Segmentation was just found not to work: the rest goes out one by one.
-                Err(_) if self.state.max_gso_segments() < segments => {}
+                Err(_) if segments > 1 && self.state.max_gso_segments() < segments => {}
                 Err(error) => return Sent::Refused(error),
             }
         }
@@ -194,6 +201,18 @@ impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// Has the system merge what it receives of one sender into trains, or not.
+#[cfg(target_os = "linux")]
+fn allow_trains(socket: &UdpSocket, allow: bool) -> io::Result<()> {
+    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::UdpGroSegment, &allow).map_err(Into::into)
+}
+
+/// Here every datagram comes alone.
+#[cfg(not(target_os = "linux"))]
+fn allow_trains(_socket: &UdpSocket, _allow: bool) -> io::Result<()> {
+    Ok(())
 }
 
 /// Turns "the system does not have this address family" into `None`.
@@ -231,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_train_crosses_loopback_whole_even_from_an_address_that_is_gone() {
-        let mut a = UdpSockets::bind(0).unwrap().v4.unwrap();
-        let b = UdpSockets::bind(0).unwrap();
+        let mut a = UdpSockets::bind(0, Offloads::ALL).unwrap().v4.unwrap();
+        let b = UdpSockets::bind(0, Offloads::ALL).unwrap();
         let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port));
         let b = b.v4.unwrap();
         let bytes = vec![7; 4 * 1000 + 200];
@@ -248,8 +267,8 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_named() {
-        let first = UdpSockets::bind(0).unwrap();
-        match UdpSockets::bind(first.port) {
+        let first = UdpSockets::bind(0, Offloads::ALL).unwrap();
+        match UdpSockets::bind(first.port, Offloads::ALL) {
             Err(error @ BindError::PortTaken { .. }) => {
                 assert!(error.to_string().contains(&first.port.to_string()));
             }
@@ -260,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_datagram_that_is_too_large_is_refused_and_nothing_else() {
-        let mut sockets = UdpSockets::bind(0).unwrap();
+        let mut sockets = UdpSockets::bind(0, Offloads::ALL).unwrap();
         let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets.port));
         let bytes = vec![0; 65_530];
         let via = Via::Udp { remote, local: None };

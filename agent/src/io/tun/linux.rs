@@ -1,4 +1,5 @@
-//! The TUN device of Linux, with `IFF_VNET_HDR`: reads give superpackets of up to 64 KiB, and writes take them.
+//! The TUN device of Linux. With `IFF_VNET_HDR` reads give superpackets of up to 64 KiB, and writes take them; without
+//! it, every read and write is one packet.
 
 use std::{
     io::{self, IoSlice},
@@ -7,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use mesh_engine::batch::TunFrame;
+use mesh_engine::batch::{Offload, TunFrame};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     merge::{self, Merge},
     vnet,
 };
+use crate::io::offload::Offloads;
 
 /// The driver's device node.
 const NODE: &str = "/dev/net/tun";
@@ -25,14 +27,16 @@ const MAX_NAME_LEN: usize = 15;
 /// A TUN of Linux.
 pub struct Device {
     device: SyncDevice,
-    merge: Merge,
+    /// What is merged into superpackets; without a value the device knows none.
+    merge: Option<Merge>,
 }
 
-/// Makes the interface; it stays down until the operating system part brings it up.
+/// Makes the interface; it stays down until the operating system part brings it up. Superpackets are used if they may
+/// be and the system has them.
 ///
 /// # Errors
 /// Says what stands in the way, and what to do about it.
-pub fn open(name: &str) -> Result<Device, OpenError> {
+pub fn open(name: &str, offloads: Offloads) -> Result<Device, OpenError> {
     let forbidden = |c: char| c == '/' || c == '%' || c == ':' || c.is_whitespace() || c.is_control();
     if name.is_empty() || name.len() > MAX_NAME_LEN || name.contains(forbidden) || matches!(name, "." | "..")
     {
@@ -41,41 +45,49 @@ pub fn open(name: &str) -> Result<Device, OpenError> {
     if !Path::new(NODE).exists() {
         return Err(OpenError::Missing { path: NODE });
     }
-    let build = || -> io::Result<SyncDevice> {
+    let build = |offload: bool| -> io::Result<Device> {
         let device = DeviceBuilder::new()
             .name(name)
             .enable(false)
             .with(|builder| {
-                builder.offload(true);
+                builder.offload(offload);
             })
             .build_sync()?;
         device.set_nonblocking(true)?;
-        Ok(device)
+        let merge = if device.udp_gso() { Merge::TcpAndUdp } else { Merge::Tcp };
+        Ok(Device { device, merge: offload.then_some(merge) })
     };
-    match build() {
-        Ok(device) => {
-            let merge = if device.udp_gso() { Merge::TcpAndUdp } else { Merge::Tcp };
-            Ok(Device { device, merge })
-        }
-        Err(source) => Err(explain(name, source)),
-    }
+    let built = match build(offloads.tun) {
+        // The system may have TUN devices, but none with offloads.
+        Err(error) if offloads.tun => build(false).map_err(|_plain| error),
+        built => built,
+    };
+    built.map_err(|source| explain(name, source))
 }
 
 impl Tun for Device {
     fn try_read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<TunFrame<'b>> {
         let len = self.device.recv(buffer)?;
-        vnet::frame(&buffer[..len])
+        match self.merge {
+            Some(_) => vnet::frame(&buffer[..len]),
+            None => Ok(TunFrame { packet: &buffer[..len], offload: Offload::None }),
+        }
     }
 
     fn try_write(&self, packet: &[u8]) -> io::Result<()> {
-        self.device.send_vectored(&[IoSlice::new(&vnet::PLAIN), IoSlice::new(packet)]).map(drop)
+        match self.merge {
+            Some(_) => self.device.send_vectored(&[IoSlice::new(&vnet::PLAIN), IoSlice::new(packet)]),
+            None => self.device.send(packet),
+        }
+        .map(drop)
     }
 
     fn write_batch(&self, bytes: &mut [u8], packets: &[Range<usize>]) -> u64 {
         let mut refused = 0;
         let mut rest = packets;
         while let [first, ..] = rest {
-            let (run, later) = rest.split_at(merge::run_len(bytes, rest, self.merge));
+            let (run, later) =
+                rest.split_at(self.merge.map_or(1, |merge| merge::run_len(bytes, rest, merge)));
             rest = later;
             let written = match run {
                 [single] => self.try_write(&bytes[single.clone()]),
@@ -124,7 +136,7 @@ mod tests {
     #[test]
     fn names_that_no_interface_can_have_are_refused_before_the_system_is_asked() {
         for name in ["", "sixteen-letters-", "a/b", "a b", "..", "mesh%d", "a:b"] {
-            assert!(matches!(open(name), Err(OpenError::Name { .. })), "{name:?}");
+            assert!(matches!(open(name, Offloads::ALL), Err(OpenError::Name { .. })), "{name:?}");
         }
     }
 
@@ -146,9 +158,9 @@ mod tests {
         crate::netns::isolated(
             "io::tun::linux::tests::a_name_that_is_taken_is_told_from_one_that_is_in_use",
             async || {
-                assert!(matches!(open("lo"), Err(OpenError::Taken { .. })));
-                let _first = open("t0").unwrap();
-                assert!(matches!(open("t0"), Err(OpenError::Busy { .. })));
+                assert!(matches!(open("lo", Offloads::ALL), Err(OpenError::Taken { .. })));
+                let _first = open("t0", Offloads::ALL).unwrap();
+                assert!(matches!(open("t0", Offloads::ALL), Err(OpenError::Busy { .. })));
             },
         );
     }

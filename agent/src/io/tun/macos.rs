@@ -1,4 +1,4 @@
-//! The TUN device of macOS (utun): one packet per read and write.
+//! The TUN device of macOS (utun): one packet per read and write, no offloads.
 
 use std::{
     io,
@@ -9,6 +9,7 @@ use mesh_engine::batch::{Offload, TunFrame};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::{OpenError, Tun};
+use crate::io::offload::Offloads;
 
 /// A TUN of macOS.
 pub struct Device {
@@ -19,7 +20,7 @@ pub struct Device {
 ///
 /// # Errors
 /// Says what stands in the way, and what to do about it.
-pub fn open(name: &str) -> Result<Device, OpenError> {
+pub fn open(name: &str, _offloads: Offloads) -> Result<Device, OpenError> {
     let build = || -> io::Result<SyncDevice> {
         let device = DeviceBuilder::new().name(name).build_sync()?;
         device.set_nonblocking(true)?;

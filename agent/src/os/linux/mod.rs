@@ -116,7 +116,10 @@ mod tests {
     use std::{process::Command, time::Duration};
 
     use super::*;
-    use crate::{io::tun, netns::isolated};
+    use crate::{
+        io::{offload::Offloads, tun},
+        netns::isolated,
+    };
 
     fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -134,7 +137,7 @@ mod tests {
         isolated(
             "os::linux::tests::the_interface_gets_what_is_wanted_once_and_loses_what_is_not",
             async || {
-                let _device = tun::open("t0").unwrap();
+                let _device = tun::open("t0", Offloads::ALL).unwrap();
                 let host = Netlink::open("t0").unwrap();
                 host.set_link(1280).await.unwrap();
                 let addresses = nets(&["10.90.0.2/32", "fd00::2/128"]);
@@ -163,7 +166,7 @@ mod tests {
     #[test]
     fn routes_of_others_are_neither_replaced_nor_preferred() {
         isolated("os::linux::tests::routes_of_others_are_neither_replaced_nor_preferred", async || {
-            let _device = tun::open("t0").unwrap();
+            let _device = tun::open("t0", Offloads::ALL).unwrap();
             ip("link add d0 type veth peer name far");
             ip("link set far up");
             ip("addr add 10.90.1.1/24 dev d0");
@@ -184,7 +187,7 @@ mod tests {
         isolated(
             "os::linux::tests::networks_are_listed_and_their_changes_are_told_in_one_piece",
             async || {
-                let _device = tun::open("t0").unwrap();
+                let _device = tun::open("t0", Offloads::ALL).unwrap();
                 let host = Netlink::open("t0").unwrap();
                 let mut watch = Watch::open().unwrap();
                 ip("link add eth0 type veth peer name far");
