@@ -7,7 +7,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-wire bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-wire bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -54,6 +54,10 @@ bench: bins
 ## bench-wire: the data plane beside wireguard-go, boringtun-cli and nebula; ROUNDS=5 SECONDS=3
 bench-wire: bins
 	$(CARGO) bench --locked -p mesh-benches --bench wire
+
+## bench-core: what a packet costs in the engine, without IO, beside the bare AEAD
+bench-core: setup
+	$(CARGO) bench --locked -p mesh-engine --bench core
 
 bins: setup
 	$(RELEASE)

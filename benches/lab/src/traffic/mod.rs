@@ -2,7 +2,7 @@
 //! that much of it costs little.
 //!
 //! - [`Echo`]: requests between many pairs at a steady pace, and when replies came.
-//! - [`transfer`]: one TCP stream with a checksum at both ends.
+//! - [`transfer()`]: one TCP stream with a checksum at both ends.
 
 mod echo;
 mod transfer;
