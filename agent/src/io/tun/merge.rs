@@ -441,7 +441,7 @@ mod tests {
         let one = (payload, step, flags, change, any::<bool>(), any::<bool>(), any::<u8>());
         prop::collection::vec(one, 1..90).prop_map(|drawn| {
             let (mut v6, mut protocol, mut seq, mut id) = (false, PROTOCOL_TCP, 1000_u32, 1_u16);
-            let mut make =
+            let make =
                 |(len, step, flags, change, new_v6, is_udp, byte): (_, u32, u8, bool, bool, bool, u8)| {
                     if change {
                         (v6, protocol) = (new_v6, if is_udp { PROTOCOL_UDP } else { PROTOCOL_TCP });
@@ -466,7 +466,7 @@ mod tests {
                     }
                     packet
                 };
-            drawn.into_iter().map(|draw| make(draw)).collect()
+            drawn.into_iter().map(make).collect()
         })
     }
 
