@@ -7,7 +7,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-wire bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -54,6 +54,15 @@ bench: bins
 ## bench-wire: the data plane beside wireguard-go, boringtun-cli and nebula; ROUNDS=5 SECONDS=3
 bench-wire: bins
 	$(CARGO) bench --locked -p mesh-benches --bench wire
+
+## bench-links: the same over simulated links: 40 ms and 1 % loss, and a bottleneck of 100 Mbit/s
+bench-links: bins
+	$(CARGO) bench --locked -p mesh-benches --bench wire -- lossy narrow
+
+## bench-profile: where the cycles of one TCP stream go, ours and wireguard-go's
+bench-profile: bins
+	@.ci/setup perf:linux-perf
+	$(CARGO) bench --locked -p mesh-benches --bench wire -- profile tcp-1 wireguard-go
 
 ## bench-core: what a packet costs in the engine, without IO, beside the bare AEAD
 bench-core: setup

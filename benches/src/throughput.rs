@@ -10,7 +10,7 @@ use mesh_lab::Lab;
 use crate::{
     figure::Figure,
     wire::{
-        self, Kind, Load, Metric, Plan,
+        self, Kind, Link, Load, Metric, Plan, Profiling,
         peers::{self, Peers},
         report::GOALS,
     },
@@ -27,7 +27,13 @@ const PLAN_SECONDS: u32 = 3;
 pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let program = peers::wireguard_go_at_hand(Path::new(peers::FOLDER))?;
     let peers = Peers { found: vec![program], missing: Vec::new() };
-    let plan = Plan { rounds: PLAN_ROUNDS, seconds: PLAN_SECONDS, loads: vec![Load::Tcp1] };
+    let plan = Plan {
+        rounds: PLAN_ROUNDS,
+        seconds: PLAN_SECONDS,
+        loads: vec![Load::Tcp1],
+        link: Link::Lan,
+        profile: Profiling::Off,
+    };
     let report = wire::measure(lab, peers, &plan)?;
     let rate = |kind| report.figure(Load::Tcp1, Metric::Received, kind);
     let ratio = GOALS.iter().find(|goal| (goal.load, goal.metric) == (Load::Tcp1, Metric::Received));

@@ -79,8 +79,7 @@ pub struct EngineHandle<T> {
 
 /// What is asked of the driver.
 enum Request<T> {
-    /// The reply says that the engine has it.
-    Command(Command, oneshot::Sender<()>),
+    Command(Command),
     Snapshot(oneshot::Sender<(Instant, Snapshot, Counters)>),
     SetTun(T),
 }
@@ -92,14 +91,12 @@ impl<T> Clone for EngineHandle<T> {
 }
 
 impl<T: Tun> EngineHandle<T> {
-    /// Gives the engine a command, and waits until it has it: packets that come after that are treated accordingly.
+    /// Gives the engine a command.
     ///
     /// # Errors
     /// When the driver has ended.
     pub async fn command(&self, command: Command) -> anyhow::Result<()> {
-        let (reply, done) = oneshot::channel();
-        self.request(Request::Command(command, reply)).await?;
-        done.await.context("the driver has ended")
+        self.request(Request::Command(command)).await
     }
 
     /// Returns what the engine looks like, when it looked so, and what the driver has counted.

@@ -11,7 +11,7 @@ use super::{Metric, Sample};
 /// Between echoes: often enough for a median within seconds, and cold wake-ups all the same.
 const ECHO_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a stream runs before its echoes are sent: slow start is over.
-const WARM_UP: Duration = Duration::from_millis(500);
+pub(super) const WARM_UP: Duration = Duration::from_millis(500);
 /// How much longer than planned a run of iperf3 may take.
 const GRACE: Duration = Duration::from_secs(20);
 /// Before a second try, when the server is not done with the former test.

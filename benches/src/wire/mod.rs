@@ -1,6 +1,6 @@
 //! `make bench-wire`: our agents beside other userspace tunnels, all between the same two hosts.
 //!
-//! Two hosts stand on one LAN of the lab (veth and a bridge). On both runs every tunnel that could be had, each with its own
+//! Two hosts stand on one LAN of the lab (veth and a bridge), or have a simulated [`Link`] between them. On both runs every tunnel that could be had, each with its own
 //! interface: our agents (real binaries, joined at a real coordinator, on their direct path), wireguard-go, boringtun-cli,
 //! nebula. iperf3 and ping run in the hosts' namespaces.
 //!
@@ -11,6 +11,7 @@
 //! - [`stage`]: the hosts and the tunnels between them;
 //! - [`load`]: runs a load once, and what iperf3 and ping say of it;
 //! - [`counters`]: what the daemons and the kernel count meanwhile;
+//! - [`profile`]: where the daemons' cycles go, if that is asked for;
 //! - [`report`] and [`plot`]: medians, ratios and goals as table, JSON and picture.
 
 use std::{collections::BTreeMap, fmt};
@@ -19,15 +20,18 @@ use mesh_lab::Lab;
 use serde::Serialize;
 
 pub mod counters;
+pub mod link;
 pub mod load;
 mod nebula;
 pub mod peers;
 pub mod plot;
+pub mod profile;
 pub mod report;
 pub mod stage;
 mod tunnel;
 mod wireguard;
 
+pub use link::Link;
 pub use load::Load;
 pub use report::Report;
 pub use tunnel::Tunnel;
@@ -138,6 +142,19 @@ pub struct Plan {
     pub seconds: u32,
     /// Which loads.
     pub loads: Vec<Load>,
+    /// Over which link.
+    pub link: Link,
+    /// Whether the daemons are sampled in one run more of each.
+    pub profile: Profiling,
+}
+
+/// Whether the daemons are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profiling {
+    /// They are.
+    On,
+    /// They are not.
+    Off,
 }
 
 /// Which run.
@@ -159,7 +176,7 @@ impl fmt::Display for Run {
 /// # Errors
 /// When the lab, our own binaries or iperf3's server fail, or nothing at all could be measured.
 pub fn measure(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Report> {
-    let stage = Stage::build(lab, peers)?;
+    let stage = Stage::build(lab, peers, plan.link)?;
     let mut report = Report::new(&stage, plan);
     for round in 0..plan.rounds {
         for &load in &plan.loads {
@@ -171,6 +188,16 @@ pub fn measure(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Report> {
                 match once(&stage, tunnel, load, plan.seconds) {
                     Ok(sample) => report.add(round, load, tunnel.kind, sample),
                     Err(error) => report.add_failure(format!("{run}: {error:#}")),
+                }
+            }
+        }
+    }
+    if plan.profile == Profiling::On {
+        for &load in &plan.loads {
+            for tunnel in stage.tunnels() {
+                match profile::Profile::take(&stage, tunnel, load, plan.seconds) {
+                    Ok(profile) => report.add_profile(profile),
+                    Err(error) => report.add_failure(format!("profile of {}: {error:#}", tunnel.kind.name())),
                 }
             }
         }

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::{Kind, Load, Metric, Plan, Sample, stage::Stage};
+use super::{
+    Kind, Link, Load, Metric, Plan, Sample,
+    profile::{self, Profile},
+    stage::Stage,
+};
 use crate::figure::{self, Budget, Figure};
 
 /// Width of a column of the table: `median (lowest..highest)`.
@@ -51,6 +55,7 @@ pub const GOALS: [Goal; 10] = {
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     machine: Machine,
+    link: Link,
     rounds: usize,
     seconds: u32,
     tunnels: Vec<Described>,
@@ -58,6 +63,8 @@ pub struct Report {
     missing: Vec<String>,
     failures: Vec<String>,
     rows: Vec<Row>,
+    #[serde(skip)]
+    profiles: Vec<Profile>,
 }
 
 /// Where it was measured.
@@ -100,12 +107,14 @@ impl Report {
                 cores: std::thread::available_parallelism().map_or(1, Into::into),
                 kernel: kernel.trim().to_owned(),
             },
+            link: plan.link,
             rounds: plan.rounds,
             seconds: plan.seconds,
             tunnels: stage.tunnels().iter().map(describe).collect(),
             missing: stage.missing().to_vec(),
             failures: Vec::new(),
             rows: Vec::new(),
+            profiles: Vec::new(),
         }
     }
 
@@ -119,6 +128,11 @@ impl Report {
                 None => self.rows.push(Row { load, metric, kind, rounds: BTreeMap::from([(round, value)]) }),
             }
         }
+    }
+
+    /// Adds a profile, if there is one.
+    pub fn add_profile(&mut self, profile: Option<Profile>) {
+        self.profiles.extend(profile);
     }
 
     /// Adds a run that failed.
@@ -164,10 +178,13 @@ impl Report {
         Figure::new(what, unit, values, Some(goal.wanted)).ok()
     }
 
-    /// Returns every goal that could be judged.
+    /// Returns every goal that could be judged; they are for a link that is no bottleneck.
     #[must_use]
     pub fn goals(&self) -> Vec<Figure> {
-        GOALS.iter().filter_map(|goal| self.judge(goal)).collect()
+        match self.link {
+            Link::Lan => GOALS.iter().filter_map(|goal| self.judge(goal)).collect(),
+            Link::Lossy | Link::Narrow => Vec::new(),
+        }
     }
 
     /// Writes it for people.
@@ -175,8 +192,10 @@ impl Report {
     pub fn table(&self) -> String {
         let Machine { cores, kernel } = &self.machine;
         let mut out = format!(
-            "{} interleaved rounds of {} s, {cores} cores, Linux {kernel}; median (lowest..highest)\n\n",
-            self.rounds, self.seconds
+            "link {}, {} interleaved rounds of {} s, {cores} cores, Linux {kernel}; median (lowest..highest)\n\n",
+            self.link.name(),
+            self.rounds,
+            self.seconds
         );
         for tunnel in &self.tunnels {
             let _ = writeln!(out, "{:<14} MTU {}, {}", tunnel.kind.name(), tunnel.mtu, tunnel.version);
@@ -187,8 +206,13 @@ impl Report {
         for load in Load::ALL {
             self.write_load(&mut out, load);
         }
-        out.push('\n');
-        out.push_str(&figure::table(&self.goals()));
+        let goals = self.goals();
+        if !goals.is_empty() {
+            let _ = write!(out, "\n{}", figure::table(&goals));
+        }
+        if !self.profiles.is_empty() {
+            let _ = write!(out, "\n{}", profile::table(&self.profiles));
+        }
         for failure in &self.failures {
             let _ = writeln!(out, "failed: {failure}");
         }
@@ -261,12 +285,14 @@ impl Report {
         let describe = |kind: &Kind| Described { kind: *kind, version: "1".into(), mtu: 1420 };
         Self {
             machine: Machine { cores: 2, kernel: "6.18".into() },
+            link: Link::Lan,
             rounds: 3,
             seconds: 3,
             tunnels: kinds.iter().map(describe).collect(),
             missing: vec!["nebula: no Go here".into()],
             failures: Vec::new(),
             rows: Vec::new(),
+            profiles: Vec::new(),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The two hosts, the tunnels between them, and iperf3's server.
 
+use std::path::Path;
+
 use anyhow::{Context as _, ensure};
-use mesh_lab::{
-    Filtering, Host, Lab, Mapping, Mesh, MeshOptions, Nat, Process, Site, Topology, mesh::wait_until,
-};
+use mesh_lab::{Host, Lab, Mesh, MeshOptions, Process, Site, mesh::wait_until};
 use mesh_proto::status::PathKind;
 
 use super::{
-    Kind, nebula,
+    Kind, Link, nebula,
     peers::{Peers, Program},
     tunnel::{self, Pair, Tunnel},
     wireguard,
@@ -33,11 +33,8 @@ impl Stage {
     ///
     /// # Errors
     /// When the lab, our own binaries or iperf3's server fail.
-    pub fn build(lab: &Lab, peers: Peers) -> anyhow::Result<Self> {
-        let lan = ENDS
-            .into_iter()
-            .fold(Site::behind("lan", Nat::new(Mapping::Eim, Filtering::Apdf)), |lan, name| lan.host(name));
-        let network = lab.build(Topology::new().site(Site::public("coord")).site(lan))?;
+    pub fn build(lab: &Lab, peers: Peers, link: Link) -> anyhow::Result<Self> {
+        let network = lab.build(link.topology().site(Site::public("coord")))?;
         let address = network.outside("coord")?.to_string();
         let mesh = Mesh::new(network, &MeshOptions::new("coord", &address, &ENDS))?;
         mesh.start()?;
@@ -64,6 +61,12 @@ impl Stage {
     #[must_use]
     pub fn hosts(&self) -> [&Host; 2] {
         hosts(&self.mesh)
+    }
+
+    /// Returns a folder that is removed with everything else.
+    #[must_use]
+    pub(super) fn directory(&self) -> &Path {
+        self.mesh.network().lab().directory()
     }
 
     /// Returns the tunnels that run; ours is the first.

@@ -1,0 +1,68 @@
+//! What lies between the two hosts.
+
+use std::time::Duration;
+
+use mesh_lab::{Filtering, Impairment, Loss, Mapping, Nat, Rate, Site, Topology};
+use serde::Serialize;
+
+use super::{Load, stage::ENDS};
+
+/// Each host's share of the one-way delay of a long way.
+const LONG: Duration = Duration::from_millis(10);
+/// Share of packets lost in each direction.
+const LOSS: f64 = 0.01;
+/// The bottleneck, in Mbit/s.
+const NARROW: u64 = 100;
+
+/// A way between two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Link {
+    /// A LAN of veth and a bridge: as fast as the machine.
+    Lan,
+    /// Simulated: 40 ms and 1 % loss.
+    Lossy,
+    /// Simulated: 40 ms and a bottleneck of 100 Mbit/s with a queue of 50 ms.
+    Narrow,
+}
+
+impl Link {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lan, Self::Lossy, Self::Narrow];
+
+    /// Returns its name, also on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Lossy => "lossy",
+            Self::Narrow => "narrow",
+        }
+    }
+
+    /// Returns the loads that say something over it: no flood, where the link is what is full.
+    #[must_use]
+    pub const fn loads(self) -> &'static [Load] {
+        match self {
+            Self::Lan => &Load::ALL,
+            Self::Lossy | Self::Narrow => &[Load::Tcp1, Load::Tcp4, Load::PingIdle, Load::PingLoaded],
+        }
+    }
+
+    /// Describes a network with the two hosts.
+    pub(super) fn topology(self) -> Topology {
+        let both = match self {
+            Self::Lan => {
+                let lan = Site::behind("lan", Nat::new(Mapping::Eim, Filtering::Apdf));
+                return Topology::new().site(ENDS.into_iter().fold(lan, |lan, name| lan.host(name)));
+            }
+            Self::Lossy => Impairment::delay(LONG).loss(Loss::Uniform(LOSS)),
+            Self::Narrow => Impairment::delay(LONG).rate(Rate::mbit(NARROW)),
+        };
+        // All that is wrong with the way is wrong with the sender's line, but for half of the delay.
+        let [from, to] = ENDS;
+        Topology::new()
+            .site(Site::public(from).impaired(both))
+            .site(Site::public(to).impaired(Impairment::delay(LONG)))
+    }
+}
