@@ -79,7 +79,8 @@ pub struct EngineHandle<T> {
 
 /// What is asked of the driver.
 enum Request<T> {
-    Command(Command),
+    /// The reply says that the engine has it.
+    Command(Command, oneshot::Sender<()>),
     Snapshot(oneshot::Sender<(Instant, Snapshot, Counters)>),
     SetTun(T),
 }
@@ -91,12 +92,14 @@ impl<T> Clone for EngineHandle<T> {
 }
 
 impl<T: Tun> EngineHandle<T> {
-    /// Gives the engine a command.
+    /// Gives the engine a command, and waits until it has it: packets that come after that are treated accordingly.
     ///
     /// # Errors
     /// When the driver has ended.
     pub async fn command(&self, command: Command) -> anyhow::Result<()> {
-        self.request(Request::Command(command)).await
+        let (reply, done) = oneshot::channel();
+        self.request(Request::Command(command, reply)).await?;
+        done.await.context("the driver has ended")
     }
 
     /// Returns what the engine looks like, when it looked so, and what the driver has counted.

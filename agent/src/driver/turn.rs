@@ -191,7 +191,11 @@ impl<T: Tun> Driver<T> {
 
     fn handle_request(&mut self, request: Request<T>, now: Instant) {
         match request {
-            Request::Command(command) => self.engine.handle_command(command, now),
+            Request::Command(command, reply) => {
+                self.engine.handle_command(command, now);
+                // Whoever asked may have gone.
+                let _ = reply.send(());
+            }
             Request::Snapshot(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send((now, self.engine.snapshot(now), self.counters.clone()));

@@ -4,7 +4,7 @@
 //! receiver answers with the SHA-256 of what it got.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, ensure};
@@ -40,15 +40,15 @@ impl Transfer {
     }
 }
 
-/// Sends `bytes` bytes from one host to the address of another over TCP.
+/// Sends `bytes` bytes from one host to an address of another over TCP.
 ///
 /// # Errors
 ///
 /// If the connection cannot be made or breaks. Checksums that differ are no error: they are the caller's to compare.
-pub fn transfer(from: &Host, to: (&Host, Ipv4Addr), bytes: u64) -> anyhow::Result<Transfer> {
-    let (receiver, address) = to;
-    let listener = receiver.netns().enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    let to = SocketAddr::V4(SocketAddrV4::new(address, listener.local_addr()?.port()));
+pub fn transfer(from: &Host, to: (&Host, impl Into<IpAddr>), bytes: u64) -> anyhow::Result<Transfer> {
+    let (receiver, address) = (to.0, to.1.into());
+    let listener = receiver.netns().enter(|| TcpListener::bind((address, 0)))??;
+    let to = listener.local_addr()?;
     let started = Instant::now();
     let stream = from.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
     let stream = stream.with_context(|| format!("{} connects to {to}", from.name()))?;
