@@ -1,11 +1,12 @@
 //! The command line.
 
-use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use mesh_proto::name::NodeName;
-use zeroize::Zeroizing;
+
+use crate::config::{RelayArgs, ServeArgs};
 
 /// The mesh coordinator: registers nodes, tells them of each other, and relays for those who cannot meet.
 #[derive(Debug, Parser)]
@@ -45,73 +46,6 @@ pub enum Command {
         shell: Shell,
     },
 }
-
-// Values are taken as text: `config` parses them, together with those of the environment and the file, so
-// that everything that is wrong is reported at once.
-
-/// Flags of `mesh-coordinator serve`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct ServeArgs {
-    /// A TOML file with any of the long flags as keys [env: MESH_CONFIG].
-    #[arg(long, env = "MESH_CONFIG", hide_env = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// The UDP port, or its address, or both [env: MESH_LISTEN_UDP] [default: 7443 of all addresses].
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen_udp: Option<String>,
-    /// The TCP port, or its address, or both [env: MESH_LISTEN_TCP] [default: 7443 of all addresses].
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen_tcp: Option<String>,
-    /// A DNS name or address by which nodes reach this coordinator, with a port where a router forwards
-    /// another one; several are tried in order [env: MESH_NAME, with commas] [default: the host name].
-    #[arg(long, value_name = "HOST[:PORT]")]
-    pub name: Vec<String>,
-    /// Where metrics are shown, or "off" [env: MESH_METRICS] [default: 127.0.0.1:9743].
-    #[arg(long, value_name = "ADDRESS")]
-    pub metrics: Option<String>,
-    /// The range of IPv4 mesh addresses, fixed at the first start [env: MESH_IPV4_RANGE]
-    /// [default: 10.90.0.0/16].
-    #[arg(long, value_name = "CIDR")]
-    pub ipv4_range: Option<String>,
-    /// Bytes per second that one node may send through the relay [env: MESH_RELAY_RATE]
-    /// [default: 125000000].
-    #[arg(long, value_name = "BYTES")]
-    pub relay_rate: Option<String>,
-}
-
-/// Flags of `mesh-coordinator relay`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct RelayArgs {
-    /// The coordinator; several names and addresses are tried in order [env: MESH_COORDINATOR, with commas].
-    #[arg(value_name = "HOST[:PORT]")]
-    pub coordinator: Vec<String>,
-    /// A TOML file with any of the long flags, and "coordinator", as keys [env: MESH_CONFIG].
-    #[arg(long, env = "MESH_CONFIG", hide_env = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// A join token that was made with `--tag relay`, for the first start [env: MESH_TOKEN].
-    #[arg(long)]
-    pub token: Option<Secret>,
-    /// SHA-256 of the coordinator's public key: sha256:HEX [env: MESH_CA_CERT_HASH].
-    #[arg(long, value_name = "HASH")]
-    pub ca_cert_hash: Option<String>,
-    /// The relay's name [env: MESH_NAME] [default: the host name].
-    #[arg(long)]
-    pub name: Option<String>,
-    /// A DNS name or address by which nodes reach this relay; several are tried in order
-    /// [env: MESH_ADDRESS, with commas] [default: the host name].
-    #[arg(long, value_name = "HOST[:PORT]")]
-    pub address: Vec<String>,
-    /// The UDP port, or its address, or both [env: MESH_LISTEN_UDP] [default: 7443 of all addresses].
-    #[arg(long, value_name = "ADDRESS")]
-    pub listen_udp: Option<String>,
-    /// Bytes per second that one node may send through the relay [env: MESH_RELAY_RATE]
-    /// [default: 125000000].
-    #[arg(long, value_name = "BYTES")]
-    pub relay_rate: Option<String>,
-}
-
-/// A text that `Debug` does not show.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
 
 /// What can be done with join tokens.
 #[derive(Debug, Subcommand)]
@@ -157,28 +91,6 @@ pub enum NodeCommand {
         #[arg(long)]
         json: bool,
     },
-}
-
-impl Secret {
-    /// Returns the text.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Secret {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(Zeroizing::new(text.to_owned())))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{
 mod args;
 mod table;
 
-pub use self::args::{Cli, Command, NodeCommand, RelayArgs, Secret, ServeArgs, TokenCommand};
+pub use self::args::{Cli, Command, NodeCommand, TokenCommand};
 
 /// What was wrong with the usage.
 const WRONG_USAGE: u8 = 2;

@@ -12,16 +12,14 @@ use std::{
 
 use anyhow::Context;
 
-pub use self::settings::{Problem, Problems};
-use self::{parse::parse_path, settings::Settings};
-use crate::{
-    cli::{RelayArgs, ServeArgs},
-    limit::Rate,
-    relay::Limits,
-    serve::ServeOptions,
-    standalone::RelayOptions,
+pub use self::{
+    args::{RelayArgs, Secret, ServeArgs},
+    settings::{Problem, Problems},
 };
+use self::{parse::parse_path, settings::Settings};
+use crate::{limit::Rate, relay::Limits, serve::ServeOptions, standalone::RelayOptions};
 
+mod args;
 mod parse;
 mod relay;
 mod serve;

@@ -5,12 +5,12 @@ use std::{ffi::OsString, net::SocketAddr};
 use mesh_proto::{DEFAULT_COORDINATOR_PORT, key::KeyPin, name::NodeName, token::JoinToken};
 
 use super::{
-    Host, Problems,
+    Host, Problems, RelayArgs,
     parse::{parse_host, parse_listen, parse_path, parse_rate},
     relay_limits,
     settings::Settings,
 };
-use crate::{cli::RelayArgs, standalone::RelayOptions};
+use crate::standalone::RelayOptions;
 
 /// Where a relay keeps its state when it is not told.
 const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-relay";

@@ -8,12 +8,12 @@ use std::{
 use mesh_proto::DEFAULT_COORDINATOR_PORT;
 
 use super::{
-    DEFAULT_STATE_DIR, Host, Problems,
+    DEFAULT_STATE_DIR, Host, Problems, ServeArgs,
     parse::{parse_host, parse_listen, parse_metrics, parse_path, parse_range, parse_rate},
     relay_limits,
     settings::Settings,
 };
-use crate::{cli::ServeArgs, registry::MeshOptions, serve::ServeOptions};
+use crate::{registry::MeshOptions, serve::ServeOptions};
 
 /// Where metrics are shown when it is not told.
 const DEFAULT_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9743);
