@@ -111,12 +111,7 @@ fn go_install(folder: &Path, packages: &[&str]) -> anyhow::Result<()> {
     let bin = folder.join("bin");
     std::fs::create_dir_all(&bin)?;
     eprintln!("building {} ...", packages.join(" "));
-    // Its Go code must not be tuned to a caller's settings of another module.
-    run(Command::new("go")
-        .arg("install")
-        .args(packages)
-        .env("GOBIN", std::path::absolute(bin)?)
-        .env("GOFLAGS", ""))
+    run(Command::new("go").arg("install").args(packages).env("GOBIN", std::path::absolute(bin)?))
 }
 
 fn version(path: &Path, option: &str) -> anyhow::Result<String> {
