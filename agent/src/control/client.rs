@@ -297,7 +297,12 @@ impl Client {
                 None,
             ) => self.backoff.next_wait(random),
         };
-        self.warn_once(&refusal, "the coordinator refuses: trying on");
+        if refusal.code == RefusalCode::ShuttingDown {
+            // If it stays away, that will be warned of.
+            info!("the coordinator is stopping");
+        } else {
+            self.warn_once(&refusal, "the coordinator refuses: trying on");
+        }
         self.set_down(refusal.to_string());
         Next::Obey(wait)
     }
