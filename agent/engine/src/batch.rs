@@ -120,6 +120,8 @@ struct Train {
     via: Via,
     stride: usize,
     range: Range<usize>,
+    /// Whether it stays a train of one.
+    alone: bool,
 }
 
 impl Train {
@@ -127,6 +129,7 @@ impl Train {
     fn takes(&self, via: Via, len: usize) -> bool {
         let bytes = self.range.len();
         self.via == via
+            && !self.alone
             && bytes.is_multiple_of(self.stride)
             && len <= self.stride
             && bytes / self.stride < MAX_TRAIN_SEGMENTS
@@ -170,7 +173,9 @@ impl TxArena {
         }
         match self.trains.last_mut() {
             Some(train) if train.takes(via, len) => train.range.end += len,
-            _ => self.trains.push(Train { via, stride: len, range: self.used..self.used + len }),
+            _ => {
+                self.trains.push(Train { via, stride: len, range: self.used..self.used + len, alone: false })
+            }
         }
         self.used += len;
         Some(len)
@@ -183,6 +188,16 @@ impl TxArena {
             datagram.len()
         })
         .is_some()
+    }
+
+    /// Like [`TxArena::push`], in a train of its own: a system that refuses this datagram refuses no other with it.
+    pub fn push_alone(&mut self, via: Via, datagram: &[u8]) -> bool {
+        let (start, len) = (self.used, datagram.len());
+        let Some(slot) = self.buffer.get_mut(start..start + len) else { return false };
+        slot.copy_from_slice(datagram);
+        self.trains.push(Train { via, stride: len, range: start..start + len, alone: true });
+        self.used += len;
+        true
     }
 
     /// Returns the trains in the order in which they were laid out.
@@ -235,6 +250,17 @@ mod tests {
         }
         let trains: Vec<_> = arena.transmits().map(|t| (t.via, t.stride, t.bytes.len())).collect();
         assert_eq!(trains, [(via(1), 100, 240), (via(1), 40, 40), (via(2), 40, 40), (via(2), 50, 50)]);
+    }
+
+    #[test]
+    fn what_is_to_be_alone_joins_no_train_and_none_joins_it() {
+        let mut arena = TxArena::new(1000);
+        assert!(arena.push(via(1), &[0; 100]));
+        assert!(arena.push_alone(via(1), &[0; 100]));
+        assert!(arena.push(via(1), &[0; 50]));
+        assert!(!arena.push_alone(via(1), &[0; 751]));
+        let lens: Vec<_> = arena.transmits().map(|t| t.bytes.len()).collect();
+        assert_eq!(lens, [100, 100, 50]);
     }
 
     #[test]

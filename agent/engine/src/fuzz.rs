@@ -81,7 +81,7 @@ pub fn tun(data: &[u8]) {
         2 => segments(SegmentProtocol::Tcp, first, second, offset),
         _ => segments(SegmentProtocol::Udp, first, second, offset),
     };
-    if let Some(answer) = icmp::too_big(packet, 1280, OWN) {
+    if let Some(answer) = icmp::too_big(packet, 1280) {
         assert_eq!(Header::parse(&answer).map(|header| header.len), Some(answer.len()));
     }
     let mut world = World::new();

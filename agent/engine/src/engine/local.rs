@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Instant,
 };
 
@@ -14,16 +14,18 @@ use mesh_proto::{
 use rand_chacha::ChaCha8Rng;
 use rand_core::RngCore;
 
+use super::outbound::IcmpLimit;
 use crate::{
     batch::{TxArena, Via},
     drops::DropCounters,
     event::{Event, PathAddress},
     netcheck::NetCheck,
-    path::{guess::guesses, is_probable},
+    packet::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN, icmp},
+    path::{guess::guesses, is_probable, mtu::Bounds},
     queue::Budget,
     relay::RelayClient,
     router::Router,
-    session::Keys,
+    session::{Keys, OVERHEAD},
 };
 
 /// Most datagrams of the engine's own that wait for the driver: handshakes, probes, Binds. They are made in answer
@@ -38,7 +40,6 @@ const MAX_PACKETS: usize = 64;
 pub(crate) struct Local {
     pub(crate) id: NodeId,
     pub(crate) keys: Keys,
-    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) mtu: u16,
     pub(crate) rng: ChaCha8Rng,
     pub(crate) router: Router,
@@ -47,6 +48,8 @@ pub(crate) struct Local {
     pub(crate) outbox: Outbox,
     pub(crate) budget: Budget,
     pub(crate) drops: DropCounters,
+    /// How many ICMP errors may still be sent.
+    pub(crate) icmp: IcmpLimit,
     /// Something changed that [`super::Engine::settle`] is to see to.
     pub(crate) unsettled: bool,
 }
@@ -55,6 +58,8 @@ pub(crate) struct Local {
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     datagrams: VecDeque<(Via, Vec<u8>)>,
+    /// Padded probes, which the system may refuse for their length.
+    probes: VecDeque<(Via, Vec<u8>)>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) packets: VecDeque<Vec<u8>>,
 }
@@ -70,6 +75,13 @@ impl Route {
     /// Returns the length of what stands before a message.
     pub(crate) fn header_len(&self) -> usize {
         self.header.map_or(0, |header| header.len())
+    }
+
+    fn wrap(&self, message: &[u8]) -> Vec<u8> {
+        match self.header {
+            Some(header) => [&header[..], message].concat(),
+            None => message.to_vec(),
+        }
     }
 }
 
@@ -90,12 +102,34 @@ impl Local {
     /// Sends a message of the engine's own to a peer; whether there was a way.
     pub(crate) fn send(&mut self, peer: NodeId, path: PathAddress, message: &[u8]) -> bool {
         let Some(route) = self.route(peer, path) else { return false };
-        let datagram = match route.header {
-            Some(header) => [&header[..], message].concat(),
-            None => message.to_vec(),
-        };
-        self.outbox.push_datagram(route.via, datagram);
+        self.outbox.push_datagram(route.via, route.wrap(message));
         true
+    }
+
+    /// Sends a padded probe to a peer, in no train with anything else: if the system refuses it, nothing else is lost.
+    pub(crate) fn send_probe(&mut self, peer: NodeId, path: PathAddress, message: &[u8]) {
+        if let Some(route) = self.route(peer, path) {
+            push_bounded(&mut self.outbox.probes, (route.via, route.wrap(message)), MAX_DATAGRAMS);
+        }
+    }
+
+    /// Returns between what a path's MTU is to be searched for; `None` while it leads nowhere.
+    pub(crate) fn mtu_bounds(&self, peer: NodeId, path: PathAddress) -> Option<Bounds> {
+        let route = self.route(peer, path)?;
+        let outside = match route.via {
+            Via::Udp { remote: SocketAddr::V4(_), .. } => IPV4_HEADER_LEN + UDP_HEADER_LEN,
+            // A stream has no size of its own; its other end may be a socket.
+            Via::Udp { remote: SocketAddr::V6(_), .. } | Via::Stream(_) => IPV6_HEADER_LEN + UDP_HEADER_LEN,
+        };
+        let overhead = u16::try_from(outside + route.header_len() + OVERHEAD).ok()?;
+        Some(Bounds { most: self.mtu, overhead })
+    }
+
+    /// Tells the sender of a packet how large it may be.
+    pub(crate) fn answer_too_big(&mut self, packet: &[u8], mtu: u16, now: Instant) {
+        if let Some(answer) = icmp::too_big(packet, mtu).filter(|_| self.icmp.admit(now)) {
+            self.outbox.push_packet(answer);
+        }
     }
 
     /// Returns the address that handshakes on a path are limited by.
@@ -170,6 +204,12 @@ impl Outbox {
                 return true;
             }
             self.datagrams.pop_front();
+        }
+        while let Some((via, probe)) = self.probes.front() {
+            if !out.push_alone(*via, probe) {
+                return true;
+            }
+            self.probes.pop_front();
         }
         false
     }

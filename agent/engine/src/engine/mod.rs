@@ -63,7 +63,6 @@ pub struct Engine {
     touched: Option<u32>,
     own_allowed_ips: Vec<ipnet::IpNet>,
     refusals: Vec<Refusal>,
-    icmp: outbound::IcmpLimit,
 }
 
 /// Buffers that are used again and again.
@@ -91,7 +90,6 @@ impl Engine {
             local: Local {
                 id: config.id,
                 keys: Keys::new(&config.private_key, now),
-                addresses: config.addresses,
                 mtu: config.mtu,
                 rng: ChaCha8Rng::from_seed(seed),
                 router,
@@ -100,6 +98,7 @@ impl Engine {
                 outbox: Outbox::default(),
                 budget: Budget::default(),
                 drops: DropCounters::default(),
+                icmp: outbound::IcmpLimit::default(),
                 unsettled: false,
             },
             peers: Slots::default(),
@@ -109,7 +108,6 @@ impl Engine {
             touched: None,
             own_allowed_ips,
             refusals: Vec::new(),
-            icmp: outbound::IcmpLimit::default(),
         }
     }
 

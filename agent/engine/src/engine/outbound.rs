@@ -6,7 +6,6 @@ use super::Engine;
 use crate::{
     batch::{TunFrame, TxArena},
     drops::DropReason,
-    packet::icmp,
     peer::Room,
     segment::Segments,
 };
@@ -16,13 +15,13 @@ const ICMP_PER_SECOND: u32 = 50;
 
 /// Counts ICMP errors of the running second.
 #[derive(Debug, Default)]
-pub(super) struct IcmpLimit {
+pub(crate) struct IcmpLimit {
     since: Option<Instant>,
     sent: u32,
 }
 
 impl IcmpLimit {
-    fn admit(&mut self, now: Instant) -> bool {
+    pub(super) fn admit(&mut self, now: Instant) -> bool {
         let is_over = |since: Instant| now.saturating_duration_since(since) >= Duration::from_secs(1);
         if self.since.is_none_or(is_over) {
             *self = Self { since: Some(now), sent: 0 };
@@ -47,7 +46,7 @@ impl Engine {
         };
         if segments.max_len() > usize::from(self.local.mtu) {
             peer.count_drop(DropReason::TooBig);
-            return self.answer_too_big(&segments, now);
+            return self.local.answer_too_big(segments.packet(), self.local.mtu, now);
         }
         peer.send(&segments, &mut self.local, &mut self.scratch, now, out);
         peer.arm_loosely(&mut self.wakeups, now);
@@ -75,16 +74,5 @@ impl Engine {
             self.ready.remove(&slot);
         }
         self.local.outbox.flush(out)
-    }
-
-    fn answer_too_big(&mut self, segments: &Segments<'_>, now: Instant) {
-        let is_v4 = segments.header().source.is_ipv4();
-        let own = self.local.addresses.iter().find(|address| address.is_ipv4() == is_v4);
-        let Some(own) = own.copied() else { return };
-        if self.icmp.admit(now)
-            && let Some(answer) = icmp::too_big(segments.packet(), self.local.mtu, own)
-        {
-            self.local.outbox.push_packet(answer);
-        }
     }
 }

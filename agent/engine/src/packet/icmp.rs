@@ -14,17 +14,20 @@ const MAX_IPV6: usize = 1280;
 const ICMP_LEN: usize = 8;
 const TTL: u8 = 64;
 
-/// Builds the answer to a packet that is larger than `mtu` (RFC 1191, RFC 4443), sent from `own`.
+/// Builds the answer to a packet that is larger than `mtu` (RFC 1191, RFC 4443).
+///
+/// It comes from where the packet was to go: from an address of this node's the kernel would take it for a forgery
+/// (a packet with a local source that comes from outside, a "martian").
 ///
 /// `None` where none may be sent: to a packet that may be fragmented, is not the first fragment, is itself an ICMP
 /// error, or does not come from and go to single hosts.
-pub(crate) fn too_big(packet: &[u8], mtu: u16, own: IpAddr) -> Option<Vec<u8>> {
+pub(crate) fn too_big(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let header = Header::parse(packet)?;
     if is_not_one_host(header.source) || is_not_one_host(header.destination) {
         return None;
     }
-    match own {
-        IpAddr::V4(own) if header.source.is_ipv4() => {
+    match header.destination {
+        IpAddr::V4(from) => {
             let flags = u16::from_be_bytes([packet[6], packet[7]]);
             let (dont_fragment, offset) = (flags & 0x4000 != 0, flags & 0x1fff);
             let payload = &packet[header.header_len..header.len];
@@ -42,14 +45,14 @@ pub(crate) fn too_big(packet: &[u8], mtu: u16, own: IpAddr) -> Option<Vec<u8>> {
             icmp[2..4].copy_from_slice(&check.to_be_bytes());
             let len = u16::try_from(IPV4_HEADER_LEN + icmp.len()).ok()?.to_be_bytes();
             let mut out = vec![0x45, 0xc0, len[0], len[1], 0, 0, 0, 0, TTL, PROTOCOL_ICMP, 0, 0];
-            out.extend(own.octets());
+            out.extend(from.octets());
             out.extend(&packet[12..16]);
             let check = finish(sum(&out, 0));
             out[10..12].copy_from_slice(&check.to_be_bytes());
             out.extend(icmp);
             Some(out)
         }
-        IpAddr::V6(own) if header.source.is_ipv6() => {
+        IpAddr::V6(from) => {
             let is_error = header.protocol == PROTOCOL_ICMPV6
                 && packet.get(IPV6_HEADER_LEN).is_some_and(|kind| *kind < 128);
             if is_error {
@@ -59,17 +62,16 @@ pub(crate) fn too_big(packet: &[u8], mtu: u16, own: IpAddr) -> Option<Vec<u8>> {
             let mut icmp = vec![2, 0, 0, 0, 0, 0];
             icmp.extend(mtu.to_be_bytes());
             icmp.extend(quote);
-            let pseudo = pseudo_header(own.into(), header.source, PROTOCOL_ICMPV6, icmp.len());
+            let pseudo = pseudo_header(from.into(), header.source, PROTOCOL_ICMPV6, icmp.len());
             let check = finish(sum(&icmp, pseudo));
             icmp[2..4].copy_from_slice(&check.to_be_bytes());
             let len = u16::try_from(icmp.len()).ok()?.to_be_bytes();
             let mut out = vec![0x60, 0, 0, 0, len[0], len[1], PROTOCOL_ICMPV6, TTL];
-            out.extend(own.octets());
+            out.extend(from.octets());
             out.extend(&packet[8..24]);
             out.extend(icmp);
             Some(out)
         }
-        IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }
 
@@ -87,9 +89,9 @@ mod tests {
     #[test]
     fn an_ipv4_sender_is_told_the_mtu() {
         let packet = ipv4([10, 0, 0, 1], [10, 0, 0, 2], PROTOCOL_UDP, &[7; 1400]);
-        let answer = too_big(&packet, 1280, IpAddr::from([10, 0, 0, 9])).unwrap();
+        let answer = too_big(&packet, 1280).unwrap();
         let header = Header::parse(&answer).unwrap();
-        assert_eq!(header.source, IpAddr::from([10, 0, 0, 9]));
+        assert_eq!(header.source, IpAddr::from([10, 0, 0, 2]));
         assert_eq!(header.destination, IpAddr::from([10, 0, 0, 1]));
         assert_eq!(answer.len(), MAX_IPV4);
         assert_eq!(finish(sum(&answer[..20], 0)), 0);
@@ -105,9 +107,9 @@ mod tests {
         packet.extend("fd00::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
         packet.extend("fd00::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
         packet.resize(1540, 1);
-        let own: IpAddr = "fd00::9".parse().unwrap();
-        let answer = too_big(&packet, 1280, own).unwrap();
+        let answer = too_big(&packet, 1280).unwrap();
         let header = Header::parse(&answer).unwrap();
+        assert_eq!(header.source, "fd00::2".parse::<IpAddr>().unwrap());
         assert_eq!(answer.len(), MAX_IPV6);
         let pseudo = pseudo_header(header.source, header.destination, PROTOCOL_ICMPV6, answer.len() - 40);
         assert_eq!(finish(sum(&answer[40..], pseudo)), 0);
@@ -116,7 +118,6 @@ mod tests {
 
     #[test]
     fn errors_fragments_and_groups_are_not_answered() {
-        let own = IpAddr::from([10, 0, 0, 9]);
         let big = ipv4([10, 0, 0, 1], [10, 0, 0, 2], PROTOCOL_UDP, &[7; 1400]);
         let mut fragmentable = big.clone();
         fragmentable[6] = 0;
@@ -125,8 +126,7 @@ mod tests {
         let error = ipv4([10, 0, 0, 1], [10, 0, 0, 2], PROTOCOL_ICMP, &[3; 1400]);
         let group = ipv4([10, 0, 0, 1], [224, 0, 0, 1], PROTOCOL_UDP, &[7; 1400]);
         for packet in [fragmentable, later_fragment, error, group] {
-            assert_eq!(too_big(&packet, 1280, own), None);
+            assert_eq!(too_big(&packet, 1280), None);
         }
-        assert!(too_big(&big, 1280, "fd00::9".parse().unwrap()).is_none());
     }
 }

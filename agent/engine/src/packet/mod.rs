@@ -5,12 +5,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(crate) mod checksum;
+pub(crate) mod fragment;
 pub(crate) mod icmp;
+pub(crate) mod mss;
 
 /// Length of an IPv4 header without options.
 pub(crate) const IPV4_HEADER_LEN: usize = 20;
 /// Length of an IPv6 header.
 pub(crate) const IPV6_HEADER_LEN: usize = 40;
+/// Length of a UDP header.
+pub(crate) const UDP_HEADER_LEN: usize = 8;
 /// Protocol number of ICMP.
 pub(crate) const PROTOCOL_ICMP: u8 = 1;
 /// Protocol number of TCP.

@@ -145,6 +145,9 @@ impl PathSet {
         now: Instant,
     ) -> Option<(PathAddress, Duration)> {
         self.speaks_disco = true;
+        if self.on_mtu_pong(from, txid, now) {
+            return None;
+        }
         let path = self.paths.iter_mut().find(|path| path.awaits(txid))?;
         if path.address != from {
             // Answered from elsewhere: that the probed address works both ways is not shown.
@@ -168,6 +171,6 @@ impl PathSet {
             }
             Health::Untried | Health::Alive | Health::Suspect { .. } | Health::Dead => None,
         });
-        probes.chain(verdicts.filter(|at| *at > now)).min()
+        probes.chain(verdicts.filter(|at| *at > now)).chain(self.mtu_timeout(now)).min()
     }
 }

@@ -24,6 +24,7 @@ use std::{
 mod candidates;
 pub(crate) mod guess;
 mod hunt;
+pub(crate) mod mtu;
 mod select;
 mod state;
 mod targets;
@@ -188,6 +189,8 @@ mod tests {
                             pongs.push((next + rtt, path, [self.txid; 12]));
                         }
                     }
+                    let bounds = mtu::Bounds { most: mtu::FLOOR, overhead: 60 };
+                    assert_eq!(self.set.poll_mtu_probes(|_| Some(bounds), next), []);
                     self.set.judge(next);
                 }
             }

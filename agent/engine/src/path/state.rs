@@ -7,7 +7,10 @@ use std::{
 
 use mesh_proto::{candidate::CandidateKind, disco::TxId};
 
-use super::select::{Class, Standing};
+use super::{
+    mtu::PathMtu,
+    select::{Class, Standing},
+};
 use crate::event::PathAddress;
 
 /// A path that carries traffic is probed this often.
@@ -80,6 +83,8 @@ pub(crate) struct Path {
     pub(crate) step: usize,
     /// Probes sent since the last answer.
     pub(crate) unanswered: u32,
+    /// How large packets it carries.
+    pub(crate) mtu: PathMtu,
     outstanding: VecDeque<(TxId, Instant)>,
     /// Bit 0 is the last probe whose fate is known; 1 means lost.
     losses: u32,
@@ -100,6 +105,7 @@ impl Path {
             next_probe: None,
             step: 0,
             unanswered: 0,
+            mtu: PathMtu::default(),
             outstanding: VecDeque::new(),
             losses: 0,
             fates: 0,
@@ -185,6 +191,7 @@ impl Path {
         if self.health == Health::Alive {
             self.health = Health::Suspect { since: now };
         }
+        self.mtu.check(now);
     }
 
     /// Returns the share of the last probes that stayed unanswered.

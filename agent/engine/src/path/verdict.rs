@@ -24,10 +24,12 @@ pub(crate) struct Verdict {
 }
 
 impl PathSet {
-    /// Every direct path is doubted: the network changed, or the peer does not answer.
+    /// Every direct path is doubted: the network changed, or the peer does not answer. Perhaps it is only large packets
+    /// that get lost.
     pub(crate) fn suspect_all(&mut self, now: Instant) {
         for path in &mut self.paths {
             path.suspect(now);
+            path.mtu.forget();
         }
     }
 
@@ -40,6 +42,7 @@ impl PathSet {
         if self.primary().is_some_and(|path| !is_named(path)) {
             self.suspect_primary(now);
         }
+        self.check_relay_mtus(now);
     }
 
     pub(super) fn suspect_primary(&mut self, now: Instant) {
@@ -126,6 +129,10 @@ impl PathSet {
             if let Some(path) = self.get_mut(address) {
                 path.health = health;
                 path.step = 0;
+                match health {
+                    Health::Dead => path.mtu.forget(),
+                    Health::Untried | Health::Alive | Health::Suspect { .. } => path.mtu.check(now),
+                }
             }
         }
         if suspicion {

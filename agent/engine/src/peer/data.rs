@@ -8,8 +8,8 @@ use crate::{
     drops::DropReason,
     engine::{Local, Route, Scratch},
     event::PathAddress,
-    packet::Header,
-    path::Targets,
+    packet::{Header, fragment, mss},
+    path::{Targets, mtu::Carries},
     segment::Segments,
     session::{OVERHEAD, Opened, PADDING},
 };
@@ -21,6 +21,17 @@ pub(crate) enum Room {
     Left,
     /// The arena is full.
     None,
+}
+
+/// Where packets go at one moment.
+struct Way {
+    now: Instant,
+    first: Route,
+    /// Where they go as well, while the first is in doubt.
+    second: Option<Route>,
+    carries: Carries,
+    /// What the MSS is clamped to: the interface's MTU.
+    mss: u16,
 }
 
 impl Peer {
@@ -44,13 +55,9 @@ impl Peer {
             self.ensure_session(local, now);
             return;
         }
-        for index in 0..segments.count() {
-            segments.write(index, &mut scratch.packet);
-            match self.send_packet(local, scratch, now, out) {
-                Ok(Room::Left) => {}
-                Ok(Room::None) => self.drops.count(DropReason::ArenaFull),
-                Err(reason) => self.drops.count(reason),
-            }
+        match self.way(local, now) {
+            Some(way) => self.send_frame(segments, &way, local, scratch, out),
+            None => self.drops.count(DropReason::NoPath),
         }
         self.rekey_if_due(local, now);
     }
@@ -68,14 +75,22 @@ impl Peer {
         now: Instant,
         out: &mut TxArena,
     ) -> Room {
+        let way = self.way(local, now);
         while self.is_established(now) {
             let Some(packet) = self.queue.peek() else { break };
             scratch.packet.clear();
             scratch.packet.extend_from_slice(packet);
-            match self.send_packet(local, scratch, now, out) {
+            let sent = match &way {
+                Some(way) => self.send_packet(way, scratch, out),
+                None => Err(DropReason::NoPath),
+            };
+            match sent {
                 Ok(Room::Left) => {}
                 Ok(Room::None) => return Room::None,
                 Err(reason) => self.drops.count(reason),
+            }
+            if let (Err(DropReason::TooBig), Some(way)) = (sent, &way) {
+                local.answer_too_big(&scratch.packet, way.carries.mtu, now);
             }
             self.queue.pop(&mut local.budget);
         }
@@ -113,6 +128,7 @@ impl Peer {
         self.rekey_if_due(local, now);
         match check(&datagram[..len], self.slot, local) {
             Ok(()) => {
+                mss::clamp(&mut datagram[..len], local.mtu);
                 self.rx_bytes += len as u64;
                 Some(len)
             }
@@ -148,42 +164,108 @@ impl Peer {
         }
     }
 
-    /// Seals `scratch.packet` into the arena.
+    /// Returns where packets go now; `None` if nowhere.
+    fn way(&self, local: &Local, now: Instant) -> Option<Way> {
+        let id = self.config.id;
+        let targets = self.paths.targets(now);
+        let (first, second) = match targets {
+            Targets::None => return None,
+            Targets::One(path) => (local.route(id, path), None),
+            Targets::Two(first, second) => (local.route(id, first), local.route(id, second)),
+        };
+        let Carries { mtu, is_final } = self.paths.carries(targets);
+        let carries = Carries { mtu: mtu.min(local.mtu), is_final };
+        Some(Way { first: first.or(second)?, second: first.and(second), carries, mss: local.mtu, now })
+    }
+
+    /// Sends the packets of a frame; those that are too large are cut or answered.
+    fn send_frame(
+        &mut self,
+        segments: &Segments<'_>,
+        way: &Way,
+        local: &mut Local,
+        scratch: &mut Scratch,
+        out: &mut TxArena,
+    ) {
+        let mtu = usize::from(way.carries.mtu);
+        let mut segments = *segments;
+        if segments.max_len() > mtu {
+            let may_be_cut = fragment::may_be_cut(segments.packet());
+            // While the path may prove to carry more, TCP is not told to send less: it would, for minutes.
+            match segments.cut_to(mtu).filter(|_| may_be_cut || !way.carries.is_final) {
+                Some(smaller) => segments = smaller,
+                None if may_be_cut => {}
+                None => {
+                    self.drops.count(DropReason::TooBig);
+                    return local.answer_too_big(segments.packet(), way.carries.mtu, way.now);
+                }
+            }
+        }
+        for index in 0..segments.count() {
+            segments.write(index, &mut scratch.packet);
+            match self.send_packet(way, scratch, out) {
+                Ok(Room::Left) => {}
+                Ok(Room::None) => self.drops.count(DropReason::ArenaFull),
+                Err(reason) => self.drops.count(reason),
+            }
+        }
+    }
+
+    /// Seals `scratch.packet` into the arena, in fragments if it is too large for one message.
     fn send_packet(
         &mut self,
-        local: &Local,
+        way: &Way,
         scratch: &mut Scratch,
-        now: Instant,
+        out: &mut TxArena,
+    ) -> Result<Room, DropReason> {
+        mss::clamp(&mut scratch.packet, way.mss);
+        let mtu = usize::from(way.carries.mtu);
+        if scratch.packet.len() <= mtu {
+            return self.send_message(way, scratch, out);
+        }
+        let fragments = fragment::fragments(&scratch.packet, mtu);
+        if fragments.is_empty() {
+            return Err(DropReason::TooBig);
+        }
+        let room = way.room(mtu) * fragments.len();
+        if out.room() < room {
+            return Ok(Room::None);
+        }
+        for fragment in fragments {
+            scratch.packet = fragment;
+            self.send_message(way, scratch, out)?;
+        }
+        Ok(Room::Left)
+    }
+
+    /// Seals `scratch.packet`, which is not too large, into the arena.
+    fn send_message(
+        &mut self,
+        way: &Way,
+        scratch: &mut Scratch,
         out: &mut TxArena,
     ) -> Result<Room, DropReason> {
         let session = self.session.as_mut().ok_or(DropReason::NoPath)?;
         let Scratch { packet, datagram } = scratch;
         let len = packet.len();
         // Padding ends at the MTU (whitepaper, section 5.4.6; wireguard-go does the same).
-        let padded = len.next_multiple_of(PADDING).min(usize::from(local.mtu)).max(len);
+        let padded = len.next_multiple_of(PADDING).min(usize::from(way.carries.mtu)).max(len);
         packet.resize(padded, 0);
         let sealed_len = padded + OVERHEAD;
-        let id = self.config.id;
-        let (first, second) = match self.paths.targets(now) {
-            Targets::None => return Err(DropReason::NoPath),
-            Targets::One(path) => (local.route(id, path), None),
-            Targets::Two(first, second) => (local.route(id, first), local.route(id, second)),
-        };
-        let sent = match (first.or(second), first.and(second)) {
-            (None, _) => return Err(DropReason::NoPath),
-            (Some(route), None) => push(out, route, sealed_len, |slot| session.seal(packet, slot, now)),
-            (Some(route), Some(also)) => {
+        let sent = match way.second {
+            None => push(out, way.first, sealed_len, |slot| session.seal(packet, slot, way.now)),
+            Some(also) => {
                 // The same message on both: the peer takes the one that comes first.
                 datagram.resize(sealed_len, 0);
-                if out.room() < 2 * (sealed_len + mesh_proto::relay::HEADER_LEN) {
+                if out.room() < way.room(padded) {
                     return Ok(Room::None);
                 }
-                let sealed = session.seal(packet, datagram, now).ok_or(DropReason::NoPath)?;
+                let sealed = session.seal(packet, datagram, way.now).ok_or(DropReason::NoPath)?;
                 let copy = |slot: &mut [u8]| {
                     slot[..sealed].copy_from_slice(&datagram[..sealed]);
                     Some(sealed)
                 };
-                push(out, route, sealed, copy);
+                push(out, way.first, sealed, copy);
                 push(out, also, sealed, copy)
             }
         };
@@ -195,6 +277,14 @@ impl Peer {
             }
             None => Ok(Room::None),
         }
+    }
+}
+
+impl Way {
+    /// Returns how much room a packet of `len` bytes takes at most.
+    fn room(&self, len: usize) -> usize {
+        let copies = if self.second.is_some() { 2 } else { 1 };
+        copies * (len + OVERHEAD + mesh_proto::relay::HEADER_LEN)
     }
 }
 

@@ -78,6 +78,8 @@ impl Peer {
                 self.last_handshake = Some(now);
                 local.send(self.config.id, from, &reply);
                 self.paths.on_wireguard(from, now);
+                // The peer may have begun anew because large packets are all that this node sends, and get lost.
+                self.paths.check_mtus(now);
                 self.note_traffic(local, now);
                 self.judge(local, now);
             }

@@ -201,7 +201,7 @@ impl Peer {
             since: self.paths.primary_since().filter(|_| is_primary),
             rtt: path.rtt,
             loss: path.loss(),
-            mtu: PATH_MTU,
+            mtu: path.mtu.mtu(),
             last_answer: path.last_answer,
         }
     }
@@ -229,6 +229,3 @@ impl Peer {
         }
     }
 }
-
-/// Largest inner packet of every path, until paths are measured: what any underlay carries.
-const PATH_MTU: u16 = 1280;

@@ -15,7 +15,7 @@ use crate::{
     engine::Local,
     event::{Event, PathAddress},
     netcheck::Observer,
-    path::{Path, Targets},
+    path::{Path, Targets, mtu::padding},
 };
 
 /// Least time between CallMeMaybes to a peer: so they don't answer each other for ever.
@@ -218,6 +218,15 @@ impl Peer {
         for path in self.paths.poll_probes(now) {
             self.probe(path, local, now);
         }
+        let id = self.config.id;
+        for probe in self.paths.poll_mtu_probes(|path| local.mtu_bounds(id, path), now) {
+            let txid = local.random();
+            let ping = Message::Ping { txid, padding: padding(probe.size) };
+            if let Some(datagram) = self.seal(&ping, local) {
+                local.send_probe(id, probe.path, &datagram);
+            }
+            self.paths.on_mtu_probe_sent(probe, txid);
+        }
     }
 
     fn probe(&mut self, path: PathAddress, local: &mut Local, now: Instant) -> TxId {
@@ -293,10 +302,15 @@ impl Peer {
     }
 
     fn say(&mut self, message: &Message, path: PathAddress, local: &mut Local) {
+        if let Some(datagram) = self.seal(message, local) {
+            local.send(self.config.id, path, &datagram);
+        }
+    }
+
+    fn seal(&mut self, message: &Message, local: &mut Local) -> Option<Vec<u8>> {
         self.disco(local);
-        let Some(key) = &self.disco else { return };
-        let datagram = key.seal(local.keys.public(), message, &mut local.rng);
-        local.send(self.config.id, path, &datagram);
+        let key = self.disco.as_ref()?;
+        Some(key.seal(local.keys.public(), message, &mut local.rng))
     }
 
     fn disco(&mut self, local: &Local) -> &DiscoKey {

@@ -7,13 +7,12 @@ use crate::{
     batch::{Offload, SegmentProtocol, TunFrame},
     drops::DropReason,
     packet::{
-        Header, PROTOCOL_TCP, PROTOCOL_UDP,
+        Header, PROTOCOL_TCP, PROTOCOL_UDP, UDP_HEADER_LEN,
         checksum::{finish, pseudo_header, sum},
     },
 };
 
 const TCP_HEADER_LEN: usize = 20;
-const UDP_HEADER_LEN: usize = 8;
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 const TCP_SEQUENCE: usize = 4;
@@ -109,6 +108,16 @@ impl<'a> Segments<'a> {
     /// Returns the whole packet as the kernel gave it.
     pub(crate) fn packet(&self) -> &'a [u8] {
         self.packet
+    }
+
+    /// Returns the same frame in pieces of up to `mtu` bytes, if it is one that may be cut anywhere: a TCP superpacket.
+    pub(crate) fn cut_to(&self, mtu: usize) -> Option<Self> {
+        let Cut::Pieces { protocol: SegmentProtocol::Tcp, transport, headers, payload } = self.cut else {
+            return None;
+        };
+        let payload = mtu.checked_sub(headers).filter(|room| *room > 0)?.min(payload);
+        let cut = Cut::Pieces { protocol: SegmentProtocol::Tcp, transport, headers, payload };
+        Some(Self { cut, ..*self })
     }
 
     /// Returns how many packets it stands for.
@@ -253,6 +262,30 @@ mod tests {
         assert_eq!(cut.iter().map(|piece| piece[5]).collect::<Vec<_>>(), [7, 8, 9]);
         let joined: Vec<u8> = cut.iter().flat_map(|piece| piece[52..].to_vec()).collect();
         assert_eq!(joined, payload);
+    }
+
+    #[test]
+    fn tcp_superpackets_can_be_cut_smaller() {
+        let payload: Vec<u8> = (0..=255).cycle().take(2500).collect();
+        let packet = ipv4([10, 0, 0, 1], [10, 0, 0, 2], PROTOCOL_TCP, &tcp(0x10, &payload));
+        let offload =
+            Offload::Segment { protocol: SegmentProtocol::Tcp, segment_len: 1000, start: 20, offset: 16 };
+        let segments = Segments::new(TunFrame { packet: &packet, offload }).unwrap();
+        for (mtu, lens) in [(652, vec![652, 652, 652, 652, 152]), (9000, vec![1052, 1052, 552])] {
+            let cut = segments.cut_to(mtu).unwrap();
+            let mut joined = Vec::new();
+            let mut piece = Vec::new();
+            for (index, len) in lens.iter().enumerate() {
+                cut.write(index, &mut piece);
+                assert_eq!(piece.len(), *len);
+                assert!(checksum_is_right(&piece));
+                joined.extend_from_slice(&piece[52..]);
+            }
+            assert_eq!((cut.count(), joined), (lens.len(), payload.clone()));
+        }
+        assert!(segments.cut_to(52).is_none());
+        let whole = Segments::new(TunFrame { packet: &packet, offload: Offload::None }).unwrap();
+        assert!(whole.cut_to(652).is_none());
     }
 
     #[test]

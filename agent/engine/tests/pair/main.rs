@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail that way")]
 
 mod hostile;
+mod mtu;
 mod roaming;
 mod world;
 

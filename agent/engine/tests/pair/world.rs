@@ -28,6 +28,9 @@ pub(crate) const DIRECT: Duration = Duration::from_millis(20);
 /// One way between a node and the relay.
 pub(crate) const TO_RELAY: Duration = Duration::from_millis(15);
 
+/// IPv4 and UDP header.
+const IP_AND_UDP: usize = 28;
+
 const RELAY: RelayId = RelayId(0);
 
 pub(crate) struct World {
@@ -37,6 +40,9 @@ pub(crate) struct World {
     pub(crate) relay_up: bool,
     /// Whether datagrams between the nodes arrive.
     pub(crate) direct_up: bool,
+    /// Largest IP packet between the nodes, and between them and the relay.
+    pub(crate) direct_mtu: usize,
+    pub(crate) relay_mtu: usize,
     /// Datagrams that went through, by kind: direct WireGuard, direct disco, relayed.
     pub(crate) direct_wireguard: usize,
     pub(crate) direct_disco: usize,
@@ -55,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) address: SocketAddr,
     pub(crate) received: Vec<Vec<u8>>,
     pub(crate) events: Vec<Event>,
+    /// What the engine gave the TUN by itself.
+    pub(crate) told: Vec<Vec<u8>>,
     pub(crate) wakeups: usize,
 }
 
@@ -114,6 +122,8 @@ impl World {
             nodes: Vec::new(),
             relay_up: true,
             direct_up: true,
+            direct_mtu: 1500,
+            relay_mtu: 1500,
             direct_wireguard: 0,
             direct_disco: 0,
             relayed: 0,
@@ -136,11 +146,18 @@ impl World {
             private_key: private_key(id, self.key_versions[index(id)]),
             addresses: vec![mesh_address(id).into()],
             allowed_ips: allowed_ips(id),
-            mtu: 1280,
+            mtu: 1420,
         };
         let mut engine = Engine::new(config, [u8::try_from(id).unwrap(); 32], self.now);
         engine.handle_command(self.peers_of(id), self.now);
-        Node { engine, address: address(id), received: Vec::new(), events: Vec::new(), wakeups: 0 }
+        Node {
+            engine,
+            address: address(id),
+            received: Vec::new(),
+            events: Vec::new(),
+            told: Vec::new(),
+            wakeups: 0,
+        }
     }
 
     /// Restarts a node with a new WireGuard key, and tells the other one.
@@ -205,9 +222,13 @@ impl World {
 
     /// Hands a node's TUN a packet for the other node.
     pub(crate) fn send(&mut self, from: u32, packet: &[u8]) {
+        self.send_frame(from, TunFrame { packet, offload: Offload::None });
+    }
+
+    /// Hands a node's TUN a frame for the other node.
+    pub(crate) fn send_frame(&mut self, from: u32, frame: TunFrame<'_>) {
         let now = self.now;
         let mut arena = TxArena::new(Engine::MAX_TUN_ROOM);
-        let frame = TunFrame { packet, offload: Offload::None };
         self.nodes[index(from)].engine.handle_tun(frame, now, &mut arena);
         self.launch(from, &arena);
         self.drain(from);
@@ -266,6 +287,7 @@ impl World {
         }
         let node = &mut self.nodes[index(id)];
         node.events.extend(std::iter::from_fn(|| node.engine.poll_event()));
+        node.told.extend(std::iter::from_fn(|| node.engine.poll_packet()));
     }
 
     fn launch(&mut self, from: u32, arena: &TxArena) {
@@ -281,11 +303,11 @@ impl World {
     fn fly(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         self.captured.push((from, to, bytes.clone()));
         let relay = relay_address();
-        let (delay, up) = match from == relay || to == relay {
-            true => (TO_RELAY, self.relay_up),
-            false => (DIRECT, self.direct_up),
+        let (delay, up, mtu) = match from == relay || to == relay {
+            true => (TO_RELAY, self.relay_up, self.relay_mtu),
+            false => (DIRECT, self.direct_up, self.direct_mtu),
         };
-        if up {
+        if up && bytes.len() + IP_AND_UDP <= mtu {
             self.sent += 1;
             self.flying.insert((self.now + delay, self.sent), Flying { to, from, bytes });
         }
