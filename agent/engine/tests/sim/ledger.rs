@@ -44,6 +44,8 @@ pub(crate) enum Role {
 pub(crate) struct Ledger {
     outstanding: BTreeMap<u64, Sent>,
     answered: BTreeSet<u64>,
+    /// Packets that were refused for their size, with the MTU that was told.
+    refused: BTreeMap<u64, u16>,
     next: u64,
     delivered: u64,
 }
@@ -81,6 +83,16 @@ impl Ledger {
         }
         self.delivered += 1;
         Ok(sent)
+    }
+
+    /// Notes that a packet was refused for its size.
+    pub(crate) fn refuse(&mut self, number: u64, mtu: u16) {
+        self.refused.insert(number, mtu);
+    }
+
+    /// Returns the MTU that a packet was refused with.
+    pub(crate) fn refused(&self, number: u64) -> Option<u16> {
+        self.refused.get(&number).copied()
     }
 
     /// Whether a packet has not come out (yet).

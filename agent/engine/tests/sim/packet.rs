@@ -14,6 +14,8 @@ pub(crate) fn build(source: Ipv4Addr, destination: Ipv4Addr, number: u64, len: u
     let mut packet = vec![0; len];
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&total.to_be_bytes());
+    // Not to be fragmented: what is too large is answered.
+    packet[6] = 0x40;
     packet[8] = 64;
     packet[9] = 17;
     packet[12..16].copy_from_slice(&source.octets());
@@ -33,6 +35,14 @@ pub(crate) fn parse(packet: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u64)> {
     let number = u64::from_be_bytes(*packet.get(HEADERS_LEN..)?.first_chunk()?);
     let total = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
     (total == packet.len()).then_some((address(12)?, address(16)?, number))
+}
+
+/// Reads the MTU that an ICMP error tells the sender of a packet, and that packet's number.
+pub(crate) fn parse_too_big(packet: &[u8]) -> Option<(u16, u64)> {
+    let icmp = packet.get(20..)?;
+    let number = u64::from_be_bytes(*icmp.get(8 + HEADERS_LEN..)?.first_chunk()?);
+    (packet.get(9) == Some(&1) && icmp.starts_with(&[3, 4]))
+        .then(|| (u16::from_be_bytes([icmp[6], icmp[7]]), number))
 }
 
 fn ones_complement_sum(header: &[u8]) -> u16 {

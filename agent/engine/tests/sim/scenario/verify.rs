@@ -1,12 +1,16 @@
 //! What must hold after every step, as the reference model says.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use mesh_engine::snapshot::PathSnapshot;
 use mesh_proto::netmap::RelayId;
 
 use super::{Scenario, StepKind, Taken, Times};
-use crate::model::{self, Direct};
+use crate::{
+    ledger::Role,
+    model::{self, Direct},
+    world::{Ends, MTU, Sending},
+};
 
 /// Pairs that are looked at after a step, in large meshes.
 const PAIRS: usize = 8;
@@ -26,6 +30,13 @@ const DISTURBED_TIME: Duration = Duration::from_secs(120);
 const STABLE_PINGS: u32 = 20;
 /// Time between them: less than a path is trusted for.
 const STABLE_INTERVAL: Duration = Duration::from_millis(700);
+
+/// Of 1000 steps, those after which large packets are sent.
+const LARGE: u32 = 250;
+/// How often a large packet is sent.
+const LARGE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time until one comes through: as long as it takes to notice that a relayed peer has moved, and a search.
+const LARGE_DEADLINE: Duration = Duration::from_secs(90);
 
 /// A pair, and what the model says of it.
 #[derive(Debug, Clone)]
@@ -56,6 +67,9 @@ impl Scenario {
             .collect();
         let pairs = self.verify_connected(after, pairs);
         self.verify_direct(after, &pairs);
+        if self.rng.chance(LARGE) {
+            self.verify_large(after, &pairs);
+        }
         if self.world.violation().is_none() && self.topology.is_lossless() && self.rng.chance(200) {
             self.verify_stable(&pairs);
         }
@@ -232,6 +246,43 @@ impl Scenario {
             if let Some(pair) = late.cloned() {
                 let why = self.explain(&pair);
                 self.world.fail(format!("directness is not as the model says after {after:?}: {why}"));
+            }
+        }
+    }
+
+    /// The largest packets come through, or their sender is told how large they may be and then they do.
+    ///
+    /// A path whose other end has moved to a narrower line is found out by checking it again.
+    fn verify_large(&mut self, after: StepKind, pairs: &[Expected]) {
+        let start = self.world.now;
+        let mut open: Vec<_> = pairs.iter().filter(|pair| pair.done.is_some()).cloned().collect();
+        let mut sizes: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        while !open.is_empty() && self.world.violation().is_none() {
+            for pair in &mut open {
+                let (from, to) = (pair.from, pair.to);
+                let len = sizes.get(&(from, to)).copied().unwrap_or(MTU.into());
+                let sending = Sending { from, to, len, role: Role::Ping, ends: Ends::Nodes };
+                pair.pings = self.world.send(sending).into_iter().collect();
+            }
+            self.world.run_for(LARGE_INTERVAL);
+            let elapsed = self.world.now - start;
+            for pair in &open {
+                let refused = pair.pings.iter().find_map(|ping| self.world.ledger.refused(*ping));
+                if let Some(mtu) = refused {
+                    let shown = self.world.peer(pair.from, pair.to).and_then(|peer| peer.path);
+                    let bounds = 1280..MTU;
+                    if !bounds.contains(&mtu) {
+                        self.world.fail(format!("an MTU of {mtu} is told, {shown:?}"));
+                    }
+                }
+                // A path may turn out to carry more than was told.
+                let retried = refused.unwrap_or(MTU);
+                sizes.insert((pair.from, pair.to), retried.into());
+            }
+            open.retain(|pair| !pair.pings.iter().any(|ping| self.world.ledger.is_answered(*ping)));
+            if let Some(pair) = open.first().filter(|_| elapsed > LARGE_DEADLINE).cloned() {
+                let why = self.explain(&pair);
+                self.world.fail(format!("no large packet comes through after {after:?}: {why}"));
             }
         }
     }

@@ -24,7 +24,7 @@ use mesh_engine::{
 };
 use mesh_proto::demux::{DatagramKind, classify};
 
-pub(crate) use self::node::{NODE_PORT, Node};
+pub(crate) use self::node::{MTU, NODE_PORT, Node};
 use self::{control::Message, node::Input};
 use crate::{
     coordinator::{Coordinator, answer_stun},
@@ -412,6 +412,12 @@ impl World {
         }
         if !own.is_empty() {
             self.note(format!("node {node} answers its own host {} times", own.len()));
+        }
+        for packet in own {
+            match packet::parse_too_big(&packet) {
+                Some((mtu, number)) => self.ledger.refuse(number, mtu),
+                None => self.fail(format!("node {node} tells its host something else than an MTU")),
+            }
         }
         for (via, bytes) in datagrams {
             self.transmit(node, via, bytes);

@@ -27,7 +27,7 @@ use crate::{net::HostId, rng::Rng};
 /// UDP port of every node's socket.
 pub(crate) const NODE_PORT: u16 = 51820;
 /// Largest inner packet.
-pub(crate) const MTU: u16 = 1280;
+pub(crate) const MTU: u16 = 1420;
 /// Size of the arena that a node's engine is lent.
 const ARENA_LEN: usize = 256 * 1024;
 
