@@ -7,10 +7,7 @@ use mesh_proto::status::Status;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use super::{
-    TUNNEL_MTU,
-    facts::{Facts, Known},
-};
+use super::facts::{Facts, Known};
 use crate::{
     control::ControlHandle,
     driver::EngineHandle,
@@ -25,6 +22,7 @@ pub(super) struct Face<T> {
     pub(super) control: ControlHandle,
     pub(super) facts: Arc<Facts>,
     pub(super) interface: String,
+    pub(super) mtu: u16,
 }
 
 impl<T: Tun> Face<T> {
@@ -39,7 +37,7 @@ impl<T: Tun> Face<T> {
             map: &known.map,
             coordinator: self.control.status(),
             interface: &self.interface,
-            mtu: TUNNEL_MTU,
+            mtu: self.mtu,
             ready: known.ready,
             routes: &known.routes,
             warnings: known.warnings.clone(),

@@ -43,10 +43,6 @@ use facts::Facts;
 use following::{Following, Own};
 use wiring::{Ended, Wiring};
 
-/// The interface's MTU: IPv6's minimum. It passes every underlay with 1280 + 80 bytes and more, through relays too,
-/// before path MTUs are probed.
-pub const TUNNEL_MTU: u16 = 1280;
-
 /// How long the parts may take to end; then the process ends without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -91,7 +87,8 @@ async fn run_once(
     let tracker = TaskTracker::new();
     let front = cancel.child_token();
     let back = CancellationToken::new();
-    let parts = driver::Parts { config: engine_config(&identity, &membership), seed: seed()?, tun, udp };
+    let parts =
+        driver::Parts { config: engine_config(&identity, &membership, config.mtu), seed: seed()?, tun, udp };
     let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
     let facts = Arc::new(Facts::new(&membership));
     let control_config =
@@ -102,13 +99,14 @@ async fn run_once(
         control: control.clone(),
         facts: Arc::clone(&facts),
         interface: config.interface.clone(),
+        mtu: config.mtu,
     };
     local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);
     let changes = wiring::spawn_watch(watch, &front, &tracker);
     tracing::info!(interface = config.interface, port, "agent runs");
 
-    let reconciler = Reconciler::new(netlink, engine.clone(), TUNNEL_MTU);
+    let reconciler = Reconciler::new(netlink, engine.clone(), config.mtu);
     let own = Own {
         interface: config.interface.clone(),
         offloads: config.offloads,
@@ -140,13 +138,14 @@ async fn run_once(
 fn engine_config(
     identity: &identity::Identity,
     membership: &identity::Membership,
+    mtu: u16,
 ) -> mesh_engine::config::Config {
     mesh_engine::config::Config {
         id: membership.node.id,
         private_key: identity.wireguard_key().clone(),
         addresses: membership.node.addresses.clone(),
         allowed_ips: membership.node.allowed_ips.clone(),
-        mtu: TUNNEL_MTU,
+        mtu,
     }
 }
 

@@ -72,4 +72,7 @@ pub struct RunArgs {
     /// Offloads that may be used: all, none, or some of tun,udp-send,udp-receive [env: MESH_OFFLOADS] [default: all].
     #[arg(long)]
     pub offloads: Option<String>,
+    /// The interface's MTU, 1280 to 1420 [env: MESH_MTU] [default: 1420].
+    #[arg(long)]
+    pub mtu: Option<String>,
 }

@@ -33,6 +33,11 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-agent";
 pub const DEFAULT_SOCKET: &str = "/run/mesh-agent/agent.sock";
 /// The TUN interface when none is named.
 pub const DEFAULT_INTERFACE: &str = "mesh0";
+/// The interface's MTU when none is given, and the largest: a full packet fits into 1,500 bytes outside, over IPv6
+/// (48 bytes of headers) and WireGuard (32), or over IPv4 (28) through a relay (16).
+pub const DEFAULT_MTU: u16 = 1420;
+/// The smallest MTU of the interface: IPv6's, and what every path is taken to carry.
+pub const MIN_MTU: u16 = 1280;
 /// Longest interface name (IFNAMSIZ less its end).
 const MAX_INTERFACE_LEN: usize = 15;
 
@@ -49,6 +54,8 @@ pub struct RunConfig {
     pub listen_port: u16,
     /// What the kernel may do for whole trains of packets.
     pub offloads: Offloads,
+    /// The interface's MTU.
+    pub mtu: u16,
 }
 
 /// What `mesh-agent join` does.
@@ -86,6 +93,7 @@ impl RunConfig {
         let interface = settings.take("interface", args.interface.as_deref(), parse_interface);
         let listen_port = settings.take("listen-port", args.listen_port.as_deref(), parse_port);
         let offloads = settings.take("offloads", args.offloads.as_deref(), parse_offloads);
+        let mtu = settings.take("mtu", args.mtu.as_deref(), parse_mtu);
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -93,6 +101,7 @@ impl RunConfig {
             interface: interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
             listen_port: listen_port.unwrap_or(DEFAULT_AGENT_PORT),
             offloads: offloads.unwrap_or_default(),
+            mtu: mtu.unwrap_or(DEFAULT_MTU),
         })
     }
 }
@@ -199,6 +208,11 @@ fn parse_offloads(text: &str) -> Result<Offloads, String> {
     text.parse().map_err(|error: InvalidOffloads| error.to_string())
 }
 
+fn parse_mtu(text: &str) -> Result<u16, String> {
+    let mtu = text.parse().ok().filter(|mtu| (MIN_MTU..=DEFAULT_MTU).contains(mtu));
+    mtu.ok_or_else(|| format!("an MTU is a number from {MIN_MTU} to {DEFAULT_MTU}"))
+}
+
 fn parse_interface(text: &str) -> Result<String, String> {
     let valid = (1..=MAX_INTERFACE_LEN).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
@@ -242,16 +256,18 @@ mod tests {
         let config = run(&args, &variables, file).unwrap();
         assert_eq!(config.interface, "flag0");
         assert_eq!(config.listen_port, 7);
+        assert_eq!(config.mtu, DEFAULT_MTU);
         assert_eq!(config.socket, Path::new("/file.sock"));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
     }
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let args = RunArgs { listen_port: Some("70000".into()), ..RunArgs::default() };
+        let args =
+            RunArgs { listen_port: Some("70000".into()), mtu: Some("1500".into()), ..RunArgs::default() };
         let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''\noffloads = 'fast'";
         let problems = run(&args, &[("MESH_STATE_DIR", "")], file).unwrap_err().to_string();
-        for key in ["--listen-port", "MESH_STATE_DIR", "interface", "colour", "socket", "offloads"] {
+        for key in ["--listen-port", "--mtu", "MESH_STATE_DIR", "interface", "colour", "socket", "offloads"] {
             assert!(problems.contains(key), "{key} is missing in: {problems}");
         }
     }
