@@ -30,6 +30,7 @@ pub mod snapshot;
 mod timer;
 
 pub use engine::Engine;
+pub use packet::checksum;
 
 /// Whether the session's clock is moved by the caller, for simulations. A shipped binary asserts that it is not.
 pub const VIRTUAL_TIME: bool = cfg!(feature = "virtual-time");

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 ///
 /// The sum does not depend on the byte order in which it is made (RFC 1071, section 2): it is made in this machine's,
 /// four bytes at a time, and swapped at the end.
-pub(crate) fn sum(bytes: &[u8], initial: u64) -> u64 {
+#[must_use]
+pub fn sum(bytes: &[u8], initial: u64) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let (pairs, odd) = rest.as_chunks::<2>();
@@ -20,7 +21,8 @@ pub(crate) fn sum(bytes: &[u8], initial: u64) -> u64 {
 }
 
 /// Folds a sum to 16 bits.
-pub(crate) fn fold(mut total: u64) -> u16 {
+#[must_use]
+pub fn fold(mut total: u64) -> u16 {
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
@@ -28,12 +30,14 @@ pub(crate) fn fold(mut total: u64) -> u16 {
 }
 
 /// Folds and complements a sum: the checksum.
-pub(crate) fn finish(total: u64) -> u16 {
+#[must_use]
+pub fn finish(total: u64) -> u16 {
     !fold(total)
 }
 
 /// Sums the pseudo-header of TCP, UDP and ICMPv6.
-pub(crate) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u64 {
+#[must_use]
+pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u64 {
     let mut total = u64::from(protocol) + len as u64;
     for address in [source, destination] {
         total = match address {

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub(crate) mod checksum;
+pub mod checksum;
 pub(crate) mod fragment;
 pub(crate) mod icmp;
 pub(crate) mod mss;

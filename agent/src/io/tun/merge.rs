@@ -14,6 +14,8 @@
 
 use std::ops::Range;
 
+use mesh_engine::checksum::{fold, sum};
+
 use super::vnet;
 
 /// Most segments in a run: what the kernel's UDP segmentation takes, and as many as fit a train.
@@ -94,7 +96,7 @@ pub(super) fn merge_headers(
     if is_v4 {
         packet[2..4].copy_from_slice(&total.to_be_bytes());
         packet[10..12].fill(0);
-        let checksum = !fold(sum(&packet[..IPV4_HEADER_LEN]));
+        let checksum = !fold(sum(&packet[..IPV4_HEADER_LEN], 0));
         packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     } else {
         let len = total - u16::try_from(IPV6_HEADER_LEN).ok()?;
@@ -126,7 +128,7 @@ impl<'a> Segment<'a> {
             0x45 if packet.len() > IPV4_HEADER_LEN => {
                 // Neither "more fragments" nor an offset.
                 let whole = packet[6] & !DONT_FRAGMENT == 0 && packet[7] == 0;
-                (whole && sum_is_right(sum(&packet[..IPV4_HEADER_LEN]))).then_some(())?;
+                (whole && sum_is_right(sum(&packet[..IPV4_HEADER_LEN], 0))).then_some(())?;
                 (IPV4_HEADER_LEN, packet[9], usize::from(u16_at(packet, 2)))
             }
             version if version >> 4 == 6 && packet.len() > IPV6_HEADER_LEN => {
@@ -190,30 +192,14 @@ impl<'a> Segment<'a> {
         let transport = &self.packet[self.ip_header..];
         let Ok(len) = u16::try_from(transport.len()) else { return false };
         let is_v4 = self.ip_header == IPV4_HEADER_LEN;
-        sum_is_right(pseudo_sum(self.packet, is_v4, self.protocol, len) + sum(transport))
+        sum_is_right(sum(transport, pseudo_sum(self.packet, is_v4, self.protocol, len)))
     }
 }
 
 /// The sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
 fn pseudo_sum(packet: &[u8], is_v4: bool, protocol: u8, transport_len: u16) -> u64 {
     let addresses = if is_v4 { &packet[12..20] } else { &packet[8..40] };
-    sum(addresses) + u64::from(protocol) + u64::from(transport_len)
-}
-
-/// The Internet checksum's sum (RFC 1071), not folded and not complemented.
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let words: u64 = words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    words + u64::from(u32::from_be_bytes(last))
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+    sum(addresses, u64::from(protocol) + u64::from(transport_len))
 }
 
 fn sum_is_right(sum: u64) -> bool {
@@ -267,13 +253,13 @@ mod tests {
         let (ip_header, protocol) = if is_v4 { (20, packet[9]) } else { (40, packet[6]) };
         if is_v4 {
             packet[10..12].fill(0);
-            let checksum = !fold(sum(&packet[..20]));
+            let checksum = !fold(sum(&packet[..20], 0));
             packet[10..12].copy_from_slice(&checksum.to_be_bytes());
         }
         let field = ip_header + if protocol == PROTOCOL_TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
         packet[field..field + 2].fill(0);
         let len = (packet.len() - ip_header) as u16;
-        let checksum = !fold(pseudo_sum(packet, is_v4, protocol, len) + sum(&packet[ip_header..]));
+        let checksum = !fold(sum(&packet[ip_header..], pseudo_sum(packet, is_v4, protocol, len)));
         packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
     }
 
@@ -329,7 +315,7 @@ mod tests {
             let mut sealed = whole.clone();
             sealed[field..field + 2].fill(0);
             let pseudo = u64::from(u16_at(&whole, field));
-            let checksum = !fold(pseudo + sum(&sealed[start..]));
+            let checksum = !fold(sum(&sealed[start..], pseudo));
             sealed[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
             let parsed = Segment::parse(&sealed, Merge::TcpAndUdp).unwrap();
             assert!(parsed.checksum_is_right());
