@@ -196,13 +196,7 @@ impl Client {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Gone),
-                () = shared.changed() => {
-                    if self.handle_outbox().network_changed {
-                        self.backoff.reset();
-                        return Ok(());
-                    }
-                    self.emit_observers().await?;
-                }
+                () = shared.changed() => if self.handle_local_news().await? { return Ok(()) },
                 () = tokio::time::sleep_until(until) => return Ok(()),
             }
         }
@@ -250,16 +244,20 @@ impl Client {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Gone),
-                () = shared.changed() => {
-                    if self.handle_outbox().network_changed {
-                        self.backoff.reset();
-                        return Ok(None);
-                    }
-                    self.emit_observers().await?;
-                }
+                () = shared.changed() => if self.handle_local_news().await? { return Ok(None) },
                 done = &mut work => return Ok(Some(done)),
             }
         }
+    }
+
+    /// Does what waits while there is no connection. Returns whether the network changed.
+    async fn handle_local_news(&mut self) -> Result<bool, Gone> {
+        if self.handle_outbox().network_changed {
+            self.backoff.reset();
+            return Ok(true);
+        }
+        self.emit_observers().await?;
+        Ok(false)
     }
 
     /// A connection that was lost is no news before it cannot be made again.

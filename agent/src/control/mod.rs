@@ -9,6 +9,9 @@
 //!           +---- backoff: 0.1 to 0.3 s at first, then 1 to 30 s, or Retry-After <----+
 //! ```
 //!
+//! A wait that the coordinator did not ask for ends soon after a sign of it: its relay answers that it no longer knows
+//! this node's channel, so it has been restarted.
+//!
 //! Nothing that is set on the [`ControlHandle`] is ever sent into a dead connection: it waits in the outbox,
 //! the latest state alone, and is said again after every reconnect.
 
