@@ -10,6 +10,8 @@
 //! - [`dns`]: a small authoritative name server whose records can move at run time.
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
+//! - [`pods`]: namespaces behind a bridge of a node, as Kubernetes has them.
+//! - [`capture`]: a sniffer that judges checksums.
 //! - [`traffic`]: echoes between all pairs, and a file over TCP, from inside the namespaces.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
 //! - [`report`]: a page with a picture of all that, for people.
@@ -33,6 +35,7 @@
 //!
 //! Everything needs root, or a kernel that lets a plain user make user namespaces; see [`run::rootless`].
 
+pub mod capture;
 pub mod cli;
 pub mod demo;
 pub mod dns;
@@ -40,6 +43,7 @@ pub mod linksim;
 pub mod mesh;
 pub mod nat;
 pub mod netns;
+pub mod pods;
 pub mod process;
 pub mod report;
 pub mod run;
@@ -47,10 +51,12 @@ pub mod topology;
 pub mod traffic;
 pub mod village;
 
+pub use capture::Capture;
 pub use linksim::{Impairment, Loss, Order, Rate};
 pub use mesh::{Mesh, MeshOptions, Node};
 pub use nat::{Filtering, Mapping, Nat, NatType};
 pub use netns::Netns;
+pub use pods::Pod;
 pub use process::{Finished, HostCommand, Process};
 pub use run::Lab;
 pub use topology::{Host, Network, Site, Topology};

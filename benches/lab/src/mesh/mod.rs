@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 
 mod binaries;
+mod cache;
 mod daemon;
 mod leftovers;
 mod logs;

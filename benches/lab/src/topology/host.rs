@@ -39,7 +39,7 @@ struct State {
 }
 
 impl Host {
-    pub(super) fn make(lab: &Lab, name: &str, site: &str) -> anyhow::Result<Self> {
+    pub(crate) fn make(lab: &Lab, name: &str, site: &str) -> anyhow::Result<Self> {
         let netns = lab.namespace(name)?;
         let files = lab.directory().join("etc").join(name);
         std::fs::create_dir_all(&files)?;
