@@ -31,7 +31,7 @@ use crate::{
     netmap::{MapDelta, NetworkMap},
     relay,
     status::Status,
-    stun,
+    stream, stun,
     token::JoinToken,
 };
 
@@ -42,7 +42,7 @@ pub const MAX_INPUT_LEN: usize = 1024;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its binary and of its corpus.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("control", control),
     ("demux", demux),
     ("disco", disco),
@@ -52,6 +52,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("netmap", netmap),
     ("relay", relay),
     ("status", status),
+    ("stream", stream),
     ("stun", stun),
     ("token", token),
 ];
@@ -150,6 +151,25 @@ pub fn status(data: &[u8]) {
     let Ok(status) = serde_json::from_slice::<Status>(data) else { return };
     // Not compared: reading a fraction may be off by its last bit.
     let _: Status = write_and_read(&status);
+}
+
+/// Reads the frames of a byte pipe, which take what they say they take and no more.
+pub fn stream(data: &[u8]) {
+    let mut rest = data;
+    while let Ok(Some((frame, len))) = stream::Frame::decode(rest) {
+        let (taken, left) = rest.split_at(len);
+        check_same(&stream::Frame::decode(taken), &Ok(Some((frame, len))));
+        assert!(matches!(stream::Frame::decode(&taken[..len - 1]), Ok(None)), "a part of a frame is none");
+        let again = match frame {
+            stream::Frame::Control(piece) => [&stream::control_header(piece.len())[..], piece].concat(),
+            stream::Frame::Relay { stride, frames } => {
+                [&stream::relay_header(stride, frames.len())[..], frames].concat()
+            }
+            stream::Frame::Unknown(_) => taken.to_vec(),
+        };
+        check_same(&stream::Frame::decode(&again), &Ok(Some((frame, len))));
+        rest = left;
+    }
 }
 
 /// Reads a STUN message.

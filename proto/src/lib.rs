@@ -2,7 +2,7 @@
 //!
 //! Everything that crosses a process boundary is defined here: control messages between an agent and the
 //! coordinator ([`control`]), the network map and its deltas ([`netmap`]), disco messages between agents
-//! ([`disco`]), relay frames ([`relay`]), STUN for address discovery ([`stun`]) and the JSON of
+//! ([`disco`]), relay frames ([`relay`]), both of control and relay in a byte pipe ([`stream`]), STUN for address discovery ([`stun`]) and the JSON of
 //! `meshctl status` ([`status`]). [`demux`] tells apart what shares one UDP port.
 //!
 //! Control messages are JSON objects with named fields. A reader ignores fields it does not know and turns
@@ -28,6 +28,7 @@ pub mod name;
 pub mod netmap;
 pub mod relay;
 pub mod status;
+pub mod stream;
 pub mod stun;
 pub mod token;
 

@@ -16,7 +16,7 @@ use mesh_proto::{
     key::{KeyPin, NodeKey, PublicKey},
     relay,
     status::{ConnectionState, ControlTransport, Mapping, PathKind, PortMapping, RelayTransport, Status},
-    stun,
+    stream, stun,
     token::{JoinToken, TokenHash},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -128,6 +128,23 @@ fn relay_frames() {
         golden.check_bytes(name, &bytes);
         assert_eq!(relay::Frame::decode(&bytes), Ok(frame), "{name}");
     }
+    golden.finish();
+}
+
+#[test]
+fn stream_frames() {
+    let mut golden = Golden::open("stream");
+    let ping = frame::encode(&ClientMessage::Ping { id: 7 }).unwrap();
+    let control = [&stream::control_header(ping.len())[..], &ping].concat();
+    golden.check_bytes("control", &control);
+    let read = stream::Frame::decode(&control);
+    assert_eq!(read, Ok(Some((stream::Frame::Control(&ping), control.len()))));
+    let frames: Vec<u8> =
+        samples::relay_frames().iter().take(2).flat_map(|(_, frame)| frame.encode()).collect();
+    let train = [&stream::relay_header(40, frames.len())[..], &frames].concat();
+    golden.check_bytes("relay", &train);
+    let read = stream::Frame::decode(&train);
+    assert_eq!(read, Ok(Some((stream::Frame::Relay { stride: 40, frames: &frames }, train.len()))));
     golden.finish();
 }
 
