@@ -189,6 +189,7 @@ fn render(sources: &Sources, relay: &RelayStats) -> String {
     text.counter("socket_errors_total", "errors while receiving", front.socket_errors());
     text.counter("tcp_connections_total", "tcp connections accepted", tcp.accepted());
     text.counter("tcp_turned_away_total", "tcp connections closed for want of places", tcp.turned_away());
+    text.counter("tcp_streams_total", "tcp connections that became streams", tcp.streams());
     text.counter("relay_packets_total", "packets relayed", relay.forwarded_packets);
     text.counter("relay_bytes_total", "bytes of payload relayed", relay.forwarded_bytes);
     text.counter("relay_binds_total", "relay binds taken", relay.binds);

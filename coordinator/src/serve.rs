@@ -30,13 +30,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{AdminInfo, AdminServer},
-    control::{ControlServer, ControlStats, Coordinator, Hub, server_config},
+    control::{ControlServer, ControlStats, Coordinator, Door, Hub, server_config},
     front::{Front, FrontSocket},
     identity::Identity,
     metrics::{MetricsServer, Sources},
     registry::{MeshOptions, Registry},
     relay::{Limits, RelayCore, RelayHandle},
-    tcp::TcpFront,
+    tcp::{StreamTls, Streams, TcpFront},
 };
 
 /// How long clients have to take their goodbye.
@@ -117,8 +117,8 @@ impl Server {
             .await
             .map_err(|error| explain_bind(error, "TCP", options.listen_tcp, "--listen-tcp"))?;
 
-        let (relay, commands) = RelayHandle::channel();
-        let front = Front::new(socket, RelayCore::new(Instant::now(), options.relay), commands);
+        let (relay, inbox) = RelayHandle::channel();
+        let front = Front::new(socket, RelayCore::new(Instant::now(), options.relay), inbox);
         let quic = server_config(&identity.pkcs8).context("cannot use the coordinator's key for TLS")?;
         let endpoint = front.endpoint(quic).context("cannot start QUIC")?;
         let stats = Arc::new(ControlStats::default());
@@ -142,8 +142,11 @@ impl Server {
         };
         let info = AdminInfo { pin: identity.pin, coordinators, online: online.clone() };
         let admin = AdminServer::bind(&options.state_dir, registry.clone(), info)?;
+        let stream_relay = relay.clone();
         let coordinator = Coordinator::new(registry.clone(), hub_handle, relay, stats.clone());
-        let control = ControlServer::new(endpoint.clone(), Arc::new(coordinator), stats);
+        let door = Door::new(Arc::new(coordinator), stats);
+        let control = ControlServer::new(endpoint.clone(), door.clone());
+        let streams = Streams { door, relay: stream_relay, tls: StreamTls::new(&identity.pkcs8)? };
 
         let (clients, background) = (Group::default(), Group::default());
         let server = Self {
@@ -168,7 +171,7 @@ impl Server {
         if let Some(metrics) = metrics {
             background.spawn(metrics.run(background.tracker.clone(), background.cancel.clone()));
         }
-        clients.spawn(tcp.run(clients.tracker.clone(), clients.cancel.clone()));
+        clients.spawn(tcp.run(streams, clients.tracker.clone(), clients.cancel.clone()));
         clients.spawn(control.run(clients.tracker.clone(), clients.cancel.clone()));
         Ok(server)
     }

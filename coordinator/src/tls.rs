@@ -27,18 +27,18 @@ use rustls::{
     version::TLS13,
 };
 
-/// Makes the configuration of a control server with this Ed25519 key.
+/// Makes the configuration of a server with this Ed25519 key, for one protocol.
 ///
 /// # Errors
 /// When the key is not a PKCS #8 private key that TLS can use.
-pub fn server_config(pkcs8: &[u8]) -> Result<ServerConfig, Error> {
+pub fn server_config(pkcs8: &[u8], alpn: &[u8]) -> Result<ServerConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = certified_key(&provider, pkcs8)?;
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(AnyNodeKey(RawKeySignatures::new(&provider))))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(key)));
-    config.alpn_protocols = vec![control::ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -67,7 +67,13 @@ pub fn client_config(pkcs8: &[u8], pin: KeyPin) -> Result<ClientConfig, Error> {
 #[must_use]
 pub fn node_key_of(connection: &quinn::Connection) -> Option<NodeKey> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    match &identity[..] {
+    node_key_in(&identity)
+}
+
+/// Returns the node key that the other side of a TLS session proved.
+#[must_use]
+pub fn node_key_in(identity: &[CertificateDer<'_>]) -> Option<NodeKey> {
+    match identity {
         [spki] => NodeKey::from_spki(spki),
         _ => None,
     }

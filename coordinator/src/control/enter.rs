@@ -16,10 +16,11 @@ use mesh_proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    door::{Service, Stranger},
     hub::HubHandle,
     link::Link,
     refusal,
-    server::{Service, Stranger, refuse, refuse_broken},
+    server::{refuse, refuse_broken},
     session::{self, Session},
     stats::ControlStats,
 };

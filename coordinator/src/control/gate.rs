@@ -74,6 +74,8 @@ impl Gate {
 
     /// Decides on a connection from a source.
     pub(super) fn try_enter(&self, now: Instant, source: IpAddr, proof: AddressProof) -> Admission {
+        // A proxy on this host stands for everybody behind it.
+        let is_shared = source.is_loopback();
         let source = prefix_of(source);
         let mut waiting = self.lock();
         match proof {
@@ -83,13 +85,14 @@ impl Gate {
                 }
             }
             AddressProof::Proved => {
-                if waiting.proved.try_take(now, source).is_err() {
+                if !is_shared && waiting.proved.try_take(now, source).is_err() {
                     return Admission::Full;
                 }
             }
         }
         let from_source = waiting.by_source.get(&source).copied().unwrap_or(0);
-        if waiting.total >= MAX_WAITING || from_source >= MAX_WAITING_PER_SOURCE {
+        let is_crowded = !is_shared && from_source >= MAX_WAITING_PER_SOURCE;
+        if waiting.total >= MAX_WAITING || is_crowded {
             return Admission::Full;
         }
         waiting.total += 1;

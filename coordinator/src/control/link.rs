@@ -1,6 +1,6 @@
 //! A control connection as its messages: framed, with deadlines and limits.
 //!
-//! Carriers (QUIC today, TLS in a WebSocket later) hand in the two halves of their stream; nothing above
+//! Carriers (QUIC, TLS in a WebSocket) hand in the two halves of their stream; nothing above
 //! this file knows which carrier it is.
 
 use std::{net::SocketAddr, time::Duration};

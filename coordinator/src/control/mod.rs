@@ -1,7 +1,8 @@
-//! The control side: what nodes and the coordinator say to each other, over QUIC.
+//! The control side: what nodes and the coordinator say to each other, over QUIC or a byte stream.
 //!
 //! ```text
-//!  quinn --> server: gate, TLS, Hello/Welcome --> enter: Join | Connect --> session (one per node)
+//!  quinn --> server: TLS --\
+//!  TCP port (crate::tcp) ----+-> door: place, deadline, Hello/Welcome --> enter: Join | Connect --> session (one per node)
 //!                                                                            |  ^ mailbox
 //!                                     registry -- changes --> every session  v  |
 //!                                            \--------------> hub: who is online, candidates, calls
@@ -18,6 +19,7 @@
 //! the session's mailbox, where newer news replaces older. A client that does not read is cut off by the
 //! deadline of a write, and has to connect again.
 
+mod door;
 mod enter;
 mod gate;
 mod hub;
@@ -31,11 +33,12 @@ use mesh_proto::control::{Refusal, RefusalCode};
 
 pub(crate) use self::server::{IDLE_TIMEOUT, KEEP_ALIVE};
 pub use self::{
+    door::{Door, Service, Stranger},
     enter::Coordinator,
     gate::Place,
     hub::{Hub, HubGone, HubHandle},
     link::{Link, LinkError},
-    server::{ControlServer, Service, Stranger, server_config},
+    server::{ControlServer, server_config},
     stats::{ControlStats, Counter},
 };
 

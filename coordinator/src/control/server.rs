@@ -1,29 +1,24 @@
-//! Accepts connections, up to the point where the other side has proved its node key and said Hello.
+//! Accepts connections over QUIC.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use mesh_proto::control::{ClientMessage, Refusal, RefusalCode, ServerMessage, Welcome};
+use mesh_proto::control::{self, Refusal, RefusalCode, ServerMessage};
 use quinn::{Incoming, VarInt, crypto::rustls::QuicServerConfig};
-use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    VERSION,
-    gate::{AddressProof, Admission, Gate, Place},
+    door::{Door, Service},
+    gate::{AddressProof, Admission},
     link::{Link, LinkError},
     refusal,
     stats::ControlStats,
 };
 use crate::tls;
 
-/// From the first packet until a node is known.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Without a packet for this long a client is gone.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Both sides keep the connection alive: two lost packets in a row do not end it.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// What a stranger may send before it is known: Hello, Join and Connect take less than 1 KiB.
-const STRANGER_ALLOWANCE: usize = 16 << 10;
 /// What a client may send ahead of our reading; the longest honest messages are of a few KiB.
 const RECEIVE_WINDOW: u32 = 64 << 10;
 /// What waits for a client to acknowledge it. More than this is never buffered for one that is slow.
@@ -33,32 +28,10 @@ const MAX_INCOMING: usize = 256;
 const INCOMING_BUFFER: u64 = 16 << 10;
 const INCOMING_BUFFER_TOTAL: u64 = 1 << 20;
 
-/// Takes over connections whose other side has said Hello.
-pub trait Service: Send + Sync + 'static {
-    /// Serves a connection to its end. Ends soon, and politely, once `cancel` is cancelled.
-    fn serve(
-        self: Arc<Self>,
-        stranger: Stranger,
-        cancel: CancellationToken,
-    ) -> impl Future<Output = ()> + Send;
-}
-
-/// A connection whose other side has proved a key and said Hello, and may or may not be a node.
-pub struct Stranger {
-    /// The connection.
-    pub link: Link,
-    /// Its place at the door, to be dropped when the other side is known.
-    pub place: Place,
-    /// When it has to be known.
-    pub deadline: Instant,
-}
-
 /// The task that accepts connections.
 pub struct ControlServer<S> {
     endpoint: quinn::Endpoint,
-    service: Arc<S>,
-    stats: Arc<ControlStats>,
-    gate: Gate,
+    door: Door<S>,
 }
 
 /// Makes the QUIC configuration of a control server with this Ed25519 key.
@@ -66,7 +39,7 @@ pub struct ControlServer<S> {
 /// # Errors
 /// When the key cannot be used.
 pub fn server_config(pkcs8: &[u8]) -> io::Result<quinn::ServerConfig> {
-    let tls = tls::server_config(pkcs8).map_err(io::Error::other)?;
+    let tls = tls::server_config(pkcs8, control::ALPN).map_err(io::Error::other)?;
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
@@ -88,10 +61,10 @@ pub fn server_config(pkcs8: &[u8]) -> io::Result<quinn::ServerConfig> {
 }
 
 impl<S: Service> ControlServer<S> {
-    /// Makes a server that accepts from an endpoint and hands over to a service.
+    /// Makes a server that accepts from an endpoint and hands over to a service, through its door.
     #[must_use]
-    pub fn new(endpoint: quinn::Endpoint, service: Arc<S>, stats: Arc<ControlStats>) -> Self {
-        Self { endpoint, service, stats, gate: Gate::new(std::time::Instant::now()) }
+    pub fn new(endpoint: quinn::Endpoint, door: Door<S>) -> Self {
+        Self { endpoint, door }
     }
 
     /// Accepts connections until it is cancelled; their tasks are tracked.
@@ -112,73 +85,29 @@ impl<S: Service> ControlServer<S> {
             true => AddressProof::Proved,
             false => AddressProof::Claimed,
         };
-        match self.gate.try_enter(std::time::Instant::now(), incoming.remote_address().ip(), proof) {
+        match self.door.try_enter(incoming.remote_address().ip(), proof) {
             Admission::Enter(place) => {
-                let (service, stats) = (self.service.clone(), self.stats.clone());
-                let cancel = cancel.clone();
-                tracker.spawn(async move {
-                    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
-                    match handshake(incoming, deadline, &stats, &cancel).await {
-                        Some(link) => service.serve(Stranger { link, place, deadline }, cancel).await,
-                        None => stats.handshake_failures.increment(),
-                    }
-                });
+                tracker.spawn(self.door.clone().serve(place, open(incoming), cancel.clone()));
             }
             Admission::ProveAddress => {
-                self.stats.retries.increment();
+                self.door.stats.retries.increment();
                 // An error says that the address is proved already, which the gate was told.
                 let _ = incoming.retry();
             }
             Admission::Full => {
-                self.stats.turned_away.increment();
+                self.door.stats.turned_away.increment();
                 incoming.refuse();
             }
         }
     }
 }
 
-/// Takes a connection from its first packet to Welcome. `None`: it failed, or did not make it in time.
-async fn handshake(
-    incoming: Incoming,
-    deadline: Instant,
-    stats: &ControlStats,
-    cancel: &CancellationToken,
-) -> Option<Link> {
-    let handshake = async {
-        let connection = incoming.await.ok()?;
-        stats.connections.increment();
-        let node_key = tls::node_key_of(&connection)?;
-        let (send, recv) = connection.accept_bi().await.ok()?;
-        let link = Link::new(node_key, connection.remote_address(), recv, send);
-        greet(link, stats).await
-    };
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => None,
-        link = tokio::time::timeout_at(deadline, handshake) => link.ok().flatten(),
-    }
-}
-
-/// Expects Hello and answers Welcome.
-async fn greet(mut link: Link, stats: &ControlStats) -> Option<Link> {
-    link.set_allowance(Some(STRANGER_ALLOWANCE));
-    match link.recv().await {
-        Ok(ClientMessage::Hello(hello)) => {
-            tracing::debug!(version = hello.version, "hello");
-            let welcome =
-                Welcome { version: VERSION.to_owned(), features: Vec::new(), observed: link.remote };
-            link.send(&ServerMessage::Welcome(welcome)).await.ok()?;
-            Some(link)
-        }
-        Ok(_) => {
-            refuse(link, stats, refusal(RefusalCode::Protocol, "the first message has to be hello")).await;
-            None
-        }
-        Err(error) => {
-            refuse_broken(link, stats, &error).await;
-            None
-        }
-    }
+/// Takes a connection to its one stream. `None`: it failed.
+async fn open(incoming: Incoming) -> Option<Link> {
+    let connection = incoming.await.ok()?;
+    let node_key = tls::node_key_of(&connection)?;
+    let (send, recv) = connection.accept_bi().await.ok()?;
+    Some(Link::new(node_key, connection.remote_address(), recv, send))
 }
 
 /// Says why, and closes.

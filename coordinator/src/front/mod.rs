@@ -7,6 +7,9 @@
 //!                     +-- anything else -> counted, no reply
 //! ```
 //!
+//! Relay frames come and go through the byte streams of nodes without UDP, too: their trains are handled like those of
+//! the socket, and both have their turn.
+//!
 //! One task owns the socket's receiving side and the relay. Nothing that an unauthenticated sender can do
 //! makes it allocate or log: buffers, the QUIC ring and the tables of the rate limits have fixed sizes.
 //! quinn sends from its own tasks through the same socket.
@@ -20,18 +23,19 @@ mod stats;
 
 use std::{
     array,
+    collections::BTreeMap,
     io::{self, IoSliceMut},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use mesh_pipe::TrainSender;
 use mesh_proto::{
     demux::{DatagramKind, classify},
     stun,
 };
 use quinn_udp::RecvMeta;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::quic::{MAX_QUIC_DATAGRAM, VirtualSocket};
@@ -41,7 +45,7 @@ pub use self::{
 };
 use crate::{
     limit::{Rate, SourceLimiter},
-    relay::{Outbound, RelayCommand, RelayCore, TrainMut},
+    relay::{Outbound, RelayCommand, RelayCore, RelayInbox, StreamId, StreamTrain, TrainMut, Way},
 };
 
 /// Trains that are read at once: enough to make system calls rare, few enough for the cache.
@@ -50,6 +54,8 @@ const RECV_BATCH: usize = 8;
 const RECV_BUFFER: usize = 1 << 16;
 /// Batches that are read before others have their turn.
 const BATCHES_PER_TURN: usize = 16;
+/// Trains of byte streams that are handled before others have their turn.
+const STREAM_TRAINS_PER_TURN: usize = 64;
 /// Trains that are sent from the relay's queues before others have their turn.
 const TRANSMITS_PER_TURN: usize = 64;
 /// STUN answers per source. An answer is twice as long as its request: enough for a house full of agents
@@ -63,7 +69,9 @@ pub struct Front {
     socket: Arc<FrontSocket>,
     quic: Arc<VirtualSocket>,
     relay: RelayCore,
-    commands: mpsc::Receiver<RelayCommand>,
+    inbox: RelayInbox,
+    /// What goes to the byte streams of nodes.
+    streams: BTreeMap<StreamId, TrainSender>,
     stun_limiter: SourceLimiter,
     stats: Arc<FrontStats>,
     out: Outbound,
@@ -72,13 +80,14 @@ pub struct Front {
 impl Front {
     /// Makes the front of a bound socket.
     #[must_use]
-    pub fn new(socket: FrontSocket, relay: RelayCore, commands: mpsc::Receiver<RelayCommand>) -> Self {
+    pub fn new(socket: FrontSocket, relay: RelayCore, inbox: RelayInbox) -> Self {
         let socket = Arc::new(socket);
         Self {
             quic: VirtualSocket::new(socket.clone()),
             socket,
             relay,
-            commands,
+            inbox,
+            streams: BTreeMap::new(),
             stun_limiter: SourceLimiter::new(Instant::now(), STUN_RATE),
             stats: Arc::default(),
             out: Outbound::default(),
@@ -123,8 +132,8 @@ impl Front {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
-                command = self.commands.recv() => match command {
-                    Some(command) => command.apply(Instant::now(), &mut self.relay),
+                command = self.inbox.commands.recv() => match command {
+                    Some(command) => self.handle_command(command),
                     None => return,
                 },
                 () = sleep_until(timeout) => self.relay.handle_timeout(Instant::now()),
@@ -132,6 +141,11 @@ impl Front {
                     Ok(()) => self.send_queued(),
                     Err(_) => tokio::time::sleep(ERROR_PAUSE).await,
                 },
+                Some(train) = self.inbox.trains.recv() => {
+                    self.handle_streams(Some(train));
+                    // What the socket has is not made to wait; errors are met below.
+                    let _ = self.receive(&mut buffers);
+                }
                 ready = socket.readable() => {
                     if ready.is_err() || self.receive(&mut buffers).is_err() {
                         self.stats.count_socket_error();
@@ -139,6 +153,32 @@ impl Front {
                     }
                 }
             }
+        }
+    }
+
+    fn handle_command(&mut self, command: RelayCommand) {
+        match command {
+            RelayCommand::AddStream { id, trains } => {
+                self.streams.insert(id, trains);
+            }
+            RelayCommand::RemoveStream(id) => {
+                self.streams.remove(&id);
+                self.relay.handle_stream_ended(id);
+            }
+            RelayCommand::Relay(order) => order.apply(Instant::now(), &mut self.relay),
+        }
+    }
+
+    /// Handles trains of byte streams until none waits, or until it is the others' turn.
+    fn handle_streams(&mut self, mut next: Option<StreamTrain>) {
+        let now = Instant::now();
+        for _ in 0..STREAM_TRAINS_PER_TURN {
+            let Some(StreamTrain { way, mut train }) = next else { return };
+            self.handle_relay(now, way, &mut train.bytes, train.stride);
+            next = self.inbox.trains.try_recv().ok();
+        }
+        if let Some(StreamTrain { way, mut train }) = next {
+            self.handle_relay(now, way, &mut train.bytes, train.stride);
         }
     }
 
@@ -184,7 +224,7 @@ impl Front {
     fn handle_run(&mut self, now: Instant, meta: &RecvMeta, kind: DatagramKind, run: &mut [u8]) {
         let source = Source { address: meta.addr, local: meta.dst_ip };
         match kind {
-            DatagramKind::Relay => self.handle_relay(now, source, run, meta.stride),
+            DatagramKind::Relay => self.handle_relay(now, source.into(), run, meta.stride),
             DatagramKind::Quic => {
                 for datagram in run.chunks(meta.stride) {
                     if self.quic.handle_datagram(meta, datagram).is_err() {
@@ -201,26 +241,43 @@ impl Front {
         }
     }
 
-    fn handle_relay(&mut self, now: Instant, source: Source, run: &mut [u8], stride: usize) {
-        self.relay.handle_train(now, TrainMut { source, bytes: &mut *run, stride }, &mut self.out);
+    fn handle_relay(&mut self, now: Instant, way: Way, run: &mut [u8], stride: usize) {
+        self.relay.handle_train(now, TrainMut { way, bytes: &mut *run, stride }, &mut self.out);
         for reply in &self.out.replies {
+            let bytes = reply.as_bytes();
             // A reply that cannot be sent is lost like any datagram: the agent asks again.
-            let _ = self.socket.try_send_train(source, reply.as_bytes(), reply.as_bytes().len());
+            match way {
+                Way::Udp(source) => {
+                    let _ = self.socket.try_send_train(source, bytes, bytes.len());
+                }
+                Way::Stream { id, .. } => {
+                    let _ = self.streams.get(&id).map(|trains| trains.push(bytes, bytes.len()));
+                }
+            }
         }
         for forward in &self.out.forwards {
             let train = &run[forward.range.clone()];
+            let packets = train.len().div_ceil(stride.max(1)) as u64;
+            let to = match forward.to {
+                Way::Udp(to) => to,
+                Way::Stream { id, .. } => {
+                    let dropped = self.streams.get(&id).map_or(packets, |trains| trains.push(train, stride));
+                    self.relay.handle_stream_full(dropped);
+                    continue;
+                }
+            };
             // What waits already goes first, or packets would overtake each other.
             let sent = if self.relay.has_queued() {
                 Err(io::ErrorKind::WouldBlock.into())
             } else {
-                self.socket.try_send_train(forward.to, train, stride)
+                self.socket.try_send_train(to, train, stride)
             };
             match sent {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.relay.handle_blocked(forward.channel, train, stride);
                 }
-                Err(_) => self.relay.handle_send_failed(train.len().div_ceil(stride.max(1)) as u64),
+                Err(_) => self.relay.handle_send_failed(packets),
             }
         }
     }
@@ -247,6 +304,16 @@ impl Front {
         for _ in 0..TRANSMITS_PER_TURN {
             let Some((to, train, stride)) = self.relay.poll_transmit(now) else { return };
             let packets = train.len().div_ceil(stride.max(1)) as u64;
+            let to = match to {
+                Way::Udp(to) => to,
+                // The receiver has moved to a stream since.
+                Way::Stream { id, .. } => {
+                    let dropped = self.streams.get(&id).map_or(packets, |trains| trains.push(train, stride));
+                    self.relay.handle_transmitted();
+                    self.relay.handle_stream_full(dropped);
+                    continue;
+                }
+            };
             match self.socket.try_send_train(to, train, stride) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Ok(()) => self.relay.handle_transmitted(),

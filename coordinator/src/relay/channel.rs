@@ -9,8 +9,11 @@ use mesh_proto::{
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::stats::DropReason;
-use crate::{front::Source, limit::TokenBucket};
+use super::{
+    stats::DropReason,
+    way::{StreamId, Way},
+};
+use crate::limit::TokenBucket;
 
 /// A channel that was opened and never bound is closed after this: a Bind follows within a round trip.
 const UNBOUND_LIFETIME: Duration = Duration::from_secs(60);
@@ -26,13 +29,16 @@ pub(super) struct Channel {
     key: Zeroizing<[u8; CHANNEL_KEY_LEN]>,
     opened_at: Instant,
     bound: Option<Binding>,
+    /// The byte stream that bound it last. Its other side proved both keys, so what it sends needs no other proof,
+    /// even when the channel has moved on to UDP and something is still on its way.
+    stream: Option<StreamId>,
     /// Outlives `bound`, so that a Bind cannot be replayed after the address was forgotten.
     last_counter: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Binding {
-    source: Source,
+    way: Way,
     at: Instant,
 }
 
@@ -52,12 +58,13 @@ impl Channel {
             key: Zeroizing::new(key),
             opened_at: now,
             bound: None,
+            stream: None,
             last_counter: None,
         }
     }
 
-    /// Binds the channel to the address that the Bind came from.
-    pub(super) fn handle_bind(&mut self, now: Instant, source: Source, bind: Bind) -> Result<(), DropReason> {
+    /// Binds the channel to what the Bind came through.
+    pub(super) fn handle_bind(&mut self, now: Instant, way: Way, bind: Bind) -> Result<(), DropReason> {
         let expected = bind_mac(&self.key, bind.channel, bind.counter);
         if !bool::from(expected.ct_eq(&bind.mac)) {
             return Err(DropReason::BadProof);
@@ -66,14 +73,43 @@ impl Channel {
             return Err(DropReason::OldBind);
         }
         self.last_counter = Some(bind.counter);
-        self.bound = Some(Binding { source, at: now });
+        self.bound = Some(Binding { way, at: now });
+        if let Way::Stream { id, .. } = way {
+            self.stream = Some(id);
+        }
         Ok(())
     }
 
     /// Returns where the channel's node is reached, unless its last Bind is too old.
-    pub(super) fn bound_to(&self, now: Instant) -> Option<Source> {
+    pub(super) fn bound_to(&self, now: Instant) -> Option<Way> {
         let binding = self.bound?;
-        (now.saturating_duration_since(binding.at) < BIND_LIFETIME).then_some(binding.source)
+        (now.saturating_duration_since(binding.at) < BIND_LIFETIME).then_some(binding.way)
+    }
+
+    /// Says whether frames that come this way are of the channel's node.
+    ///
+    /// # Errors
+    /// When they are not, or the last Bind is too old.
+    pub(super) fn check_sender(&self, now: Instant, way: Way) -> Result<(), DropReason> {
+        let bound = self.bound_to(now).ok_or(DropReason::Unbound)?;
+        let is_sender = match (way, bound) {
+            (Way::Stream { id, .. }, _) => self.stream == Some(id),
+            (Way::Udp(source), Way::Udp(bound)) => source.address == bound.address,
+            (Way::Udp(_), Way::Stream { .. }) => false,
+        };
+        if is_sender { Ok(()) } else { Err(DropReason::WrongAddress) }
+    }
+
+    /// Forgets a byte stream that has ended.
+    pub(super) fn handle_stream_ended(&mut self, ended: StreamId) {
+        if self.stream == Some(ended) {
+            self.stream = None;
+        }
+        if let Some(Binding { way: Way::Stream { id, .. }, .. }) = self.bound
+            && id == ended
+        {
+            self.bound = None;
+        }
     }
 
     /// Says whether the channel is to be closed.

@@ -15,11 +15,9 @@ use super::{
     channel::{Bind, Channel},
     queue::{QueuedTrain, SendQueues},
     stats::{DropReason, RelayStats},
+    way::{StreamId, Way},
 };
-use crate::{
-    front::Source,
-    limit::{Rate, SourceLimiter},
-};
+use crate::limit::{Rate, SourceLimiter};
 
 /// What a packet costs of its sender's rate beside its bytes: a flood of tiny packets is work, too.
 const PACKET_COST: u64 = 100;
@@ -56,11 +54,11 @@ pub struct RelayCore {
     stats: RelayStats,
 }
 
-/// Datagrams of `stride` bytes each, of which the last may be shorter, from one source.
+/// Datagrams of `stride` bytes each, of which the last may be shorter, from one sender.
 #[derive(Debug)]
 pub struct TrainMut<'a> {
-    /// Where they came from.
-    pub source: Source,
+    /// What they came through.
+    pub way: Way,
     /// All of them.
     pub bytes: &'a mut [u8],
     /// Length of each but the last.
@@ -72,13 +70,13 @@ pub struct TrainMut<'a> {
 pub struct Forward {
     /// The receiver's channel.
     pub channel: ChannelId,
-    /// Where the receiver is.
-    pub to: Source,
+    /// What the receiver is reached through.
+    pub to: Way,
     /// Which bytes of the train.
     pub range: Range<usize>,
 }
 
-/// A frame of the relay's own, to be sent back to the train's source.
+/// A frame of the relay's own, to be sent back to the train's sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
     bytes: [u8; BOUND_LEN],
@@ -90,7 +88,7 @@ pub struct Reply {
 pub struct Outbound {
     /// To other nodes.
     pub forwards: Vec<Forward>,
-    /// Back to the source.
+    /// Back to the sender.
     pub replies: Vec<Reply>,
 }
 
@@ -99,7 +97,7 @@ pub struct Outbound {
 struct Route {
     sender: ChannelId,
     receiver: ChannelId,
-    to: Source,
+    to: Way,
     header: [u8; HEADER_LEN],
 }
 
@@ -164,6 +162,18 @@ impl RelayCore {
         }
     }
 
+    /// Forgets a byte stream that has ended: who was reached through it is not, until another Bind.
+    pub fn handle_stream_ended(&mut self, stream: StreamId) {
+        for channel in self.channels.values_mut() {
+            channel.handle_stream_ended(stream);
+        }
+    }
+
+    /// Counts packets that a byte stream's queue had no room for.
+    pub fn handle_stream_full(&mut self, packets: u64) {
+        self.stats.count_drop(DropReason::QueueFull, packets);
+    }
+
     /// Decides what becomes of each frame of a train, and rewrites the headers of those to be sent on.
     pub fn handle_train(&mut self, now: Instant, train: TrainMut<'_>, out: &mut Outbound) {
         out.forwards.clear();
@@ -175,7 +185,7 @@ impl RelayCore {
             end = range.end;
             let route = match known {
                 Some((header, route)) if frame.starts_with(&header) => Ok(Some(route)),
-                _ => self.handle_frame(now, train.source, frame, out),
+                _ => self.handle_frame(now, train.way, frame, out),
             };
             let charged = route.and_then(|route| self.charge(now, route, frame.len()));
             match charged {
@@ -213,7 +223,7 @@ impl RelayCore {
     ///
     /// It stays until [`Self::handle_transmitted`]. A receiver that is not bound any more loses what waited
     /// for it.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<(Source, &[u8], usize)> {
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<(Way, &[u8], usize)> {
         let to = loop {
             let (receiver, _) = self.queues.front()?;
             match self.channels.get(&receiver).and_then(|channel| channel.bound_to(now)) {
@@ -266,48 +276,39 @@ impl RelayCore {
     fn handle_frame(
         &mut self,
         now: Instant,
-        source: Source,
+        way: Way,
         frame: &[u8],
         out: &mut Outbound,
     ) -> Result<Option<Route>, DropReason> {
         let (channel, decided) = match Frame::decode(frame).map_err(|_| DropReason::Malformed)? {
             Frame::Bind { channel, counter, mac } => {
-                let bound = self.handle_bind(now, source, Bind { channel, counter, mac });
+                let bound = self.handle_bind(now, way, Bind { channel, counter, mac });
                 (channel, bound.map(|reply| out.replies.push(reply)).map(|()| None))
             }
             Frame::Data { peer, channel, payload: _ } => {
-                (channel, self.route(now, source, channel, peer).map(Some))
+                (channel, self.route(now, way, channel, peer).map(Some))
             }
             Frame::Bound { .. } | Frame::UnknownChannel { .. } => return Err(DropReason::Malformed),
         };
         if matches!(decided, Err(DropReason::UnknownChannel))
-            && self.unknown_replies.try_take(now, source.address.ip()).is_ok()
+            && self.unknown_replies.try_take(now, way.remote().ip()).is_ok()
         {
             out.replies.push(Reply::new(&Frame::UnknownChannel { channel }));
         }
         decided
     }
 
-    fn handle_bind(&mut self, now: Instant, source: Source, bind: Bind) -> Result<Reply, DropReason> {
+    fn handle_bind(&mut self, now: Instant, way: Way, bind: Bind) -> Result<Reply, DropReason> {
         let channel = self.channels.get_mut(&bind.channel).ok_or(DropReason::UnknownChannel)?;
-        channel.handle_bind(now, source, bind)?;
+        channel.handle_bind(now, way, bind)?;
         self.stats.binds += 1;
         let Bind { channel, counter, .. } = bind;
-        Ok(Reply::new(&Frame::Bound { channel, counter, observed: source.address }))
+        Ok(Reply::new(&Frame::Bound { channel, counter, observed: way.remote() }))
     }
 
-    fn route(
-        &self,
-        now: Instant,
-        source: Source,
-        sender_id: ChannelId,
-        peer: NodeId,
-    ) -> Result<Route, DropReason> {
+    fn route(&self, now: Instant, way: Way, sender_id: ChannelId, peer: NodeId) -> Result<Route, DropReason> {
         let sender = self.channels.get(&sender_id).ok_or(DropReason::UnknownChannel)?;
-        let bound = sender.bound_to(now).ok_or(DropReason::Unbound)?;
-        if bound.address != source.address {
-            return Err(DropReason::WrongAddress);
-        }
+        sender.check_sender(now, way)?;
         if sender.node == peer || !self.nodes.contains(&sender.node) || !self.nodes.contains(&peer) {
             return Err(DropReason::NotPeer);
         }

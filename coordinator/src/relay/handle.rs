@@ -1,21 +1,49 @@
 //! How the control side speaks to the relay, which lives in the front's task.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
+use mesh_pipe::{Train, TrainReceiver, TrainSender, trains};
 use mesh_proto::{
     netmap::NodeId,
     relay::{CHANNEL_KEY_LEN, ChannelId},
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{RelayCore, RelayStats};
+use super::{RelayCore, RelayStats, StreamId, StreamTrain, Way};
 
 /// Commands that may wait for the front; senders wait when it is full.
 const COMMAND_CAPACITY: usize = 256;
+/// Trains of all streams that may wait for the front; who has more waits, and TCP passes that on.
+const TRAIN_CAPACITY: usize = 256;
+/// Bytes that may wait for one stream: 20 ms at 100 Mbit/s. More would be delay, not throughput.
+const STREAM_QUEUE_BYTES: usize = 256 << 10;
+
+/// What the others want of the front.
+#[derive(Debug)]
+pub enum RelayCommand {
+    /// A node's byte stream is there.
+    AddStream {
+        /// Which one.
+        id: StreamId,
+        /// Takes what is to be sent through it.
+        trains: TrainSender,
+    },
+    /// A byte stream has ended.
+    RemoveStream(StreamId),
+    /// Something for the relay alone.
+    Relay(RelayOrder),
+}
 
 /// What the control side wants of the relay.
 #[derive(Debug)]
-pub enum RelayCommand {
+pub enum RelayOrder {
     /// Opens a channel for a node that proved its node key.
     Open {
         /// The node.
@@ -37,6 +65,23 @@ pub enum RelayCommand {
 #[derive(Debug, Clone)]
 pub struct RelayHandle {
     commands: mpsc::Sender<RelayCommand>,
+    trains: mpsc::Sender<StreamTrain>,
+    last_stream: Arc<AtomicU64>,
+}
+
+/// Where the front gets what the others want of the relay.
+#[derive(Debug)]
+pub struct RelayInbox {
+    pub(crate) commands: mpsc::Receiver<RelayCommand>,
+    pub(crate) trains: mpsc::Receiver<StreamTrain>,
+}
+
+/// The relay's end of a node's byte stream.
+#[derive(Debug)]
+pub struct RelayStream {
+    id: StreamId,
+    way: Way,
+    relay: RelayHandle,
 }
 
 /// The relay's task has ended: the process is stopping.
@@ -47,9 +92,22 @@ pub struct RelayGone;
 impl RelayHandle {
     /// Makes a handle, and the end at which its commands arrive.
     #[must_use]
-    pub fn channel() -> (Self, mpsc::Receiver<RelayCommand>) {
-        let (commands, receiver) = mpsc::channel(COMMAND_CAPACITY);
-        (Self { commands }, receiver)
+    pub fn channel() -> (Self, RelayInbox) {
+        let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
+        let (trains, train_receiver) = mpsc::channel(TRAIN_CAPACITY);
+        let inbox = RelayInbox { commands: command_receiver, trains: train_receiver };
+        (Self { commands, trains, last_stream: Arc::default() }, inbox)
+    }
+
+    /// Adds a byte stream, whose other side proved its node key; returns the relay's end, and what is to be sent.
+    ///
+    /// # Errors
+    /// When the relay has stopped.
+    pub async fn add_stream(&self, remote: SocketAddr) -> Result<(RelayStream, TrainReceiver), RelayGone> {
+        let id = StreamId(self.last_stream.fetch_add(1, Relaxed));
+        let (sender, receiver) = trains(STREAM_QUEUE_BYTES);
+        self.send(RelayCommand::AddStream { id, trains: sender }).await?;
+        Ok((RelayStream { id, way: Way::Stream { id, remote }, relay: self.clone() }, receiver))
     }
 
     /// Opens a channel for a node that proved its node key, and returns its id and key; the node's older
@@ -59,7 +117,7 @@ impl RelayHandle {
     /// When the relay has stopped.
     pub async fn open(&self, node: NodeId) -> Result<(ChannelId, [u8; CHANNEL_KEY_LEN]), RelayGone> {
         let (opened, answer) = oneshot::channel();
-        self.send(RelayCommand::Open { node, opened }).await?;
+        self.order(RelayOrder::Open { node, opened }).await?;
         answer.await.map_err(|_| RelayGone)
     }
 
@@ -68,7 +126,7 @@ impl RelayHandle {
     /// # Errors
     /// When the relay has stopped.
     pub async fn set_nodes(&self, nodes: BTreeSet<NodeId>) -> Result<(), RelayGone> {
-        self.send(RelayCommand::SetNodes(nodes)).await
+        self.order(RelayOrder::SetNodes(nodes)).await
     }
 
     /// Adds a node.
@@ -76,7 +134,7 @@ impl RelayHandle {
     /// # Errors
     /// When the relay has stopped.
     pub async fn add_node(&self, node: NodeId) -> Result<(), RelayGone> {
-        self.send(RelayCommand::AddNode(node)).await
+        self.order(RelayOrder::AddNode(node)).await
     }
 
     /// Removes a node and closes its channel.
@@ -84,7 +142,7 @@ impl RelayHandle {
     /// # Errors
     /// When the relay has stopped.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), RelayGone> {
-        self.send(RelayCommand::RemoveNode(node)).await
+        self.order(RelayOrder::RemoveNode(node)).await
     }
 
     /// Returns the counters.
@@ -93,8 +151,12 @@ impl RelayHandle {
     /// When the relay has stopped.
     pub async fn stats(&self) -> Result<RelayStats, RelayGone> {
         let (sender, answer) = oneshot::channel();
-        self.send(RelayCommand::Stats(sender)).await?;
+        self.order(RelayOrder::Stats(sender)).await?;
         answer.await.map_err(|_| RelayGone)
+    }
+
+    async fn order(&self, order: RelayOrder) -> Result<(), RelayGone> {
+        self.send(RelayCommand::Relay(order)).await
     }
 
     async fn send(&self, command: RelayCommand) -> Result<(), RelayGone> {
@@ -102,8 +164,28 @@ impl RelayHandle {
     }
 }
 
-impl RelayCommand {
-    /// Carries the command out. Who asked may be gone already: then nobody needs the answer.
+impl RelayStream {
+    /// Returns where trains go that came through the stream, as [`Self::wrap`] makes them.
+    #[must_use]
+    pub fn inbound(&self) -> mpsc::Sender<StreamTrain> {
+        self.relay.trains.clone()
+    }
+
+    /// Says of a train through which stream it came.
+    #[must_use]
+    pub fn wrap(&self, train: Train) -> StreamTrain {
+        StreamTrain { way: self.way, train }
+    }
+
+    /// The stream has ended.
+    pub async fn remove(self) {
+        // A relay that has stopped needs no telling.
+        let _ = self.relay.send(RelayCommand::RemoveStream(self.id)).await;
+    }
+}
+
+impl RelayOrder {
+    /// Carries the order out. Who asked may be gone already: then nobody needs the answer.
     pub(crate) fn apply(self, now: std::time::Instant, core: &mut RelayCore) {
         match self {
             Self::Open { node, opened } => match fresh_channel() {

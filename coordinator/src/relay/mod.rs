@@ -14,8 +14,12 @@
 //!                      ^---- node removed, or a newer channel of the same node
 //! ```
 //!
-//! [`RelayCore`] is sans-IO: it is handed trains of frames and says where they go. The front (or, later, a
-//! stream transport) does the sending, and hands back what could not be sent at once to be queued.
+//! [`RelayCore`] is sans-IO: it is handed trains of frames and says where they go. The front does the sending, and
+//! hands back what could not be sent at once to be queued.
+//!
+//! A node without UDP has a byte stream to the relay, in which the same frames travel ([`Way::Stream`]). Its channel is
+//! like any other: bound by a Bind that came through the stream, forwarded to and from channels of either kind. A
+//! stream has a queue of its own, of which the oldest goes first, so that one slow reader delays nobody else.
 
 mod channel;
 mod core;
@@ -24,9 +28,11 @@ mod queue;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod way;
 
 pub use self::{
     core::{Forward, Limits, Outbound, RelayCore, Reply, TrainMut},
-    handle::{RelayCommand, RelayGone, RelayHandle},
+    handle::{RelayCommand, RelayGone, RelayHandle, RelayInbox, RelayOrder, RelayStream},
     stats::{DropReason, RelayStats},
+    way::{StreamId, StreamTrain, Way},
 };

@@ -10,7 +10,7 @@ use mesh_proto::{
     relay::{ChannelId, Frame, HEADER_LEN, bind_mac},
 };
 
-use super::{DropReason, Forward, Limits, Outbound, RelayCore, TrainMut};
+use super::{DropReason, Forward, Limits, Outbound, RelayCore, StreamId, TrainMut, Way};
 use crate::{front::Source, limit::Rate};
 
 const A: NodeId = NodeId(1);
@@ -21,8 +21,12 @@ const CHANNEL_B: ChannelId = ChannelId(0xb);
 const KEY_A: [u8; 32] = [1; 32];
 const KEY_B: [u8; 32] = [2; 32];
 
-fn source(last: u8) -> Source {
-    Source { address: SocketAddr::from(([192, 0, 2, last], 4000)), local: None }
+fn source(last: u8) -> Way {
+    Source { address: SocketAddr::from(([192, 0, 2, last], 4000)), local: None }.into()
+}
+
+fn stream(id: u64) -> Way {
+    Way::Stream { id: StreamId(id), remote: SocketAddr::from(([192, 0, 2, 200], 443)) }
 }
 
 struct World {
@@ -54,12 +58,12 @@ impl World {
         self.core.handle_timeout(self.now);
     }
 
-    fn train(&mut self, source: Source, bytes: &mut [u8], stride: usize) {
-        self.core.handle_train(self.now, TrainMut { source, bytes, stride }, &mut self.out);
+    fn train(&mut self, way: Way, bytes: &mut [u8], stride: usize) {
+        self.core.handle_train(self.now, TrainMut { way, bytes, stride }, &mut self.out);
     }
 
     /// Sends a Bind; returns where the relay saw it come from.
-    fn bind(&mut self, from: Source, channel: ChannelId, key: [u8; 32], counter: u64) -> Option<SocketAddr> {
+    fn bind(&mut self, from: Way, channel: ChannelId, key: [u8; 32], counter: u64) -> Option<SocketAddr> {
         let mac = bind_mac(&key, channel, counter);
         let mut frame = Frame::Bind { channel, counter, mac }.encode();
         let len = frame.len();
@@ -77,7 +81,7 @@ impl World {
     }
 
     /// Sends one Data frame; returns it as it is sent on, if it is.
-    fn data(&mut self, from: Source, channel: ChannelId, peer: NodeId) -> Option<(Source, Vec<u8>)> {
+    fn data(&mut self, from: Way, channel: ChannelId, peer: NodeId) -> Option<(Way, Vec<u8>)> {
         let mut frame = Frame::Data { peer, channel, payload: b"ciphertext" }.encode();
         let len = frame.len();
         self.train(from, &mut frame, len);
@@ -106,7 +110,7 @@ fn data_arrives_as_from_the_sender_on_the_receivers_channel() {
 #[test]
 fn bound_tells_where_the_bind_came_from() {
     let mut world = World::with_limits(Limits::default());
-    assert_eq!(world.bind(source(7), CHANNEL_A, KEY_A, 1), Some(source(7).address));
+    assert_eq!(world.bind(source(7), CHANNEL_A, KEY_A, 1), Some(source(7).remote()));
 }
 
 #[test]
@@ -162,7 +166,7 @@ fn data_passes_only_from_the_bound_address_and_channel() {
     assert!(world.data(source(2), CHANNEL_A, B).is_none(), "B uses A's channel");
     world.assert_dropped(DropReason::WrongAddress, 2);
     assert!(world.out.replies.is_empty());
-    let other_port = Source { address: "192.0.2.1:4001".parse().unwrap(), local: None };
+    let other_port = Source { address: "192.0.2.1:4001".parse().unwrap(), local: None }.into();
     assert!(world.data(other_port, CHANNEL_A, B).is_none());
     world.assert_dropped(DropReason::WrongAddress, 3);
 }
@@ -298,4 +302,31 @@ fn forwards_name_the_channel_to_queue_for() {
         world.out.forwards,
         [Forward { channel: CHANNEL_B, to: source(2), range: 0..HEADER_LEN + 10 }]
     );
+}
+
+#[test]
+fn a_channel_over_a_stream_is_a_channel_and_moves_to_udp_without_loss() {
+    let mut world = World::with_two_bound();
+    assert!(world.data(stream(7), CHANNEL_A, B).is_none(), "a stream that has bound nothing");
+    assert_eq!(world.bind(stream(1), CHANNEL_A, KEY_A, 2), Some(stream(1).remote()));
+    assert_eq!(world.data(stream(1), CHANNEL_A, B).unwrap().0, source(2));
+    assert_eq!(world.data(source(2), CHANNEL_B, A).unwrap().0, stream(1));
+    assert!(world.data(stream(2), CHANNEL_A, B).is_none(), "another stream");
+    assert!(world.data(source(1), CHANNEL_A, B).is_none(), "where it was bound before");
+    world.bind(source(1), CHANNEL_A, KEY_A, 3).unwrap();
+    assert_eq!(world.data(source(2), CHANNEL_B, A).unwrap().0, source(1));
+    assert!(world.data(stream(1), CHANNEL_A, B).is_some(), "what was still on its way");
+    world.core.handle_stream_ended(StreamId(1));
+    assert!(world.data(stream(1), CHANNEL_A, B).is_none());
+    assert!(world.data(source(1), CHANNEL_A, B).is_some());
+}
+
+#[test]
+fn nobody_is_reached_through_a_stream_that_has_ended() {
+    let mut world = World::with_two_bound();
+    world.bind(stream(1), CHANNEL_A, KEY_A, 2).unwrap();
+    world.core.handle_stream_ended(StreamId(1));
+    assert!(world.data(source(2), CHANNEL_B, A).is_none());
+    world.assert_dropped(DropReason::PeerAbsent, 1);
+    assert!(world.bind(stream(2), CHANNEL_A, KEY_A, 3).is_some(), "the channel itself is there");
 }

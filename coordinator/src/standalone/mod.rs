@@ -38,7 +38,7 @@ use self::{
     uplink::{Uplink, UplinkError},
 };
 use crate::{
-    control::{ControlServer, ControlStats, server_config},
+    control::{ControlServer, ControlStats, Door, server_config},
     front::{Front, FrontSocket},
     identity::Identity,
     relay::{Limits, RelayCore, RelayHandle},
@@ -86,8 +86,8 @@ impl StandaloneRelay {
         let known = cache.load().context("cannot use the relay's map")?;
         let socket = FrontSocket::bind(options.listen_udp)
             .map_err(|error| explain_bind(error, "UDP", options.listen_udp, "--listen-udp"))?;
-        let (relay, commands) = RelayHandle::channel();
-        let front = Front::new(socket, RelayCore::new(Instant::now(), options.limits), commands);
+        let (relay, inbox) = RelayHandle::channel();
+        let front = Front::new(socket, RelayCore::new(Instant::now(), options.limits), inbox);
         let quic = server_config(&identity.pkcs8).context("cannot use the relay's key for TLS")?;
         let endpoint = front.endpoint(quic).context("cannot start QUIC")?;
         let udp = front.local_addr();
@@ -97,7 +97,7 @@ impl StandaloneRelay {
         let maps = watch::Sender::new(None);
         let service = RelayService::new(relay.clone(), maps.subscribe());
         let stats = Arc::new(ControlStats::default());
-        let control = ControlServer::new(endpoint.clone(), Arc::new(service), stats);
+        let control = ControlServer::new(endpoint.clone(), Door::new(Arc::new(service), stats));
         clients.spawn(control.run(clients.tracker.clone(), clients.cancel.clone()));
         let mut uplink = Uplink::new(options, identity, cache, relay, maps)?;
         if let Some(map) = known {

@@ -1,11 +1,22 @@
-//! The coordinator's one TCP port.
+//! The coordinator's one TCP port, for nodes whose network lets no UDP out.
 //!
-//! It is where the control protocol will run inside a WebSocket, for networks that let no UDP out. Nothing
-//! speaks on it yet: what connects is read for a while, counted and closed without a reply, so that the port
-//! is held and garbage on it costs a bounded number of sockets.
+//! ```text
+//! TCP -- a TLS ClientHello? --> TLS, with a certificate that nobody has to trust --+
+//!          \-- else (a proxy on this host or network has ended the TLS) ------------+-> WebSocket at .../mesh
+//!     -> TLS with both keys proved -> control messages --> a Link, as over QUIC
+//!                                 \-> relay frames ------> the relay, as over UDP
+//! ```
 //!
-//! Tasks: the listener, and one per connection; both end when cancelled. Accepting and reading are
-//! cancel-safe.
+//! Everything up to a known node has one deadline and takes a place at the same door as connections over QUIC: a client
+//! that trickles, stops in the middle of a handshake or speaks something else costs a bounded number of sockets for
+//! some seconds.
+//!
+//! Tasks: the listener; one per connection, which serves it to its end; and one per open stream, which carries it. The
+//! listener and the connections end when cancelled; a stream ends with its connection, and is dropped at the latest
+//! [`GOODBYE`] after cancellation. Accepting is cancel-safe; a handshake that is cancelled is dropped with its socket.
+
+mod open;
+mod tls;
 
 use std::{
     io,
@@ -17,21 +28,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::AsyncReadExt,
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Connections at once; what comes beyond is closed at once.
-const MAX_CONNECTIONS: usize = 128;
-/// How long a connection that says nothing of use is kept.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// How much of it is read.
-const MAX_BYTES: usize = 4096;
+pub use self::tls::StreamTls;
+use crate::{
+    control::{Door, Service},
+    relay::RelayHandle,
+};
+
 /// Pause after accepting failed, as it does while the process is out of file descriptors.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+/// How long a stream may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The TCP port.
 pub struct TcpFront {
@@ -39,11 +48,30 @@ pub struct TcpFront {
     stats: Arc<TcpStats>,
 }
 
+/// What the port's connections are handed to.
+pub struct Streams<S> {
+    /// The control side.
+    pub door: Door<S>,
+    /// The relay.
+    pub relay: RelayHandle,
+    /// Both layers of TLS.
+    pub tls: StreamTls,
+}
+
 /// The port's counters since it started.
 #[derive(Debug, Default)]
 pub struct TcpStats {
     accepted: AtomicU64,
     turned_away: AtomicU64,
+    streams: AtomicU64,
+}
+
+/// What the tasks share.
+struct Shared<S> {
+    streams: Streams<S>,
+    stats: Arc<TcpStats>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
 }
 
 impl TcpFront {
@@ -70,34 +98,36 @@ impl TcpFront {
     }
 
     /// Serves the port until it is cancelled.
-    pub async fn run(self, tracker: TaskTracker, cancel: CancellationToken) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    pub async fn run<S: Service>(self, streams: Streams<S>, tracker: TaskTracker, cancel: CancellationToken) {
+        let shared = Arc::new(Shared { streams, stats: self.stats, tracker, cancel });
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = cancel.cancelled() => return,
+                () = shared.cancel.cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(ERROR_PAUSE).await;
-                continue;
-            };
-            self.stats.accepted.fetch_add(1, Relaxed);
-            let Ok(place) = places.clone().try_acquire_owned() else {
-                self.stats.turned_away.fetch_add(1, Relaxed);
-                continue;
-            };
-            let cancel = cancel.clone();
-            tracker.spawn(async move {
-                let _place = place;
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => {}
-                    _ = tokio::time::timeout(DEADLINE, discard(stream)) => {}
-                }
-            });
+            match accepted {
+                Ok((stream, remote)) => admit(&shared, stream, remote),
+                Err(_) => tokio::time::sleep(ERROR_PAUSE).await,
+            }
         }
     }
+}
+
+fn admit<S: Service>(shared: &Arc<Shared<S>>, stream: TcpStream, remote: SocketAddr) {
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    shared.stats.accepted.fetch_add(1, Relaxed);
+    let Some(place) = shared.streams.door.try_enter_tcp(remote.ip()) else {
+        shared.stats.turned_away.fetch_add(1, Relaxed);
+        return;
+    };
+    let (door, cancel) = (shared.streams.door.clone(), shared.cancel.clone());
+    let opening = shared.clone();
+    let open = async move {
+        let opened = open::open(&opening, stream, remote).await;
+        opened.inspect_err(|error| tracing::debug!(%error, "no stream")).ok()
+    };
+    shared.tracker.spawn(door.serve(place, open, cancel));
 }
 
 impl TcpStats {
@@ -112,41 +142,10 @@ impl TcpStats {
     pub fn turned_away(&self) -> u64 {
         self.turned_away.load(Relaxed)
     }
-}
 
-/// Reads until the other side is done, or has said too much.
-async fn discard(mut stream: TcpStream) {
-    let mut chunk = [0; 512];
-    let mut total = 0;
-    while let Ok(len @ 1..) = stream.read(&mut chunk).await {
-        total += len;
-        if total >= MAX_BYTES {
-            return;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::AsyncWriteExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn garbage_is_closed_without_a_reply() {
-        let front = TcpFront::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (address, stats) = (front.local_addr().unwrap(), front.stats());
-        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
-        tracker.spawn(front.run(tracker.clone(), cancel.clone()));
-        let mut client = TcpStream::connect(address).await.unwrap();
-        client.write_all(&[b'x'; 2 * MAX_BYTES]).await.unwrap();
-        let mut reply = Vec::new();
-        let closed = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut reply)).await;
-        assert!(closed.is_ok(), "closed before its deadline");
-        assert!(reply.is_empty());
-        assert_eq!(stats.accepted(), 1);
-        cancel.cancel();
-        tracker.close();
-        tracker.wait().await;
+    /// Returns how many became streams of somebody who proved a key.
+    #[must_use]
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Relaxed)
     }
 }

@@ -5,4 +5,5 @@
 mod control;
 mod rig;
 mod standalone;
+mod stream;
 mod udp;
