@@ -1,7 +1,7 @@
 //! `make bench-wire`: see [`mesh_benches::wire`].
 //!
 //! `ROUNDS` and `SECONDS` change how often and how long; arguments name the links, loads and peers that are wanted;
-//! without any, it is the LAN and all of the others: `cargo bench -p mesh-benches --bench wire -- tcp-1 wireguard-go`. The word `profile` has perf
+//! without any, it is the LAN, all of the others and all of our own ways: `cargo bench -p mesh-benches --bench wire -- tcp-1 wireguard-go`. The word `profile` has perf
 //! sample the daemons in one run more of each load.
 
 use std::path::Path;
@@ -16,14 +16,19 @@ const SECONDS: u32 = 3;
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let kinds = named(&words, &Kind::PEERS, |kind| kind.name()).unwrap_or(Kind::PEERS.to_vec());
+    let all = [Kind::PEERS, Kind::WAYS].concat();
+    let kinds = named(&words, &all, |kind| kind.name()).unwrap_or(all);
     let profile = if words.iter().any(|word| word == "profile") { Profiling::On } else { Profiling::Off };
     let (rounds, seconds) = (setting("ROUNDS", ROUNDS)?, setting("SECONDS", SECONDS)?);
     let mut failures = 0;
     for link in named(&words, &Link::ALL, |link| link.name()).unwrap_or(vec![Link::Lan]) {
         let loads = named(&words, &Load::ALL, |load| load.name()).unwrap_or(link.loads().to_vec());
         let peers = peers::get(Path::new(peers::FOLDER), |kind| kinds.contains(&kind));
-        let plan = Plan { rounds, seconds, loads, link, profile };
+        let ways = match link {
+            Link::Lan => Kind::WAYS.into_iter().filter(|way| kinds.contains(way)).collect(),
+            Link::Lossy | Link::Narrow => Vec::new(),
+        };
+        let plan = Plan { rounds, seconds, loads, link, ways, profile };
         let report = wire::measure(&Lab::new("wire")?, peers, &plan)?;
         println!("{}", report.table());
         let file = match link {

@@ -11,8 +11,8 @@ use crate::{
     figure::Figure,
     wire::{
         self, Kind, Link, Load, Metric, Plan, Profiling,
+        goal::GOALS,
         peers::{self, Peers},
-        report::GOALS,
     },
 };
 
@@ -32,6 +32,7 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         seconds: PLAN_SECONDS,
         loads: vec![Load::Tcp1],
         link: Link::Lan,
+        ways: Vec::new(),
         profile: Profiling::Off,
     };
     let report = wire::measure(lab, peers, &plan)?;

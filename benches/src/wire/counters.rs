@@ -37,7 +37,7 @@ impl Counters {
         let mut sum = Self::default();
         for end in [0, 1] {
             let read = |table: &str| std::fs::read_to_string(format!("{TABLES}/{table}"));
-            let tables = stage.hosts()[end].netns().enter(|| {
+            let tables = stage.hosts(tunnel)[end].netns().enter(|| {
                 let names = ["dev", "udp", "udp6", "snmp", "snmp6"];
                 names.into_iter().map(read).collect::<Result<Vec<_>, _>>()
             })??;

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use mesh_lab::{Filtering, Impairment, Loss, Mapping, Nat, Rate, Site, Topology};
+use mesh_lab::{Filtering, Impairment, Loss, Mapping, Nat, Rate, Site, Topology, topology::Ipv6};
 use serde::Serialize;
 
-use super::{Load, stage::ENDS};
+use super::{
+    Load,
+    stage::{ENDS, ENDS_V6, LAN_V6},
+};
 
 /// Each host's share of the one-way delay of a long way.
 const LONG: Duration = Duration::from_millis(10);
@@ -49,12 +52,15 @@ impl Link {
         }
     }
 
-    /// Describes a network with the two hosts.
+    /// Describes a network with the two hosts; on a LAN, with two more that have IPv6 there.
     pub(super) fn topology(self) -> Topology {
         let both = match self {
             Self::Lan => {
-                let lan = Site::behind("lan", Nat::new(Mapping::Eim, Filtering::Apdf));
-                return Topology::new().site(ENDS.into_iter().fold(lan, |lan, name| lan.host(name)));
+                let lan = |name| Site::behind(name, Nat::new(Mapping::Eim, Filtering::Apdf));
+                let plain = ENDS.into_iter().fold(lan("lan"), |lan, name| lan.host(name));
+                let v6 =
+                    ENDS_V6.into_iter().fold(lan(LAN_V6).ipv6(Ipv6::Filtered), |lan, name| lan.host(name));
+                return Topology::new().site(plain).site(v6);
             }
             Self::Lossy => Impairment::delay(LONG).loss(Loss::Uniform(LOSS)),
             Self::Narrow => Impairment::delay(LONG).rate(Rate::mbit(NARROW)),

@@ -1,6 +1,6 @@
 //! The loads, and what iperf3 and ping say of them.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::{Host, topology::Ping};
@@ -57,7 +57,7 @@ impl Load {
     ///
     /// # Errors
     /// When iperf3 or ping fail, or nothing arrives.
-    pub fn run(self, from: &Host, to: Ipv4Addr, seconds: u32) -> anyhow::Result<Outcome> {
+    pub fn run(self, from: &Host, to: IpAddr, seconds: u32) -> anyhow::Result<Outcome> {
         let stream = |options: &[&str]| iperf(from, to, seconds, options).map(Outcome::Traffic);
         match self {
             Self::Tcp1 => stream(&[]),
@@ -123,14 +123,14 @@ impl Outcome {
     }
 }
 
-fn echoes(from: &Host, to: Ipv4Addr, seconds: u32) -> anyhow::Result<Outcome> {
+fn echoes(from: &Host, to: IpAddr, seconds: u32) -> anyhow::Result<Outcome> {
     let count = seconds * 1000 / u32::try_from(ECHO_INTERVAL.as_millis())?;
     let ping: Ping = from.ping_every(to, count.max(1), ECHO_INTERVAL)?;
     let median = ping.median().context("no echo came back")?;
     Ok(Outcome::RoundTrip(median.as_secs_f64() * 1e3))
 }
 
-fn iperf(from: &Host, to: Ipv4Addr, seconds: u32, options: &[&str]) -> anyhow::Result<Traffic> {
+fn iperf(from: &Host, to: IpAddr, seconds: u32, options: &[&str]) -> anyhow::Result<Traffic> {
     let run = || {
         from.command("iperf3")
             .args(["-c", &to.to_string(), "-t", &seconds.to_string(), "-J"])

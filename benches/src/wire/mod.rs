@@ -2,7 +2,8 @@
 //!
 //! Two hosts stand on one LAN of the lab (veth and a bridge), or have a simulated [`Link`] between them. On both runs every tunnel that could be had, each with its own
 //! interface: our agents (real binaries, joined at a real coordinator, on their direct path), wireguard-go, boringtun-cli,
-//! nebula. iperf3 and ping run in the hosts' namespaces.
+//! nebula. iperf3 and ping run in the hosts' namespaces. Our own tunnel is measured in other [ways](Kind::WAYS), too: from
+//! pods behind the hosts, with IPv6 inside, and between two more hosts that have only IPv6 for it outside.
 //!
 //! Within a round every [`Load`] goes through every tunnel, one after the other, and the next round begins with
 //! another tunnel. A machine that is slower for a while is so for all of them, and what is judged are ratios within a round.
@@ -20,6 +21,7 @@ use mesh_lab::Lab;
 use serde::Serialize;
 
 pub mod counters;
+pub mod goal;
 pub mod link;
 pub mod load;
 mod nebula;
@@ -39,12 +41,18 @@ pub use tunnel::Tunnel;
 use self::{counters::Counters, peers::Peers, stage::Stage};
 use crate::procfs;
 
-/// Which implementation.
+/// Which implementation, and which way of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Ours.
+    /// Ours, from host to host, over IPv4 inside and outside.
     Mesh,
+    /// Ours, from pod to pod: each behind a bridge and veth of its host.
+    MeshPods,
+    /// Ours, with IPv6 inside the tunnel.
+    MeshInnerV6,
+    /// Ours, with IPv6 outside it.
+    MeshOuterV6,
     /// wireguard-go.
     WireguardGo,
     /// boringtun-cli.
@@ -56,22 +64,44 @@ pub enum Kind {
 impl Kind {
     /// The others.
     pub const PEERS: [Self; 3] = [Self::WireguardGo, Self::Boringtun, Self::Nebula];
+    /// Our other ways, which are measured beside the plain one.
+    pub const WAYS: [Self; 3] = [Self::MeshPods, Self::MeshInnerV6, Self::MeshOuterV6];
 
     /// Returns its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mesh => "mesh",
+            Self::MeshPods => "mesh-pods",
+            Self::MeshInnerV6 => "mesh-v6-inside",
+            Self::MeshOuterV6 => "mesh-v6-outside",
             Self::WireguardGo => "wireguard-go",
             Self::Boringtun => "boringtun-cli",
             Self::Nebula => "nebula",
         }
     }
 
+    /// Whether it is one of our own.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        match self {
+            Self::Mesh | Self::MeshPods | Self::MeshInnerV6 | Self::MeshOuterV6 => true,
+            Self::WireguardGo | Self::Boringtun | Self::Nebula => false,
+        }
+    }
+
+    /// Whether a load is measured through it.
+    const fn carries(self, load: Load) -> bool {
+        match self {
+            Self::Mesh | Self::WireguardGo | Self::Boringtun | Self::Nebula => true,
+            Self::MeshPods | Self::MeshInnerV6 | Self::MeshOuterV6 => matches!(load, Load::Tcp1),
+        }
+    }
+
     /// Returns a small number that no other has, for addresses and ports.
     const fn number(self) -> u8 {
         match self {
-            Self::Mesh => 0,
+            Self::Mesh | Self::MeshPods | Self::MeshInnerV6 | Self::MeshOuterV6 => 0,
             Self::WireguardGo => 1,
             Self::Boringtun => 2,
             Self::Nebula => 3,
@@ -133,6 +163,9 @@ impl Metric {
 /// What one run gave.
 pub type Sample = BTreeMap<Metric, f64>;
 
+/// What our agents dropped, by reason.
+pub type OwnDrops = BTreeMap<String, u64>;
+
 /// What is to be run.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -144,6 +177,8 @@ pub struct Plan {
     pub loads: Vec<Load>,
     /// Over which link.
     pub link: Link,
+    /// Which of [`Kind::WAYS`].
+    pub ways: Vec<Kind>,
     /// Whether the daemons are sampled in one run more of each.
     pub profile: Profiling,
 }
@@ -176,17 +211,20 @@ impl fmt::Display for Run {
 /// # Errors
 /// When the lab, our own binaries or iperf3's server fail, or nothing at all could be measured.
 pub fn measure(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Report> {
-    let stage = Stage::build(lab, peers, plan.link)?;
+    let stage = Stage::build(lab, peers, plan)?;
     let mut report = Report::new(&stage, plan);
     for round in 0..plan.rounds {
         for &load in &plan.loads {
-            let tunnels = stage.tunnels();
+            let tunnels: Vec<_> = stage.tunnels().iter().filter(|tunnel| tunnel.kind.carries(load)).collect();
             for turn in 0..tunnels.len() {
-                let tunnel = &tunnels[(turn + round) % tunnels.len()];
+                let tunnel = tunnels[(turn + round) % tunnels.len()];
                 let run = Run { round, load, kind: tunnel.kind };
                 eprintln!("{run}");
                 match once(&stage, tunnel, load, plan.seconds) {
-                    Ok(sample) => report.add(round, load, tunnel.kind, sample),
+                    Ok((sample, drops)) => {
+                        report.add(round, load, tunnel.kind, sample);
+                        report.add_drops(load, tunnel.kind, drops);
+                    }
                     Err(error) => report.add_failure(format!("{run}: {error:#}")),
                 }
             }
@@ -194,7 +232,7 @@ pub fn measure(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Report> {
     }
     if plan.profile == Profiling::On {
         for &load in &plan.loads {
-            for tunnel in stage.tunnels() {
+            for tunnel in stage.tunnels().iter().filter(|tunnel| tunnel.kind.carries(load)) {
                 match profile::Profile::take(&stage, tunnel, load, plan.seconds) {
                     Ok(profile) => report.add_profile(profile),
                     Err(error) => report.add_failure(format!("profile of {}: {error:#}", tunnel.kind.name())),
@@ -207,14 +245,19 @@ pub fn measure(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Report> {
 }
 
 /// Runs one load through one tunnel.
-fn once(stage: &Stage, tunnel: &Tunnel, load: Load, seconds: u32) -> anyhow::Result<Sample> {
+fn once(stage: &Stage, tunnel: &Tunnel, load: Load, seconds: u32) -> anyhow::Result<(Sample, OwnDrops)> {
     let own_before = stage.own_drops(tunnel)?;
     let before = Counters::read(stage, tunnel)?;
-    let (outcome, resident) =
-        procfs::watch_resident(&tunnel.daemons, || load.run(stage.hosts()[0], tunnel.target, seconds));
+    let (outcome, resident) = procfs::watch_resident(&tunnel.daemons, || {
+        load.run(stage.speakers(tunnel)[0], tunnel.target, seconds)
+    });
     let outcome = outcome?;
     let counted = Counters::read(stage, tunnel)?.since(&before);
-    let own = stage.own_drops(tunnel)? - own_before;
+    let mut own = stage.own_drops(tunnel)?;
+    for (reason, before) in own_before {
+        *own.entry(reason).or_default() -= before;
+    }
+    own.retain(|_, count| *count > 0);
 
     let mut sample = outcome.sample();
     sample.insert(Metric::Resident, resident);
@@ -225,9 +268,9 @@ fn once(stage: &Stage, tunnel: &Tunnel, load: Load, seconds: u32) -> anyhow::Res
         sample.insert(Metric::TunDrops, counted.tun as f64);
         sample.insert(Metric::SocketDrops, counted.sockets as f64);
         sample.insert(Metric::ReceiverDrops, counted.receiver as f64);
-        if tunnel.kind == Kind::Mesh {
-            sample.insert(Metric::OwnDrops, own as f64);
+        if tunnel.kind.is_ours() {
+            sample.insert(Metric::OwnDrops, own.values().sum::<u64>() as f64);
         }
     }
-    Ok(sample)
+    Ok((sample, own))
 }

@@ -46,7 +46,7 @@ pub fn get(folder: &Path, is_wanted: impl Fn(Kind) -> bool) -> Peers {
     let mut peers = Peers::default();
     for kind in Kind::PEERS.into_iter().filter(|kind| is_wanted(*kind)) {
         let got = match kind {
-            Kind::Mesh => continue,
+            Kind::Mesh | Kind::MeshPods | Kind::MeshInnerV6 | Kind::MeshOuterV6 => continue,
             Kind::WireguardGo => newest_wireguard_go(folder).or_else(|reason| debian_wireguard_go(&reason)),
             Kind::Boringtun => boringtun(folder),
             Kind::Nebula => nebula(folder),

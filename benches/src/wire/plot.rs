@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{
     Kind, Load, Metric,
-    report::{GOALS, Report, short},
+    goal::GOALS,
+    report::{Report, short},
 };
 use crate::figure::Figure;
 
@@ -62,7 +63,7 @@ fn panel(out: &mut String, (left, top): (f64, f64), bars: &[(Kind, Figure)]) {
     for (index, (kind, figure)) in bars.iter().enumerate() {
         let y = top + (BAR_HEIGHT + BAR_GAP) * index as f64;
         let (middle, text) = (y + BAR_HEIGHT / 2.0, y + BAR_HEIGHT - 4.5);
-        let class = if *kind == Kind::Mesh { "ours" } else { "theirs" };
+        let class = if kind.is_ours() { "ours" } else { "theirs" };
         let _ = writeln!(
             out,
             "<text class=\"name\" x=\"{:.1}\" y=\"{text:.1}\">{}</text>\

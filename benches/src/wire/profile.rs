@@ -131,7 +131,7 @@ impl Profile {
                 std::thread::sleep(WARM_UP);
                 record(&file, &pids, Duration::from_secs(seconds.into()).saturating_sub(WARM_UP))
             });
-            (load.run(stage.hosts()[0], tunnel.target, seconds), recorder.join())
+            (load.run(stage.speakers(tunnel)[0], tunnel.target, seconds), recorder.join())
         });
         recorded.map_err(|_| anyhow::anyhow!("the recorder's thread panicked"))??;
         let cpu = Counters::read(stage, tunnel)?.since(&before).cpu.total();

@@ -6,50 +6,17 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::{
-    Kind, Link, Load, Metric, Plan, Sample,
+    Kind, Link, Load, Metric, OwnDrops, Plan, Sample,
+    goal::{GOALS, Goal},
     profile::{self, Profile},
     stage::Stage,
 };
-use crate::figure::{self, Budget, Figure};
+use crate::figure::{self, Figure};
 
 /// Width of a column of the table: `median (lowest..highest)`.
 const COLUMN: usize = 25;
 /// Width of the first column.
 const NAMES: usize = 24;
-
-/// What is wanted of us.
-#[derive(Debug, Clone, Copy)]
-pub struct Goal {
-    /// Under which load.
-    pub load: Load,
-    /// Of which metric.
-    pub metric: Metric,
-    /// Whose value of the same round it is divided by, if anyone's.
-    pub beside: Option<Kind>,
-    /// What the median has to keep.
-    pub wanted: Budget,
-}
-
-/// All goals.
-pub const GOALS: [Goal; 10] = {
-    use Budget::{AtLeast, AtMost};
-    use Kind::{Boringtun, WireguardGo};
-    const fn goal(load: Load, metric: Metric, beside: Option<Kind>, wanted: Budget) -> Goal {
-        Goal { load, metric, beside, wanted }
-    }
-    [
-        goal(Load::Tcp1, Metric::Received, Some(WireguardGo), AtLeast(1.8)),
-        goal(Load::Tcp4, Metric::Received, Some(WireguardGo), AtLeast(1.9)),
-        goal(Load::Tcp1, Metric::Cpu, Some(WireguardGo), AtMost(0.48)),
-        goal(Load::UdpFlood, Metric::Received, Some(WireguardGo), AtLeast(3.5)),
-        goal(Load::UdpSmall, Metric::Cpu, Some(Boringtun), AtMost(0.25)),
-        goal(Load::UdpSmall, Metric::Loss, None, AtMost(3.0)),
-        goal(Load::PingIdle, Metric::RoundTrip, Some(Boringtun), AtMost(1.0)),
-        goal(Load::PingLoaded, Metric::RoundTrip, Some(WireguardGo), AtMost(0.45)),
-        goal(Load::Tcp4, Metric::Resident, None, AtMost(15.0)),
-        goal(Load::UdpFlood, Metric::Resident, None, AtMost(15.0)),
-    ]
-};
 
 /// All that was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -63,6 +30,8 @@ pub struct Report {
     missing: Vec<String>,
     failures: Vec<String>,
     rows: Vec<Row>,
+    /// What our agents dropped in all rounds.
+    drops: Vec<Dropped>,
     #[serde(skip)]
     profiles: Vec<Profile>,
 }
@@ -92,6 +61,14 @@ struct Row {
     rounds: BTreeMap<usize, f64>,
 }
 
+/// What our agents dropped under one load, by reason.
+#[derive(Debug, Clone, Serialize)]
+struct Dropped {
+    load: Load,
+    kind: Kind,
+    reasons: OwnDrops,
+}
+
 impl Report {
     /// Makes an empty one.
     #[must_use]
@@ -114,6 +91,7 @@ impl Report {
             missing: stage.missing().to_vec(),
             failures: Vec::new(),
             rows: Vec::new(),
+            drops: Vec::new(),
             profiles: Vec::new(),
         }
     }
@@ -126,6 +104,20 @@ impl Report {
             match known {
                 Some(row) => drop(row.rounds.insert(round, value)),
                 None => self.rows.push(Row { load, metric, kind, rounds: BTreeMap::from([(round, value)]) }),
+            }
+        }
+    }
+
+    /// Adds what our agents dropped in a run.
+    pub fn add_drops(&mut self, load: Load, kind: Kind, drops: OwnDrops) {
+        for (reason, count) in drops {
+            let known = self.drops.iter_mut().find(|dropped| (dropped.load, dropped.kind) == (load, kind));
+            match known {
+                Some(dropped) => *dropped.reasons.entry(reason).or_default() += count,
+                None => {
+                    let reasons = OwnDrops::from([(reason, count)]);
+                    self.drops.push(Dropped { load, kind, reasons });
+                }
             }
         }
     }
@@ -162,8 +154,9 @@ impl Report {
     /// Judges a goal: by the ratios of rounds in which both were measured. `None` if there is none.
     #[must_use]
     pub fn judge(&self, goal: &Goal) -> Option<Figure> {
-        let ours = self.values(goal.load, goal.metric, Kind::Mesh)?;
-        let what = format!("{}: {}", goal.load.name(), goal.metric.name().trim());
+        let ours = self.values(goal.load, goal.metric, goal.of)?;
+        let way = if goal.of == Kind::Mesh { String::new() } else { format!(", {}", goal.of.name()) };
+        let what = format!("{}: {}{way}", goal.load.name(), goal.metric.name().trim());
         let (what, unit, values) = match goal.beside {
             None => (what, "", ours.values().copied().collect()),
             Some(kind) => {
@@ -203,9 +196,21 @@ impl Report {
         for missing in &self.missing {
             let _ = writeln!(out, "not measured: {missing}");
         }
+        let (ours, others): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| kind.is_ours());
         for load in Load::ALL {
-            self.write_load(&mut out, load);
+            let ways = ours.iter().any(|kind| *kind != Kind::Mesh && kind.carries(load));
+            if !(ways && others.is_empty()) {
+                self.write_load(&mut out, load, &[&[Kind::Mesh], others.as_slice()].concat());
+            }
+            if ways {
+                self.write_load(&mut out, load, &ours);
+            }
         }
+        for Dropped { load, kind, reasons } in &self.drops {
+            let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+            let _ = write!(out, "\ndropped by {}, {}: {}", kind.name(), load.name(), reasons.join(", "));
+        }
+        out.push('\n');
         let goals = self.goals();
         if !goals.is_empty() {
             let _ = write!(out, "\n{}", figure::table(&goals));
@@ -236,22 +241,22 @@ impl Report {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn write_load(&self, out: &mut String, load: Load) {
+    fn write_load(&self, out: &mut String, load: Load, kinds: &[Kind]) {
         let metrics: std::collections::BTreeSet<Metric> =
             self.rows.iter().filter(|row| row.load == load).map(|row| row.metric).collect();
         if metrics.is_empty() {
             return;
         }
         let _ = write!(out, "\n{:<NAMES$}", load.name());
-        for kind in self.kinds() {
+        for kind in kinds {
             let _ = write!(out, "{:>COLUMN$}", kind.name());
         }
         out.push('\n');
         for metric in metrics {
             let _ = write!(out, "{:<NAMES$}", metric.name());
-            for kind in self.kinds() {
+            for kind in kinds {
                 let cell =
-                    self.figure(load, metric, kind).map_or_else(|| "-".to_owned(), |figure| cell(&figure));
+                    self.figure(load, metric, *kind).map_or_else(|| "-".to_owned(), |figure| cell(&figure));
                 let _ = write!(out, "{cell:>COLUMN$}");
             }
             out.push('\n');
@@ -292,6 +297,7 @@ impl Report {
             missing: vec!["nebula: no Go here".into()],
             failures: Vec::new(),
             rows: Vec::new(),
+            drops: Vec::new(),
             profiles: Vec::new(),
         }
     }
@@ -331,6 +337,26 @@ mod tests {
         assert!(table.contains("4.00 (1.00..9.00)"), "{table}");
         assert!(table.contains("not measured: nebula"), "{table}");
         assert!(table.contains(">= 1.8 ok"), "{table}");
+    }
+
+    #[test]
+    fn our_other_ways_stand_in_a_table_of_their_own_beside_the_plain_one() {
+        let mut report = Report::of(&[Kind::Mesh, Kind::MeshPods, Kind::WireguardGo]);
+        for (kind, rate) in [(Kind::Mesh, 4.0), (Kind::MeshPods, 3.0), (Kind::WireguardGo, 2.0)] {
+            report.add(0, Load::Tcp1, kind, Sample::from([(Metric::Received, rate)]));
+        }
+        report.add_drops(Load::Tcp1, Kind::MeshPods, OwnDrops::from([("no-path".to_owned(), 3)]));
+        report.add_drops(Load::Tcp1, Kind::MeshPods, OwnDrops::from([("no-path".to_owned(), 4)]));
+        let table = report.table();
+        let heads: Vec<Vec<&str>> = table
+            .lines()
+            .filter(|line| line.starts_with("tcp-1 "))
+            .map(|line| line.split_whitespace().skip(1).collect())
+            .collect();
+        assert_eq!(heads, [["mesh", "wireguard-go"], ["mesh", "mesh-pods"]], "{table}");
+        assert!(table.contains("dropped by mesh-pods, tcp-1: no-path 7"), "{table}");
+        let judged = report.judge(GOALS.iter().find(|goal| goal.of == Kind::MeshPods).unwrap()).unwrap();
+        assert_eq!((judged.median, judged.kept), (0.75, Some(false)));
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The two hosts, the tunnels between them, and iperf3's server.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, ensure};
-use mesh_lab::{Host, Lab, Mesh, MeshOptions, Process, Site, mesh::wait_until};
+use mesh_lab::{
+    Host, Lab, Mesh, MeshOptions, Network, Pod, Process, Site, mesh::wait_until, pods::Offloading,
+};
 use mesh_proto::status::PathKind;
 
 use super::{
-    Kind, Link, nebula,
+    Kind, OwnDrops, Plan, nebula,
     peers::{Peers, Program},
     tunnel::{self, Pair, Tunnel},
     wireguard,
@@ -19,13 +21,20 @@ pub(super) const ENDS: [&str; 2] = ["a", "b"];
 /// iperf3's port, for its control connections and its datagrams.
 pub(super) const IPERF_PORT: u16 = 5201;
 
+/// Two more hosts on a LAN of their own, which the tunnel between them crosses with IPv6.
+pub(super) const ENDS_V6: [&str; 2] = ["c", "d"];
+/// That LAN.
+pub(super) const LAN_V6: &str = "lan-v6";
+
 /// Everything that runs while it is measured.
 #[derive(Debug)]
 pub struct Stage {
     mesh: Mesh,
+    /// One behind each of [`ENDS`], if they are wanted.
+    pods: Vec<Pod>,
     tunnels: Vec<Tunnel>,
     missing: Vec<String>,
-    _server: Process,
+    _servers: Vec<Process>,
 }
 
 impl Stage {
@@ -33,34 +42,53 @@ impl Stage {
     ///
     /// # Errors
     /// When the lab, our own binaries or iperf3's server fail.
-    pub fn build(lab: &Lab, peers: Peers, link: Link) -> anyhow::Result<Self> {
-        let network = lab.build(link.topology().site(Site::public("coord")))?;
+    pub fn build(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Self> {
+        let network = lab.build(plan.link.topology().site(Site::public("coord")))?;
         let address = network.outside("coord")?.to_string();
-        let mesh = Mesh::new(network, &MeshOptions::new("coord", &address, &ENDS))?;
+        let wants = |kind| plan.ways.contains(&kind);
+        let mut nodes = ENDS.to_vec();
+        if wants(Kind::MeshOuterV6) {
+            refuse_v4(&network)?;
+            nodes.extend(ENDS_V6);
+        }
+        let mesh = Mesh::new(network, &MeshOptions::new("coord", &address, &nodes))?;
         mesh.start()?;
-        wait_until(PATIENCE, "our agents talk directly", || {
-            mesh.ping(ENDS[0], ENDS[1])?;
-            is_direct(&mesh)
-        })?;
-        let mut tunnels = vec![tunnel::ours(&mesh)?];
-        let mut missing = peers.missing;
+        let mut pods = Vec::new();
+        if wants(Kind::MeshPods) {
+            for (number, node) in (1..).zip(ENDS) {
+                pods.push(Pod::attach(&mesh, node, number, Offloading::On)?);
+            }
+            Pod::announce_all(&pods, &mesh)?;
+            mesh.wait_ready(PATIENCE)?;
+        }
+        let mut stage =
+            Self { mesh, pods, tunnels: Vec::new(), missing: peers.missing, _servers: Vec::new() };
+        for kind in [Kind::Mesh].into_iter().chain(plan.ways.iter().copied()) {
+            stage.add_ours(kind)?;
+        }
         for program in &peers.found {
-            match start(&mesh, program) {
-                Ok(tunnel) => tunnels.push(tunnel),
-                Err(error) => missing.push(format!("{}: {error:#}", program.kind.name())),
+            match start(&stage.mesh, program) {
+                Ok(tunnel) => stage.tunnels.push(tunnel),
+                Err(error) => stage.missing.push(format!("{}: {error:#}", program.kind.name())),
             }
         }
-        let server = mesh.node(ENDS[1])?.host().command("iperf3").args(["-s", "--forceflush"]);
-        let server = server.spawn("iperf3")?;
-        let stage = Self { mesh, tunnels, missing, _server: server };
-        wait_until(PATIENCE, "iperf3 listens", || stage.server_listens())?;
+        stage.serve()?;
         Ok(stage)
     }
 
-    /// Returns the hosts.
+    /// Returns the hosts on which a tunnel's daemons run.
     #[must_use]
-    pub fn hosts(&self) -> [&Host; 2] {
-        hosts(&self.mesh)
+    pub fn hosts(&self, tunnel: &Tunnel) -> [&Host; 2] {
+        hosts(&self.mesh, tunnel.ends)
+    }
+
+    /// Returns the hosts that talk through a tunnel: those of its daemons, or pods behind them.
+    #[must_use]
+    pub fn speakers(&self, tunnel: &Tunnel) -> [&Host; 2] {
+        match (tunnel.kind, self.pods.as_slice()) {
+            (Kind::MeshPods, [a, b]) => [a.host(), b.host()],
+            _ => self.hosts(tunnel),
+        }
     }
 
     /// Returns a folder that is removed with everything else.
@@ -81,19 +109,18 @@ impl Stage {
         &self.missing
     }
 
-    /// Returns how many packets our agents have dropped so far; nothing is known of the others.
+    /// Returns what the agents at both ends of a tunnel have dropped so far; nothing is known of the others.
     ///
     /// # Errors
     /// When an agent does not answer.
-    pub(super) fn own_drops(&self, tunnel: &Tunnel) -> anyhow::Result<u64> {
-        if tunnel.kind != Kind::Mesh {
-            return Ok(0);
-        }
-        let mut drops = 0;
-        for node in self.mesh.nodes() {
-            let status = node.status()?;
-            drops += status.this.drops.values().sum::<u64>();
-            drops += status.peers.iter().flat_map(|peer| peer.drops.values()).sum::<u64>();
+    pub(super) fn own_drops(&self, tunnel: &Tunnel) -> anyhow::Result<OwnDrops> {
+        let mut drops = OwnDrops::new();
+        for end in tunnel.ends.iter().filter(|_| tunnel.kind.is_ours()) {
+            let status = self.mesh.node(end)?.status()?;
+            let of_peers = status.peers.into_iter().flat_map(|peer| peer.drops);
+            for (reason, count) in status.this.drops.into_iter().chain(of_peers) {
+                *drops.entry(reason).or_default() += count;
+            }
         }
         Ok(drops)
     }
@@ -103,31 +130,81 @@ impl Stage {
     /// # Errors
     /// When our agents do not talk directly any more, or do not stop in order.
     pub fn finish(self) -> anyhow::Result<()> {
-        ensure!(is_direct(&self.mesh)?, "our agents lost their direct path meanwhile");
+        for tunnel in self.tunnels.iter().filter(|tunnel| tunnel.kind.is_ours()) {
+            ensure!(
+                is_direct(&self.mesh, tunnel.kind)?,
+                "{} lost its direct path meanwhile",
+                tunnel.kind.name()
+            );
+        }
         self.mesh.stop()
     }
 
-    fn server_listens(&self) -> anyhow::Result<bool> {
-        let table =
-            self.hosts()[1].command("cat").arg("/proc/thread-self/net/tcp6").output()?.success()?.stdout;
-        Ok(table.contains(&format!(":{IPERF_PORT:04X} ")))
+    /// Waits until our agents talk directly in this way, and adds it.
+    fn add_ours(&mut self, kind: Kind) -> anyhow::Result<()> {
+        let Self { mesh, pods, .. } = self;
+        let ends = if kind == Kind::MeshOuterV6 { ENDS_V6 } else { ENDS };
+        wait_until(PATIENCE, "our agents talk directly", || {
+            mesh.ping(ends[0], ends[1])?;
+            is_direct(mesh, kind)
+        })?;
+        let tunnel = tunnel::ours(mesh, kind, pods.get(1))?;
+        let [from, _] = self.speakers(&tunnel);
+        wait_until(PATIENCE, "our tunnel carries packets", || Ok(from.ping(tunnel.target).is_ok()))?;
+        self.tunnels.push(tunnel);
+        Ok(())
+    }
+
+    /// Starts iperf3's server wherever a tunnel ends.
+    fn serve(&mut self) -> anyhow::Result<()> {
+        let ends = self.tunnels.iter().map(|tunnel| (self.speakers(tunnel)[1].name().to_owned(), tunnel));
+        let ends: BTreeMap<_, _> = ends.collect();
+        let mut servers = Vec::new();
+        for tunnel in ends.into_values() {
+            let host = self.speakers(tunnel)[1];
+            servers.push(host.command("iperf3").args(["-s", "--forceflush"]).spawn("iperf3")?);
+            wait_until(PATIENCE, "iperf3 listens", || {
+                let table = host.command("cat").arg("/proc/thread-self/net/tcp6").output()?.success()?.stdout;
+                Ok(table.contains(&format!(":{IPERF_PORT:04X} ")))
+            })?;
+        }
+        self._servers = servers;
+        Ok(())
     }
 }
 
 fn start(mesh: &Mesh, program: &Program) -> anyhow::Result<Tunnel> {
-    let pair = Pair::new(program, hosts(mesh));
+    let pair = Pair::new(program, hosts(mesh, ENDS));
     match program.kind {
-        Kind::Mesh => anyhow::bail!("ours is no peer of itself"),
+        Kind::Mesh | Kind::MeshPods | Kind::MeshInnerV6 | Kind::MeshOuterV6 => {
+            anyhow::bail!("ours is no peer of itself")
+        }
         Kind::WireguardGo | Kind::Boringtun => wireguard::start(pair),
         Kind::Nebula => nebula::start(pair, &mesh.network().lab().directory().join("nebula")),
     }
 }
 
-fn hosts(mesh: &Mesh) -> [&Host; 2] {
-    ENDS.map(|name| mesh.node(name).expect("the mesh was made with a node on each end").host())
+/// Takes IPv4 from the way between [`ENDS_V6`]: straight, and by their router.
+fn refuse_v4(network: &Network) -> anyhow::Result<()> {
+    let router = network.outside(LAN_V6)?;
+    let hosts = [network.host(ENDS_V6[0])?, network.host(ENDS_V6[1])?];
+    let [c, d] = hosts.map(Host::address);
+    for host in hosts {
+        host.netns().nft(&format!(
+            "table inet v6_only {{ chain out {{ type filter hook output priority 0;\n\
+             ip daddr {{ {c}, {d}, {router} }} meta l4proto udp drop\n}}\n}}\n"
+        ))?;
+    }
+    Ok(())
 }
 
-fn is_direct(mesh: &Mesh) -> anyhow::Result<bool> {
-    let path = mesh.node(ENDS[0])?.peer(ENDS[1]).context("path of our agents")?.path;
-    Ok(path.kind == PathKind::Direct && path.address.is_some())
+fn hosts<'m>(mesh: &'m Mesh, ends: [&str; 2]) -> [&'m Host; 2] {
+    ends.map(|name| mesh.node(name).expect("the mesh was made with a node on each end").host())
+}
+
+fn is_direct(mesh: &Mesh, kind: Kind) -> anyhow::Result<bool> {
+    let outer_v6 = kind == Kind::MeshOuterV6;
+    let [from, to] = if outer_v6 { ENDS_V6 } else { ENDS };
+    let path = mesh.node(from)?.peer(to).context("path of our agents")?.path;
+    Ok(path.kind == PathKind::Direct && path.address.is_some_and(|address| address.is_ipv6() == outer_v6))
 }

@@ -1,11 +1,15 @@
 //! A pair of daemons that joins the two hosts.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Context as _;
-use mesh_lab::{Host, Mesh, Process};
+use mesh_lab::{Host, Mesh, Pod, Process};
 
-use super::{Kind, peers::Program, stage::ENDS};
+use super::{
+    Kind,
+    peers::Program,
+    stage::{ENDS, ENDS_V6},
+};
 
 /// What the others' interfaces get: what WireGuard leaves of 1500 on an IPv6 underlay.
 pub(super) const OTHERS_MTU: u16 = 1420;
@@ -20,7 +24,9 @@ pub struct Tunnel {
     /// The MTU of its interfaces.
     pub mtu: u16,
     /// The far end's address in the tunnel.
-    pub target: Ipv4Addr,
+    pub target: IpAddr,
+    /// The hosts on which the daemons run.
+    pub(super) ends: [&'static str; 2],
     /// The interface on each host.
     pub(super) interfaces: [String; 2],
     /// The process on each host.
@@ -60,7 +66,8 @@ impl<'a> Pair<'a> {
             kind: self.program.kind,
             version: self.program.version.clone(),
             mtu: OTHERS_MTU,
-            target: self.addresses[1],
+            target: self.addresses[1].into(),
+            ends: ENDS,
             interfaces: self.interfaces,
             daemons: pids.try_into().ok().context("a pair is two processes")?,
             _processes: processes,
@@ -68,16 +75,26 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Our own agents, as a tunnel.
-pub(super) fn ours(mesh: &Mesh) -> anyhow::Result<Tunnel> {
-    let [a, b] = [mesh.node(ENDS[0])?, mesh.node(ENDS[1])?];
+/// Our own agents between two hosts, as a tunnel that is used in a certain way.
+pub(super) fn ours(mesh: &Mesh, kind: Kind, far_pod: Option<&Pod>) -> anyhow::Result<Tunnel> {
+    let ends = if kind == Kind::MeshOuterV6 { ENDS_V6 } else { ENDS };
+    let [a, b] = [mesh.node(ends[0])?, mesh.node(ends[1])?];
     let (this, far) = (a.status()?.this, b.status()?.this);
     let version = a.agent_command().arg("--version").output()?.success()?.stdout;
+    let v6 = || far.addresses.iter().copied().find(IpAddr::is_ipv6).context("no IPv6 in the mesh");
+    let target = match kind {
+        Kind::MeshPods => far_pod.context("there are no pods")?.v4(),
+        Kind::MeshInnerV6 => v6()?,
+        Kind::Mesh | Kind::MeshOuterV6 | Kind::WireguardGo | Kind::Boringtun | Kind::Nebula => {
+            b.address()?.into()
+        }
+    };
     Ok(Tunnel {
-        kind: Kind::Mesh,
+        kind,
         version: version.trim().to_owned(),
         mtu: this.mtu,
-        target: b.address()?,
+        target,
+        ends,
         interfaces: [this.interface, far.interface],
         daemons: [a.agent().pid().context("the agent runs")?, b.agent().pid().context("the agent runs")?],
         _processes: Vec::new(),

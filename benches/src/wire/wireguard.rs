@@ -17,7 +17,9 @@ pub(super) fn start(pair: Pair<'_>) -> anyhow::Result<Tunnel> {
     let options: &[&str] = match pair.program.kind {
         Kind::WireguardGo => &["-f"],
         Kind::Boringtun => &["-f", "--disable-drop-privileges"],
-        Kind::Mesh | Kind::Nebula => bail!("not a plain WireGuard"),
+        Kind::Mesh | Kind::MeshPods | Kind::MeshInnerV6 | Kind::MeshOuterV6 | Kind::Nebula => {
+            bail!("not a plain WireGuard")
+        }
     };
     let (mut processes, mut keys) = (Vec::new(), Vec::new());
     for end in [0, 1] {
