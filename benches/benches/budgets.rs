@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use mesh_benches::{figure, first_packet, footprint, startup, throughput};
+use mesh_benches::{figure, first_packet, footprint, memory, startup, throughput};
 use mesh_lab::Lab;
 
 type Group = (&'static str, fn(&Lab) -> anyhow::Result<Vec<figure::Figure>>);
 
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 5] = [
     ("startup", startup::measure),
     ("first-packet", first_packet::measure),
     ("footprint", footprint::measure),
+    ("memory", memory::measure),
     ("throughput", throughput::measure),
 ];
 
@@ -29,8 +30,9 @@ fn main() -> anyhow::Result<()> {
         }
     }
     println!("{}", figure::table(&figures));
-    let json = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench/budgets.json");
-    figure::write_json(&figures, &json)?;
+    let file = if wanted.is_empty() { "budgets".to_owned() } else { wanted.join("-") };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    figure::write_json(&figures, &folder.join(file).with_extension("json"))?;
     anyhow::ensure!(failures.is_empty(), "not measured: {}", failures.join("; "));
     Ok(())
 }

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod figure;
 pub mod first_packet;
 pub mod footprint;
+pub mod memory;
 pub mod procfs;
 pub mod startup;
 pub mod throughput;
