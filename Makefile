@@ -7,7 +7,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack ethtool:ethtool gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-memory bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-memory bench-soak bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -54,6 +54,10 @@ bench: bins
 ## bench-memory: what an agent takes with 10, 200 and 1,000 peers that are idle
 bench-memory: bins
 	$(CARGO) bench --locked -p mesh-benches --bench budgets -- memory
+
+## bench-soak: minutes of mixed load in which nothing may grow; MINUTES=10
+bench-soak: bins
+	$(CARGO) bench --locked -p mesh-benches --bench soak
 
 ## bench-wire: the data plane beside wireguard-go, boringtun-cli and nebula; ROUNDS=5 SECONDS=3
 bench-wire: bins
