@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail that way")]
 
+mod batches;
+mod frame;
 mod hostile;
 mod mtu;
+mod rekey;
 mod roaming;
 mod world;
 

@@ -23,6 +23,8 @@ use mesh_proto::{
     stun,
 };
 
+use crate::frame::mesh_address_v6;
+
 /// One way between the nodes.
 pub(crate) const DIRECT: Duration = Duration::from_millis(20);
 /// One way between a node and the relay.
@@ -110,7 +112,8 @@ fn public_key(node: u32, version: u8) -> PublicKey {
 }
 
 fn allowed_ips(node: u32) -> Vec<ipnet::IpNet> {
-    vec![ipnet::IpNet::from(IpAddr::from(mesh_address(node)))]
+    let v6 = IpAddr::from(mesh_address_v6(node));
+    vec![ipnet::IpNet::from(IpAddr::from(mesh_address(node))), v6.into()]
 }
 
 impl World {
