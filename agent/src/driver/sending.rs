@@ -1,6 +1,6 @@
 //! The way out: the arena in which the engine lays out datagrams, and how far its trains have been sent.
 
-use std::io;
+use std::{io, os::fd::OwnedFd};
 
 use mesh_engine::{
     Engine,
@@ -25,7 +25,8 @@ pub(super) struct Sending {
     pub(super) arena: TxArena,
     /// Trains of the arena that are out already, and bytes of the one after them.
     done: (usize, usize),
-    blocked: Option<Family>,
+    /// Tells when the socket that is full has room again.
+    blocked: Option<AsyncFd<OwnedFd>>,
 }
 
 /// Which socket.
@@ -39,18 +40,16 @@ impl Sending {
     /// Registers the sockets. Must be called within the driver's runtime.
     pub(super) fn new(udp: UdpSockets) -> io::Result<Self> {
         let arena = TxArena::new(ARENA_LEN);
-        let watch = |socket| register(socket, Interest::READABLE | Interest::WRITABLE);
+        // Not for writing: every datagram that leaves the send buffer would wake the driver for nothing.
+        let watch = |socket| register(socket, Interest::READABLE);
         let v4 = udp.v4.map(watch).transpose()?;
         let v6 = udp.v6.map(watch).transpose()?;
         Ok(Self { v4, v6, arena, done: (0, 0), blocked: None })
     }
 
-    /// Returns the socket that is full, if one is.
-    pub(super) fn blocked(&self) -> Option<&AsyncFd<Socket>> {
-        match self.blocked? {
-            Family::V4 => self.v4.as_ref(),
-            Family::V6 => self.v6.as_ref(),
-        }
+    /// Returns what to wait on for room, if a socket is full.
+    pub(super) fn blocked(&self) -> Option<&AsyncFd<OwnedFd>> {
+        self.blocked.as_ref()
     }
 
     /// Sends all that is laid out; what the sockets do not take stays for when they do. Errors are counted.
@@ -59,34 +58,34 @@ impl Sending {
         let (trains, mut bytes) = self.done;
         let mut sent = trains;
         for train in self.arena.transmits().skip(trains) {
-            let family = match train.via {
-                Via::Udp { remote, .. } if remote.is_ipv4() => Family::V4,
-                Via::Udp { .. } => Family::V6,
+            let socket = match train.via {
+                Via::Udp { remote, .. } if remote.is_ipv4() => self.v4.as_mut(),
+                Via::Udp { .. } => self.v6.as_mut(),
                 Via::Stream(_) => {
                     counters.count(Counter::NoStream, segments(&train, bytes));
                     (sent, bytes) = (sent + 1, 0);
                     continue;
                 }
             };
-            let socket = match family {
-                Family::V4 => self.v4.as_mut(),
-                Family::V6 => self.v6.as_mut(),
-            };
             let Some(socket) = socket else {
                 counters.count(Counter::UdpNoSocket, segments(&train, bytes));
                 (sent, bytes) = (sent + 1, 0);
                 continue;
             };
-            match send(socket, &train, bytes) {
+            match socket.get_mut().try_send(&train, bytes) {
                 Sent::All => {}
                 Sent::Refused(error) => {
                     counters.count(Counter::of_send(&error), segments(&train, bytes));
                 }
-                Sent::Blocked(at) => {
-                    self.blocked = Some(family);
-                    self.done = (sent, at);
-                    return;
-                }
+                Sent::Blocked(at) => match watch_for_room(socket.get_ref()) {
+                    Ok(watch) => {
+                        self.blocked = Some(watch);
+                        self.done = (sent, at);
+                        return;
+                    }
+                    // The system has no descriptor left: nothing would tell when to go on.
+                    Err(_) => counters.count(Counter::UdpSend, segments(&train, at)),
+                },
             }
             (sent, bytes) = (sent + 1, 0);
         }
@@ -95,23 +94,9 @@ impl Sending {
     }
 }
 
-/// Sends a train; a socket that is full loses its readiness, so that the driver waits for it.
-fn send(socket: &mut AsyncFd<Socket>, train: &Transmit<'_>, offset: usize) -> Sent {
-    let mut outcome = socket.get_mut().try_send(train, offset);
-    if matches!(outcome, Sent::Blocked(_)) {
-        // Tells the runtime; by now there may be room again, then this goes on at once.
-        let _ = socket.try_io_mut(Interest::WRITABLE, |socket| match outcome {
-            Sent::Blocked(at) => {
-                outcome = socket.try_send(train, at);
-                match outcome {
-                    Sent::Blocked(_) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
-                    Sent::All | Sent::Refused(_) => Ok(()),
-                }
-            }
-            Sent::All | Sent::Refused(_) => Ok(()),
-        });
-    }
-    outcome
+/// Watches a socket that is full, through a descriptor of its own.
+fn watch_for_room(socket: &Socket) -> io::Result<AsyncFd<OwnedFd>> {
+    register(socket.duplicate()?, Interest::WRITABLE)
 }
 
 fn segments(train: &Transmit<'_>, from: usize) -> u64 {

@@ -37,8 +37,11 @@ use crate::io::{
 /// Reads of the TUN per turn: more made a UDP flood worse, less costs system calls.
 const TUN_READS: usize = 64;
 
-/// Receives of one UDP socket per turn, of [`RECV_BATCH`] trains each.
-const UDP_RECEIVES: usize = 4;
+/// Bytes from the TUN per turn. They take about 0.2 ms: so long may what comes from the network have to wait.
+const TUN_BYTES: usize = 256 * 1024;
+
+/// A turn that has moved so many bytes may have missed that another source became ready.
+const LONG_TURN: usize = 64 * 1024;
 
 /// Requests per turn.
 const REQUESTS: usize = 16;
@@ -131,7 +134,12 @@ impl<T: Tun> Driver<T> {
                 now = Instant::now();
             }
             self.turn(ready, now);
-            self.pace.end(std::mem::take(&mut self.moved), Instant::now());
+            let moved = std::mem::take(&mut self.moved);
+            self.pace.end(moved, Instant::now());
+            if moved.bytes >= LONG_TURN {
+                // A source that stays ready would keep the runtime from looking at the others.
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -217,48 +225,50 @@ impl<T: Tun> Driver<T> {
             Family::V6 => self.sending.v6.as_ref(),
         };
         let Some(socket) = socket else { return };
-        for _ in 0..UDP_RECEIVES {
-            let mut meta = [RecvMeta::default(); RECV_BATCH];
-            let mut chunks = self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN);
-            let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-            let received =
-                socket.try_io(Interest::READABLE, |socket| socket.try_recv(&mut buffers, &mut meta));
-            let count = match received {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.counters.count(Counter::UdpReceive, 1);
-                    return;
-                }
-            };
-            for (meta, bytes) in meta[..count].iter().zip(self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN)) {
-                if meta.dst_ip.is_some_and(|address| self.overlay.contains(&address)) {
-                    self.counters.count(Counter::UdpLoop, 1);
-                    continue;
-                }
-                self.moved.add(meta.len, meta.stride);
-                let mut train = RxTrain {
-                    via: Via::Udp { remote: meta.addr, local: meta.dst_ip },
-                    stride: meta.stride.max(1),
-                    bytes: &mut bytes[..meta.len],
-                };
-                self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
-                let packets = self.packets.packets();
-                match &self.tun {
-                    Some(tun) => {
-                        let refused = tun.get_ref().write_batch(train.bytes, packets);
-                        self.counters.count(Counter::TunWrite, refused);
-                    }
-                    None => self.counters.count(Counter::TunAway, packets.len() as u64),
-                }
-                self.packets.clear();
+        let mut meta = [RecvMeta::default(); RECV_BATCH];
+        let mut chunks = self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN);
+        let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let mut count = 0;
+        let received = socket.try_io(Interest::READABLE, |socket| {
+            count = socket.try_recv(&mut buffers, &mut meta)?;
+            // Fewer than there were buffers for: the socket is empty, and need not be asked once more to say so.
+            if count < RECV_BATCH { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            self.counters.count(Counter::UdpReceive, 1);
+            return;
+        }
+        for (meta, bytes) in meta[..count].iter().zip(self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN)) {
+            if meta.dst_ip.is_some_and(|address| self.overlay.contains(&address)) {
+                self.counters.count(Counter::UdpLoop, 1);
+                continue;
             }
+            self.moved.add(meta.len, meta.stride);
+            let mut train = RxTrain {
+                via: Via::Udp { remote: meta.addr, local: meta.dst_ip },
+                stride: meta.stride.max(1),
+                bytes: &mut bytes[..meta.len],
+            };
+            self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+            let packets = self.packets.packets();
+            match &self.tun {
+                Some(tun) => {
+                    let refused = tun.get_ref().write_batch(train.bytes, packets);
+                    self.counters.count(Counter::TunWrite, refused);
+                }
+                None => self.counters.count(Counter::TunAway, packets.len() as u64),
+            }
+            self.packets.clear();
         }
     }
 
     /// Gives the engine what the TUN has, as long as there is room for what comes of it.
     fn read_tun(&mut self, now: Instant) {
+        let mut bytes = 0;
         for _ in 0..TUN_READS {
+            if bytes >= TUN_BYTES {
+                return;
+            }
             if self.sending.arena.room() < Engine::MAX_TUN_ROOM {
                 self.sending.flush(&mut self.counters);
                 if self.sending.blocked().is_some() {
@@ -269,6 +279,7 @@ impl<T: Tun> Driver<T> {
             let buffer = &mut self.tun_buffer;
             match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
                 Ok(frame) => {
+                    bytes += frame.packet.len();
                     self.moved.add(frame.packet.len(), frame.packet.len());
                     self.engine.handle_tun(frame, now, &mut self.sending.arena);
                 }

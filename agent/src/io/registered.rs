@@ -1,7 +1,10 @@
 //! Descriptors that a tokio runtime watches.
 #![expect(unsafe_code, reason = "registering a descriptor promises that it stays open and the same")]
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -18,6 +21,9 @@ unsafe impl OwnedDescriptor for tun::Device {}
 
 // SAFETY: as above, for the `UdpSocket` in it.
 unsafe impl OwnedDescriptor for udp::Socket {}
+
+// SAFETY: it is what the trait asks for.
+unsafe impl OwnedDescriptor for OwnedFd {}
 
 // SAFETY: std's sockets own their descriptor; it has no way to change. This one stands for a TUN in tests.
 #[cfg(test)]

@@ -9,7 +9,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use super::offload::Offloads;
@@ -182,6 +182,14 @@ impl Socket {
             }
         }
         Sent::All
+    }
+
+    /// Returns a descriptor of its own for the same socket.
+    ///
+    /// # Errors
+    /// When the system has none left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone().map(OwnedFd::from)
     }
 
     /// Receives up to [`RECV_BATCH`] trains, one into each buffer, and returns how many came.
