@@ -1,7 +1,8 @@
 //! A virtual socket for quinn: it receives what the front hands it, and sends through the front's socket.
 //!
-//! Received datagrams wait in a ring of fixed slots that is allocated once. When it is full, what comes is
-//! dropped: QUIC sends it again, and a flood costs no memory.
+//! Received datagrams wait in fixed slots that are allocated once. When they are full, what comes is dropped: QUIC sends
+//! it again, and a flood costs no memory. The slot that was emptied last is filled first, so that only as many are ever
+//! touched as were full at the same time.
 
 use std::{
     collections::VecDeque,
@@ -21,9 +22,9 @@ use super::socket::FrontSocket;
 
 /// Longest QUIC datagram that is taken; quinn tells its peers the same (`max_udp_payload_size`).
 pub(super) const MAX_QUIC_DATAGRAM: usize = 1472;
-/// Slots of the ring: the first flights of some 300 clients that connect at the same moment. 1.5 MiB, of
+/// Slots: the first flights of some 300 clients that connect at the same moment. 1.5 MiB, of
 /// which untouched pages cost nothing.
-const RING_SLOTS: usize = 1024;
+const SLOTS: usize = 1024;
 
 /// What quinn takes for a UDP socket.
 pub(super) struct VirtualSocket {
@@ -36,15 +37,15 @@ pub(super) struct VirtualSocket {
 pub(super) enum QuicDrop {
     /// Longer than [`MAX_QUIC_DATAGRAM`].
     TooLong,
-    /// The ring is full.
+    /// All slots are full.
     QueueFull,
 }
 
 struct Inbound {
-    /// [`RING_SLOTS`] slots of [`MAX_QUIC_DATAGRAM`] bytes.
+    /// [`SLOTS`] slots of [`MAX_QUIC_DATAGRAM`] bytes.
     slots: Box<[u8]>,
-    /// The slot that is written next.
-    next: usize,
+    /// The slots that are empty; the last one is filled next.
+    empty: Vec<usize>,
     waiting: VecDeque<(usize, RecvMeta)>,
     waker: Option<Waker>,
 }
@@ -59,9 +60,9 @@ struct WritePoller {
 impl VirtualSocket {
     pub(super) fn new(socket: Arc<FrontSocket>) -> Arc<Self> {
         let inbound = Inbound {
-            slots: vec![0; RING_SLOTS * MAX_QUIC_DATAGRAM].into_boxed_slice(),
-            next: 0,
-            waiting: VecDeque::with_capacity(RING_SLOTS),
+            slots: vec![0; SLOTS * MAX_QUIC_DATAGRAM].into_boxed_slice(),
+            empty: (0..SLOTS).rev().collect(),
+            waiting: VecDeque::new(),
             waker: None,
         };
         Arc::new(Self { socket, inbound: Mutex::new(inbound) })
@@ -91,14 +92,10 @@ impl Inbound {
         if datagram.len() > MAX_QUIC_DATAGRAM {
             return Err(QuicDrop::TooLong);
         }
-        if self.waiting.len() == RING_SLOTS {
-            return Err(QuicDrop::QueueFull);
-        }
-        let start = self.next * MAX_QUIC_DATAGRAM;
+        let slot = self.empty.pop().ok_or(QuicDrop::QueueFull)?;
+        let start = slot * MAX_QUIC_DATAGRAM;
         self.slots[start..start + datagram.len()].copy_from_slice(datagram);
-        self.waiting
-            .push_back((self.next, RecvMeta { len: datagram.len(), stride: datagram.len(), ..*meta }));
-        self.next = (self.next + 1) % RING_SLOTS;
+        self.waiting.push_back((slot, RecvMeta { len: datagram.len(), stride: datagram.len(), ..*meta }));
         Ok(())
     }
 }
@@ -128,6 +125,7 @@ impl AsyncUdpSocket for VirtualSocket {
             let Some((slot, received)) = inbound.waiting.pop_front() else { break };
             let start = slot * MAX_QUIC_DATAGRAM;
             buffer[..received.len].copy_from_slice(&inbound.slots[start..start + received.len]);
+            inbound.empty.push(slot);
             *meta = received;
             count += 1;
         }
@@ -184,7 +182,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_ring_keeps_order_and_drops_what_does_not_fit() {
+    async fn the_slots_keep_order_and_drop_what_does_not_fit() {
         let socket = Arc::new(FrontSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
         let virtual_socket = VirtualSocket::new(socket);
         let meta = RecvMeta::default();
@@ -193,12 +191,12 @@ mod tests {
             Err(QuicDrop::TooLong)
         );
         for round in 0..3_u8 {
-            for index in 0..RING_SLOTS {
+            for index in 0..SLOTS {
                 virtual_socket.handle_datagram(&meta, &[round, index.to_le_bytes()[0]]).unwrap();
             }
             assert_eq!(virtual_socket.handle_datagram(&meta, &[9]), Err(QuicDrop::QueueFull));
             let mut cx = Context::from_waker(Waker::noop());
-            for index in 0..RING_SLOTS {
+            for index in 0..SLOTS {
                 let mut bytes = [0; MAX_QUIC_DATAGRAM];
                 let mut metas = [RecvMeta::default()];
                 let got = virtual_socket.poll_recv(&mut cx, &mut [IoSliceMut::new(&mut bytes)], &mut metas);
@@ -210,5 +208,22 @@ mod tests {
             let got = virtual_socket.poll_recv(&mut cx, &mut [IoSliceMut::new(&mut bytes)], &mut metas);
             assert!(got.is_pending());
         }
+    }
+    #[tokio::test]
+    async fn what_is_taken_at_once_touches_no_other_slot() {
+        let socket = Arc::new(FrontSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        let virtual_socket = VirtualSocket::new(socket);
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..10 {
+            virtual_socket.handle_datagram(&RecvMeta::default(), &[7; 100]).unwrap();
+            let mut bytes = [0; MAX_QUIC_DATAGRAM];
+            let buffers = &mut [IoSliceMut::new(&mut bytes)];
+            let got = virtual_socket.poll_recv(&mut cx, buffers, &mut [RecvMeta::default()]);
+            assert!(matches!(got, Poll::Ready(Ok(1))));
+        }
+        let inbound = virtual_socket.lock();
+        assert_eq!(inbound.slots[..100], [7; 100]);
+        assert!(inbound.slots[MAX_QUIC_DATAGRAM..].iter().all(|byte| *byte == 0));
+        assert_eq!(inbound.empty.len(), SLOTS);
     }
 }
