@@ -22,19 +22,26 @@ use crate::{
     netcheck::NetCheck,
     packet::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN, icmp},
     path::{guess::guesses, is_probable, mtu::Bounds},
-    queue::Budget,
+    queue::{Budget, footprint, trim},
     relay::RelayClient,
     router::Router,
     session::{Keys, OVERHEAD},
 };
 
-/// Most datagrams of the engine's own that wait for the driver: handshakes, probes, Binds. They are made in answer
-/// to what came in, which the driver hands over a batch at a time.
-const MAX_DATAGRAMS: usize = 4096;
+/// Most memory that datagrams of the engine's own take that wait for the driver: handshakes, probes, Binds. They are
+/// made in answer to what came in, which the driver hands over a batch at a time: 2,000 handshakes.
+const MAX_DATAGRAM_BYTES: usize = 768 * 1024;
+/// The same for padded probes, of which a search makes one at a time per peer: 150.
+const MAX_PROBE_BYTES: usize = 256 * 1024;
 /// Most events that wait for the driver.
 const MAX_EVENTS: usize = 4096;
 /// Most packets for the TUN of the engine's own that wait for the driver.
 const MAX_PACKETS: usize = 64;
+/// The longest of them: an ICMP error.
+const MAX_PACKET_LEN: usize = 1280;
+
+/// Entries that even an empty queue keeps room for: else each datagram would cost an allocation more.
+const KEPT_ENTRIES: usize = 32;
 
 /// What peers share.
 pub(crate) struct Local {
@@ -57,12 +64,21 @@ pub(crate) struct Local {
 /// What waits for the driver. Each part is bounded; what goes beyond is dropped, the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    datagrams: VecDeque<(Via, Vec<u8>)>,
+    datagrams: Datagrams,
     /// Padded probes, which the system may refuse for their length.
-    probes: VecDeque<(Via, Vec<u8>)>,
+    probes: Datagrams,
     pub(crate) events: VecDeque<Event>,
     pub(crate) packets: VecDeque<Vec<u8>>,
 }
+
+/// Datagrams that wait, and the memory that they take.
+#[derive(Debug, Default)]
+struct Datagrams {
+    queue: VecDeque<Datagram>,
+    bytes: usize,
+}
+
+type Datagram = (Via, Vec<u8>);
 
 /// What a message to a peer goes through, and what stands before it there.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +125,7 @@ impl Local {
     /// Sends a padded probe to a peer, in no train with anything else: if the system refuses it, nothing else is lost.
     pub(crate) fn send_probe(&mut self, peer: NodeId, path: PathAddress, message: &[u8]) {
         if let Some(route) = self.route(peer, path) {
-            push_bounded(&mut self.outbox.probes, (route.via, route.wrap(message)), MAX_DATAGRAMS);
+            self.outbox.probes.push((route.via, route.wrap(message)), MAX_PROBE_BYTES);
         }
     }
 
@@ -184,9 +200,32 @@ impl Local {
     }
 }
 
+impl Datagrams {
+    /// Appends one; the oldest go if they take more than `most` together.
+    fn push(&mut self, datagram: Datagram, most: usize) {
+        self.bytes += footprint::<Datagram>(&datagram.1);
+        self.queue.push_back(datagram);
+        while self.bytes > most && self.queue.len() > 1 {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some((_, datagram)) = self.queue.pop_front() {
+            self.bytes -= footprint::<Datagram>(&datagram);
+        }
+        if self.queue.capacity() > KEPT_ENTRIES {
+            trim(&mut self.queue);
+        }
+    }
+}
+
 impl Outbox {
+    /// Most memory that packets take here.
+    pub(crate) const MAX_BYTES: usize = MAX_DATAGRAM_BYTES + MAX_PROBE_BYTES + MAX_PACKETS * MAX_PACKET_LEN;
+
     pub(crate) fn push_datagram(&mut self, via: Via, datagram: Vec<u8>) {
-        push_bounded(&mut self.datagrams, (via, datagram), MAX_DATAGRAMS);
+        self.datagrams.push((via, datagram), MAX_DATAGRAM_BYTES);
     }
 
     pub(crate) fn push_event(&mut self, event: Event) {
@@ -199,17 +238,17 @@ impl Outbox {
 
     /// Moves waiting datagrams into an arena; whether it was too small for all.
     pub(crate) fn flush(&mut self, out: &mut TxArena) -> bool {
-        while let Some((via, datagram)) = self.datagrams.front() {
+        while let Some((via, datagram)) = self.datagrams.queue.front() {
             if !out.push(*via, datagram) {
                 return true;
             }
-            self.datagrams.pop_front();
+            self.datagrams.pop();
         }
-        while let Some((via, probe)) = self.probes.front() {
+        while let Some((via, probe)) = self.probes.queue.front() {
             if !out.push_alone(*via, probe) {
                 return true;
             }
-            self.probes.pop_front();
+            self.probes.pop();
         }
         false
     }

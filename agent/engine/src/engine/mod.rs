@@ -24,7 +24,7 @@ use crate::{
     event::{Event, Wakeup, WakeupReason},
     netcheck::NetCheck,
     peer::Peer,
-    queue::Budget,
+    queue::{Budget, MAX_TOTAL_BYTES},
     router::{Own, Refusal, Router},
     session::Keys,
     snapshot::{RelaySnapshot, Snapshot},
@@ -80,6 +80,10 @@ impl Engine {
     /// A superpacket of 64 KiB, cut into the smallest segments that TCP makes (536 bytes), each with its own headers,
     /// padding, tag and relay header, and all of it twice while a path is doubted.
     pub const MAX_TUN_ROOM: usize = 4 * MAX_TRAIN_BYTES;
+
+    /// Most memory that packets take inside an engine, whatever comes: those that wait for sessions, and its own that wait
+    /// for the driver. All others lie in buffers that the driver lends it.
+    pub const MAX_PACKET_BYTES: usize = MAX_TOTAL_BYTES + Outbox::MAX_BYTES;
 
     /// Makes an engine without peers and relays. The seed makes everything random in it but session keys.
     #[must_use]

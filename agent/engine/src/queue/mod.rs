@@ -1,7 +1,8 @@
 //! First packets: what waits for a session that is being made.
 //!
 //! Each peer has a [`Queue`]; when it is full, the oldest packet goes. All queues together are bounded by a
-//! [`Budget`], so that traffic to many unreachable peers can't take the memory.
+//! [`Budget`], so that traffic to many unreachable peers can't take the memory. What is counted is what a packet
+//! really takes ([`footprint`]): of small packets most of that is not the packet.
 
 use std::{
     collections::VecDeque,
@@ -12,15 +13,20 @@ use crate::drops::DropReason;
 
 /// Most packets that wait for one peer: the beginning of several TCP connections, or a burst of a stream.
 const MAX_PACKETS: usize = 128;
-/// Most bytes that wait for one peer: [`MAX_PACKETS`] of full size.
-const MAX_BYTES: usize = 192 * 1024;
-/// Most bytes that wait in all queues of an engine: a fourth of what an agent may take in memory at all.
-const MAX_TOTAL_BYTES: usize = 4 * 1024 * 1024;
+/// Most memory that the packets for one peer take: [`MAX_PACKETS`] of full size.
+const MAX_BYTES: usize = 208 * 1024;
+/// Most memory that all queues of an engine take: a fourth of what an agent may take at all.
+pub(crate) const MAX_TOTAL_BYTES: usize = 4 * 1024 * 1024;
 /// A packet is of no use after this long: its sender has sent it again. As long as the first handshake
 /// initiations of an attempt take through a lossy relay.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// What all queues of an engine hold.
+/// A queue has room for at most so many times the entries that it holds: half of that after it has grown or shrunk.
+const MAX_SPARE: usize = 4;
+/// What an allocator adds to each allocation.
+const ALLOCATOR_OVERHEAD: usize = 16;
+
+/// What all queues of an engine take.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     bytes: usize,
@@ -54,8 +60,9 @@ impl Queue {
         mut dropped: impl FnMut(DropReason),
     ) {
         self.expire(now, budget, &mut dropped);
-        self.bytes += packet.len();
-        budget.bytes += packet.len();
+        let taken = footprint::<Waiting>(&packet);
+        self.bytes += taken;
+        budget.bytes += taken;
         self.packets.push_back(Waiting { since: now, packet });
         while self.packets.len() > MAX_PACKETS || self.bytes > MAX_BYTES || budget.bytes > MAX_TOTAL_BYTES {
             if self.pop(budget).is_none() {
@@ -68,11 +75,10 @@ impl Queue {
     /// Takes the oldest packet.
     pub(crate) fn pop(&mut self, budget: &mut Budget) -> Option<Vec<u8>> {
         let waiting = self.packets.pop_front()?;
-        self.bytes -= waiting.packet.len();
-        budget.bytes -= waiting.packet.len();
-        if self.packets.is_empty() {
-            self.packets.shrink_to_fit();
-        }
+        let taken = footprint::<Waiting>(&waiting.packet);
+        self.bytes -= taken;
+        budget.bytes -= taken;
+        trim(&mut self.packets);
         Some(waiting.packet)
     }
 
@@ -97,6 +103,18 @@ impl Queue {
     /// Returns when the oldest packet has waited too long.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.packets.front().map(|waiting| waiting.since + MAX_AGE)
+    }
+}
+
+/// Returns how much memory a packet takes in a queue of such entries that is kept [trim](trim()).
+pub(crate) fn footprint<Entry>(packet: &Vec<u8>) -> usize {
+    packet.capacity() + ALLOCATOR_OVERHEAD + MAX_SPARE * size_of::<Entry>()
+}
+
+/// Gives back room that a queue has for far more entries than it holds.
+pub(crate) fn trim<Entry>(queue: &mut VecDeque<Entry>) {
+    if queue.is_empty() || queue.len() * MAX_SPARE < queue.capacity() {
+        queue.shrink_to(queue.len() * MAX_SPARE / 2);
     }
 }
 
@@ -131,6 +149,23 @@ mod tests {
         }
         assert!(budget.bytes <= MAX_TOTAL_BYTES);
         assert_eq!(budget.bytes, queues.iter().map(|queue| queue.bytes).sum::<usize>());
+    }
+
+    #[test]
+    fn the_smallest_packets_are_counted_for_what_they_take() {
+        let now = Instant::now();
+        let (mut queue, mut budget) = (Queue::default(), Budget::default());
+        let mut packet = Vec::with_capacity(1420);
+        packet.push(1);
+        queue.push(packet, now, &mut budget, |_| {});
+        assert!(budget.bytes > 1420);
+        queue.push(vec![1], now, &mut budget, |_| {});
+        assert!(budget.bytes > 1420 + 2 * size_of::<Waiting>());
+        queue.clear(&mut budget);
+        assert_eq!((queue.bytes, budget.bytes), (0, 0));
+        for _ in 0..MAX_PACKETS {
+            queue.push(vec![0; 1420], now, &mut budget, |reason| panic!("{reason:?}"));
+        }
     }
 
     #[test]
