@@ -128,7 +128,8 @@ impl Soaked {
             let memory = growth(resident, mean).context("too few looks")?;
             let budget = Some(Budget::AtMost(MEMORY_GROWTH));
             figures.push(Figure::new(format!("{name}: more resident"), "MB", vec![memory], budget)?);
-            let files = growth(descriptors, |part| part.iter().copied().fold(0.0, f64::max));
+            // The least: connections come and go, what leaks stays.
+            let files = growth(descriptors, |part| part.iter().copied().fold(f64::MAX, f64::min));
             let files = files.context("too few looks")?;
             let budget = Some(Budget::AtMost(0.0));
             figures.push(Figure::new(format!("{name}: more descriptors"), "", vec![files], budget)?);
@@ -225,7 +226,8 @@ mod tests {
     #[test]
     fn a_daemon_that_grows_is_told() {
         let resident: Vec<f64> = (0..100).map(f64::from).collect();
-        let daemon = Watched { name: "a".into(), resident, descriptors: vec![9.0; 100], pid: 1 };
+        let descriptors = (0..100).map(|look| 9.0 + f64::from(look % 7)).collect();
+        let daemon = Watched { name: "a".into(), resident, descriptors, pid: 1 };
         let soaked = Soaked { daemons: vec![daemon], loads: 1, files: 1, answers: 1 };
         let kept: Vec<_> = soaked.figures().unwrap().iter().map(|figure| figure.kept).collect();
         assert_eq!(kept, [None, Some(false), Some(true)]);
