@@ -34,6 +34,8 @@ drop_reasons! {
     QueueFull => "queue-full",
     /// Outbound: waited too long for a session.
     QueueExpired => "queue-expired",
+    /// Outbound: its flow sends more than can go, and had a queue for too long.
+    QueueDelay => "queue-delay",
     /// Outbound: the peer has no path.
     NoPath => "no-path",
     /// Outbound: the IO layer left no room in the arena.
@@ -63,7 +65,12 @@ pub struct DropCounters {
 impl DropCounters {
     /// Counts one dropped packet.
     pub fn count(&mut self, reason: DropReason) {
-        *self.counts.entry(reason).or_default() += 1;
+        self.count_some(reason, 1);
+    }
+
+    /// Counts some dropped packets.
+    pub fn count_some(&mut self, reason: DropReason, packets: u64) {
+        *self.counts.entry(reason).or_default() += packets;
     }
 
     /// Returns how many packets were dropped for a reason.

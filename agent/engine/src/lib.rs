@@ -8,6 +8,7 @@
 //! UDP or relay -> demux -> session index -> session -> source check -> filter -> RxBatch -> TUN
 //! ```
 
+mod backlog;
 pub mod batch;
 pub mod command;
 pub mod config;

@@ -4,18 +4,24 @@
 //! The thread turns like this:
 //!
 //! ```text
-//! wait for any of: cancel, a request, UDP readable, UDP writable (if full), TUN readable (if not full), the timer
+//! wait for any of: cancel, a request, UDP readable, UDP writable (if full), TUN readable (unless the backlog is full),
+//!                  a backlog (unless UDP is full), the timer
 //! now = clock                                            once per turn
 //! requests -> engine
 //! UDP, up to 8 trains per socket         -> engine, inner packets -> TUN
-//! TUN, up to 64 reads or 256 KiB         -> engine
+//! TUN, up to 64 reads                    -> engine, up to 256 KiB to be sealed, the rest to the backlog
+//! backlog, up to 256 KiB                 -> engine
 //! timer                                  -> engine
 //! drain: trains -> UDP, packets of the engine's own -> TUN, events -> outbox, next timer
 //! ```
 //!
-//! Every source gets its share of every turn, so none starves another, and after a long turn the thread looks at all of them
-//! anew: a bulk transfer one way does not keep the answers of the other way waiting. When a UDP socket is full, nothing is read from
-//! the TUN until the rest is out: the TUN's queue and TCP's own limits push back, and no half train is lost.
+//! Every source gets its share of every turn, so none starves another, and after a long turn the thread looks at all of
+//! them anew: a bulk transfer one way does not keep the answers of the other way waiting.
+//!
+//! What is read from the TUN is sealed at once. Where that is more than a turn's worth, or a UDP socket is full, it waits
+//! in the engine's backlog, which is short and fair between flows; when that is full too, nothing is read, and the TUN's
+//! queue and TCP's own limits push back. What is laid out is never dropped for want of room, so no half train is lost.
+//!
 //! Buffers are made once. Events wait in an `Outbox` that keeps the latest of each kind, so a slow listener costs
 //! neither memory nor packets.
 //!

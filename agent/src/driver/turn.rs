@@ -37,7 +37,7 @@ use crate::io::{
 /// Reads of the TUN per turn: more made a UDP flood worse, less costs system calls.
 const TUN_READS: usize = 64;
 
-/// Bytes from the TUN per turn. They take about 0.2 ms: so long may what comes from the network have to wait.
+/// Bytes from the TUN that a turn seals. They take about 0.2 ms: so long may what comes from the network have to wait.
 const TUN_BYTES: usize = 256 * 1024;
 
 /// A turn that has moved so many bytes may have missed that another source became ready.
@@ -74,12 +74,13 @@ struct Ready<T> {
     tun: bool,
     timer: bool,
     writable: bool,
+    backlog: bool,
 }
 
 impl<T> Ready<T> {
     /// Returns the side that is ready, if nothing else is.
     fn only_side(&self) -> Option<Side> {
-        if self.request.is_some() || self.timer || self.writable {
+        if self.request.is_some() || self.timer || self.writable || self.backlog {
             return None;
         }
         match (self.v4 || self.v6, self.tun) {
@@ -148,8 +149,15 @@ impl<T: Tun> Driver<T> {
         let readable = |socket: &Option<AsyncFd<Socket>>, context: &mut Context<'_>| {
             socket.as_ref().is_some_and(|socket| socket.poll_read_ready(context).is_ready())
         };
-        let mut ready =
-            Ready { v4: false, v6: false, request: None, tun: false, timer: false, writable: false };
+        let mut ready = Ready {
+            v4: false,
+            v6: false,
+            request: None,
+            tun: false,
+            timer: false,
+            writable: false,
+            backlog: false,
+        };
         if let Poll::Ready(request) = self.requests.poll_recv(context) {
             ready.request = request;
         }
@@ -157,16 +165,22 @@ impl<T: Tun> Driver<T> {
         ready.v6 = readable(&self.sending.v6, context);
         match self.sending.blocked() {
             Some(socket) => ready.writable = socket.poll_write_ready(context).is_ready(),
-            None => {
-                let tun = self.tun.as_ref();
-                ready.tun = tun.is_some_and(|tun| tun.poll_read_ready(context).is_ready());
-            }
+            None => ready.backlog = self.engine.has_backlog(),
+        }
+        if !self.engine.is_backlog_full() {
+            let tun = self.tun.as_ref();
+            ready.tun = tun.is_some_and(|tun| tun.poll_read_ready(context).is_ready());
         }
         if self.armed.is_some() {
             ready.timer = self.timer.as_mut().poll(context).is_ready();
         }
-        let any =
-            ready.request.is_some() || ready.v4 || ready.v6 || ready.tun || ready.timer || ready.writable;
+        let any = ready.request.is_some()
+            || ready.v4
+            || ready.v6
+            || ready.tun
+            || ready.timer
+            || ready.writable
+            || ready.backlog;
         if any { Poll::Ready(ready) } else { Poll::Pending }
     }
 
@@ -190,6 +204,7 @@ impl<T: Tun> Driver<T> {
         if ready.tun {
             self.read_tun(now);
         }
+        self.seal_backlog(now);
         if self.armed.is_some_and(|at| at <= now) {
             self.armed = None;
             self.engine.handle_timeout(now);
@@ -262,26 +277,25 @@ impl<T: Tun> Driver<T> {
         }
     }
 
-    /// Gives the engine what the TUN has, as long as there is room for what comes of it.
+    /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn.
     fn read_tun(&mut self, now: Instant) {
-        let mut bytes = 0;
+        let mut sealed = 0;
         for _ in 0..TUN_READS {
-            if bytes >= TUN_BYTES {
+            let waits = sealed >= TUN_BYTES || self.engine.has_backlog() || !self.has_room();
+            if waits && self.engine.is_backlog_full() {
                 return;
-            }
-            if self.sending.arena.room() < Engine::MAX_TUN_ROOM {
-                self.sending.flush(&mut self.counters);
-                if self.sending.blocked().is_some() {
-                    return;
-                }
             }
             let Some(tun) = &self.tun else { return };
             let buffer = &mut self.tun_buffer;
             match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
                 Ok(frame) => {
-                    bytes += frame.packet.len();
                     self.moved.add(frame.packet.len(), frame.packet.len());
-                    self.engine.handle_tun(frame, now, &mut self.sending.arena);
+                    if waits {
+                        self.engine.handle_backlog(frame, now);
+                    } else {
+                        sealed += frame.packet.len();
+                        self.engine.handle_tun(frame, now, &mut self.sending.arena);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if tun::is_lost(&error) => {
@@ -291,6 +305,23 @@ impl<T: Tun> Driver<T> {
                 Err(_) => self.counters.count(Counter::TunRead, 1),
             }
         }
+    }
+
+    /// Has a turn's worth of the backlog sealed.
+    fn seal_backlog(&mut self, now: Instant) {
+        let mut sealed = 0;
+        while sealed < TUN_BYTES && self.engine.has_backlog() && self.has_room() {
+            let Some(len) = self.engine.poll_backlog(now, &mut self.sending.arena) else { return };
+            sealed += len;
+        }
+    }
+
+    /// Whether one more frame of the TUN can be laid out, after what is laid out has been sent if need be.
+    fn has_room(&mut self) -> bool {
+        if self.sending.blocked().is_none() && self.sending.arena.room() < Engine::MAX_TUN_ROOM {
+            self.sending.flush(&mut self.counters);
+        }
+        self.sending.blocked().is_none()
     }
 
     /// Takes out all that the engine has to give, and sets the timer anew.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rand_chacha::ChaCha8Rng;
-use rand_core::SeedableRng;
+use rand_core::{RngCore, SeedableRng};
 
 mod commands;
 mod inbound;
@@ -18,6 +18,7 @@ pub(crate) use local::{Local, Route};
 
 use self::{local::Outbox, slots::Slots};
 use crate::{
+    backlog::Backlog,
     batch::MAX_TRAIN_BYTES,
     config::Config,
     drops::DropCounters,
@@ -35,14 +36,17 @@ use crate::{
 ///
 /// | kind | methods | contract |
 /// |---|---|---|
-/// | input | [`handle_tun`], [`handle_datagrams`], [`handle_timeout`], [`handle_command`] | in any order, `now` never goes back |
+/// | input | [`handle_tun`], [`handle_backlog`], [`handle_datagrams`], [`handle_timeout`], [`handle_command`] | in any order, `now` never goes back |
 /// | output | [`poll_transmit`], [`poll_packet`], [`poll_event`], [`poll_timeout`] | after every input: the first three until they have nothing left, then the fourth |
+/// | | [`poll_backlog`] | while it has something, frames go to [`handle_backlog`] only |
 /// | view | [`snapshot`] | at any time; changes nothing |
 ///
 /// Calling an input too often is a no-op: a timeout before it is due, a command that wants what is there already.
 /// No input fails: what is wrong with a packet is counted (see [`DropReason`]).
 ///
 /// [`handle_tun`]: Engine::handle_tun
+/// [`handle_backlog`]: Engine::handle_backlog
+/// [`poll_backlog`]: Engine::poll_backlog
 /// [`handle_datagrams`]: Engine::handle_datagrams
 /// [`handle_timeout`]: Engine::handle_timeout
 /// [`handle_command`]: Engine::handle_command
@@ -57,6 +61,7 @@ pub struct Engine {
     peers: Slots,
     wakeups: Wakeups,
     scratch: Scratch,
+    backlog: Backlog,
     /// Slots of peers whose waiting packets can go.
     ready: BTreeSet<u32>,
     /// The slot of the peer whose data was opened last, until its wakeups are armed.
@@ -89,13 +94,15 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, seed: [u8; 32], now: Instant) -> Self {
         let own_allowed_ips = config.allowed_ips;
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        let backlog = Backlog::new(rng.next_u64());
         let (router, _) = Router::new(Own { id: config.id, allowed_ips: &own_allowed_ips }, &[]);
         Self {
             local: Local {
                 id: config.id,
                 keys: Keys::new(&config.private_key, now),
                 mtu: config.mtu,
-                rng: ChaCha8Rng::from_seed(seed),
+                rng,
                 router,
                 relays: BTreeMap::new(),
                 netcheck: NetCheck::default(),
@@ -108,6 +115,7 @@ impl Engine {
             peers: Slots::default(),
             wakeups: Wakeups::default(),
             scratch: Scratch::default(),
+            backlog,
             ready: BTreeSet::new(),
             touched: None,
             own_allowed_ips,

@@ -58,6 +58,44 @@ impl Engine {
         }
     }
 
+    /// Takes what one read of the TUN gave, and keeps it for [`Engine::poll_backlog`]: for when more comes than can go,
+    /// or something waits already. The caller reads no more while the backlog is full.
+    pub fn handle_backlog(&mut self, frame: TunFrame<'_>, now: Instant) {
+        match Segments::new(frame) {
+            Ok(segments) => match self.local.router.lookup(segments.header().destination) {
+                Some(slot) => self.backlog.push(slot, &segments, frame.offload, now),
+                None => self.local.drops.count(DropReason::NoRoute),
+            },
+            Err(reason) => self.local.drops.count(reason),
+        }
+    }
+
+    /// Lays out the frame of the backlog whose turn it is, and returns its length. The caller leaves
+    /// [`Engine::MAX_TUN_ROOM`] free in `out`.
+    pub fn poll_backlog(&mut self, now: Instant, out: &mut TxArena) -> Option<usize> {
+        let peers = &mut self.peers;
+        let waiting = self.backlog.pop(now, |lost| {
+            if let Some(peer) = peers.get_mut(lost.slot) {
+                peer.count_drops(DropReason::QueueDelay, lost.packets as u64);
+            }
+        })?;
+        let frame = waiting.frame();
+        self.handle_tun(frame, now, out);
+        Some(frame.packet.len())
+    }
+
+    /// Whether something waits in the backlog.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Whether the backlog takes more.
+    #[must_use]
+    pub fn is_backlog_full(&self) -> bool {
+        self.backlog.is_full()
+    }
+
     /// Lays out what the engine itself has to send, and packets that have waited. Returns whether more is waiting
     /// than `out` has room for.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut TxArena) -> bool {

@@ -155,6 +155,10 @@ impl Peer {
         self.drops.count(reason);
     }
 
+    pub(crate) fn count_drops(&mut self, reason: DropReason, packets: u64) {
+        self.drops.count_some(reason, packets);
+    }
+
     /// Arms the wakeups exactly, after something other than a packet has changed them.
     pub(crate) fn arm(&self, wakeups: &mut Wakeups, now: Instant) {
         let id = self.config.id;
