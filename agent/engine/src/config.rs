@@ -66,6 +66,17 @@ pub enum RelayCarrier {
     Stream,
 }
 
+impl RelayCarrier {
+    /// Whether it is a byte stream.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        match self {
+            Self::Stream => true,
+            Self::Udp(_) => false,
+        }
+    }
+}
+
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")

@@ -97,13 +97,20 @@ impl Engine {
             self.local.relays.remove(&id);
             self.wakeups.set(WakeupReason::Relay(id), None);
         }
+        let mut carrier_changed = false;
         for config in relays {
             match self.local.relays.get_mut(&config.id) {
-                Some(relay) => relay.set_config(config, now),
+                Some(relay) => {
+                    carrier_changed |= relay.is_stream() != config.carrier.is_stream();
+                    relay.set_config(config, now);
+                }
                 None => {
                     self.local.relays.insert(config.id, RelayClient::new(config, now));
                 }
             }
+        }
+        if carrier_changed {
+            self.local.netcheck.on_carrier_changed(now);
         }
         for id in wanted {
             self.bind_relay(id, now);

@@ -108,6 +108,11 @@ impl NetCheck {
         self.start_round(now);
     }
 
+    /// UDP may be blocked, or let through again: asks again; what was seen stays until it is disproved.
+    pub(crate) fn on_carrier_changed(&mut self, now: Instant) {
+        self.start_round(now);
+    }
+
     /// Peers have become active: what is known must be fresh.
     pub(crate) fn on_active(&mut self, now: Instant) {
         let latest = now + ACTIVE_INTERVAL.1;

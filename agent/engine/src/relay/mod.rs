@@ -8,6 +8,9 @@
 //!             three Binds unanswered, or the channel is unknown
 //! ```
 //!
+//! A channel may move from one carrier to another, as when UDP is let through again: Binds go through the new one, and the
+//! old one is used until one of them is answered, so nothing is lost on the way.
+//!
 //! A relay sends to the address that the Bind with the highest counter came from. Where a relay has several
 //! addresses, Binds to all of them race, so the one that answered first is bound once more before it is used.
 
@@ -117,9 +120,21 @@ impl RelayClient {
         if config == self.config {
             return;
         }
+        let stays_up = self.is_up() && config.channel == self.config.channel && config.key == self.config.key;
+        if stays_up && config.carrier.is_stream() != self.config.carrier.is_stream() {
+            self.config = config;
+            self.unanswered = 0;
+            self.next_bind = Some(now);
+            return;
+        }
         let counter = if config.channel == self.config.channel { self.counter } else { 0 };
         let rtt = self.rtt;
         *self = Self { counter, rtt, ..Self::new(config, now) };
+    }
+
+    /// Whether the channel is, or is to be, on a byte stream.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.config.carrier.is_stream()
     }
 
     /// Whether data can be sent.
@@ -153,8 +168,15 @@ impl RelayClient {
         match (via, &self.config.carrier) {
             (Via::Udp { remote, .. }, RelayCarrier::Udp(addresses)) => addresses.contains(&remote),
             (Via::Stream(id), RelayCarrier::Stream) => id == self.config.id,
-            (Via::Udp { .. }, RelayCarrier::Stream) | (Via::Stream(_), RelayCarrier::Udp(_)) => false,
+            // The channel has moved, and this was on its way: a stream is the relay's and nobody else's.
+            (Via::Stream(id), RelayCarrier::Udp(_)) => id == self.config.id,
+            (Via::Udp { .. }, RelayCarrier::Stream) => false,
         }
+    }
+
+    /// Whether the channel is up on another carrier than it is to be on.
+    fn is_moving(&self) -> bool {
+        matches!(self.state, State::Up(via) if matches!(via, Via::Stream(_)) != self.config.carrier.is_stream())
     }
 
     /// Whether a frame is of this channel.
@@ -241,9 +263,9 @@ impl RelayClient {
 
     fn ways(&self) -> Vec<Via> {
         match (self.state, &self.config.carrier) {
-            (State::Choosing(via) | State::Up(via), _) => vec![via],
-            (State::Binding, RelayCarrier::Stream) => vec![Via::Stream(self.config.id)],
-            (State::Binding, RelayCarrier::Udp(addresses)) => {
+            (State::Choosing(via) | State::Up(via), _) if !self.is_moving() => vec![via],
+            (_, RelayCarrier::Stream) => vec![Via::Stream(self.config.id)],
+            (_, RelayCarrier::Udp(addresses)) => {
                 addresses.iter().map(|remote| Via::Udp { remote: *remote, local: None }).collect()
             }
         }
@@ -268,6 +290,17 @@ impl RelayClient {
         };
         let came_up = match self.state {
             // No Bind was sent after this one that could have taken the channel elsewhere.
+            // The relay sends there from now on, whatever else is still asked.
+            State::Up(_) if self.is_moving() && has_one_way => {
+                self.state = State::Up(sent.via);
+                false
+            }
+            State::Up(_) if self.is_moving() => {
+                self.state = State::Up(sent.via);
+                // Binds to other addresses may have arrived later: this way again, to be sure.
+                self.next_bind = Some(now);
+                return Outcome::Bound { observer, observed, came_up: false };
+            }
             State::Binding if has_one_way => {
                 self.state = State::Up(sent.via);
                 true
@@ -352,6 +385,44 @@ mod tests {
         bound(&mut client, again[0].0, 3, now);
         assert!(client.is_up());
         assert_eq!(client.address(), Some("192.0.2.1:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_channel_moves_to_another_carrier_without_going_down() {
+        let now = Instant::now();
+        let over_stream = RelayConfig { carrier: RelayCarrier::Stream, ..config(&[]) };
+        let stream = Via::Stream(RelayId(0));
+        let mut client = RelayClient::new(over_stream, now);
+        let sent = binds(&mut client, now);
+        assert_eq!(sent, [(stream, 1)]);
+        bound(&mut client, stream, 1, now);
+        assert!(client.is_up());
+        assert_eq!(client.address(), None);
+        client.set_config(config(&["192.0.2.1:1", "[2001:db8::1]:1"]), now);
+        assert!(client.is_up(), "on the stream still");
+        assert!(matches!(client.route(NodeId(9)), Some((Via::Stream(_), _))));
+        let sent = binds(&mut client, now);
+        assert_eq!(sent.len(), 2, "to every address");
+        bound(&mut client, sent[1].0, sent[1].1, now);
+        assert!(client.is_up());
+        assert_eq!(client.address(), Some("[2001:db8::1]:1".parse().unwrap()));
+        assert!(client.is_from(stream), "what was on its way");
+        assert_eq!(binds(&mut client, now), [(sent[1].0, 4)]);
+    }
+
+    #[test]
+    fn a_channel_whose_new_carrier_is_silent_goes_down_and_tries_on() {
+        let now = Instant::now();
+        let over_stream = RelayConfig { carrier: RelayCarrier::Stream, ..config(&[]) };
+        let mut client = RelayClient::new(over_stream, now);
+        binds(&mut client, now);
+        bound(&mut client, Via::Stream(RelayId(0)), 1, now);
+        client.set_config(config(&["192.0.2.1:1"]), now);
+        while client.is_up() {
+            let at = client.poll_timeout().unwrap();
+            assert!(at < now + Duration::from_secs(10));
+            client.handle_timeout(at, |via, _| assert!(matches!(via, Via::Udp { .. })));
+        }
     }
 
     #[test]
