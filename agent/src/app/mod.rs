@@ -29,12 +29,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::RunConfig,
-    control::{self, ControlConfig},
+    control::{self, ControlConfig, StreamOptions},
     driver,
     identity::{self, StateDir},
     io::{tun, udp::UdpSockets},
     local_api,
-    os::linux::{Netlink, Watch},
+    os::{
+        Host as _,
+        linux::{Netlink, Watch},
+    },
     reconcile::Reconciler,
 };
 
@@ -91,8 +94,14 @@ async fn run_once(
         driver::Parts { config: engine_config(&identity, &membership, config.mtu), seed: seed()?, tun, udp };
     let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
     let facts = Arc::new(Facts::new(&membership));
-    let control_config =
-        ControlConfig { identity, membership: membership.clone(), state_dir: state_dir.clone() };
+    let control_config = ControlConfig {
+        identity,
+        membership: membership.clone(),
+        state_dir: state_dir.clone(),
+        stream: stream_options(config, &membership),
+        // What cannot be told now is found out on the way.
+        network: netlink.networks().await.ok().and_then(|networks| networks.id()),
+    };
     let (control, control_events) = control::spawn(control_config, &front, &tracker);
     let face = Face {
         engine: engine.clone(),
@@ -133,6 +142,14 @@ async fn run_once(
         tracing::warn!("some tasks did not end in time");
     }
     ended
+}
+
+/// What this run was told goes before what the join was told.
+fn stream_options(config: &RunConfig, membership: &identity::Membership) -> StreamOptions {
+    let mut options = config.stream.clone();
+    let joined_with = membership.websocket_url.as_deref().and_then(|url| url.parse().ok());
+    options.url = options.url.or(joined_with);
+    options
 }
 
 fn engine_config(

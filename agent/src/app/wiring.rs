@@ -174,6 +174,7 @@ impl Wiring {
             ControlEvent::CallMeMaybe { from, candidates } => {
                 self.engine.command(Command::CallMeMaybe { from, candidates }).await?;
             }
+            ControlEvent::RelayPipe(relay, pipe) => self.engine.set_stream(relay, pipe).await?,
             ControlEvent::RelayOpened(relay) => {
                 self.relays.insert(relay.id, relay);
                 self.set_relays().await?;
@@ -197,6 +198,7 @@ impl Wiring {
         let event = match event {
             DriverEvent::Engine(event) => event,
             DriverEvent::TunLost => return self.following.look().await,
+            DriverEvent::UdpSilent => return self.control.udp_silent(),
         };
         match event {
             Event::CandidatesChanged(candidates) => self.control.set_candidates(candidates),
@@ -238,6 +240,7 @@ impl Wiring {
             tracing::debug!("the network changed");
             self.set_candidates().await?;
             self.engine.command(Command::NetworkChanged).await?;
+            self.control.set_network(self.following.networks().id());
             self.control.network_changed();
         }
         self.following.replan().await;

@@ -62,6 +62,7 @@ fn run(command: AgentCommand) -> anyhow::Result<()> {
                 token: config.token.map_err(JoinError::from)?,
                 pin: config.pin,
                 name: config.name,
+                stream: config.stream,
                 patience: JOIN_PATIENCE,
             };
             let node = runtime()?.block_on(control::join(request))?;

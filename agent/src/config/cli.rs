@@ -1,9 +1,10 @@
 //! The command line of `mesh-agent`.
 
-use std::path::PathBuf;
+use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use zeroize::Zeroizing;
 
 /// The mesh agent: keeps encrypted tunnels to the other nodes of a mesh.
 #[derive(Debug, Parser)]
@@ -49,6 +50,14 @@ pub struct JoinArgs {
     /// Where keys and state are kept [env: MESH_STATE_DIR] [default: /var/lib/mesh-agent].
     #[arg(long)]
     pub state_dir: Option<String>,
+    /// An HTTP proxy to the coordinator where UDP is blocked: http://[USER:PASSWORD@]HOST[:PORT], or off
+    /// [env: MESH_PROXY] [default: HTTPS_PROXY, ALL_PROXY and NO_PROXY].
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<Secret>,
+    /// The coordinator's WebSocket, where UDP is blocked: wss://HOST[:PORT][/PATH] [env: MESH_WEBSOCKET_URL]
+    /// [default: on the coordinator's port, and on port 443].
+    #[arg(long, value_name = "URL")]
+    pub websocket_url: Option<String>,
 }
 
 /// Flags of `mesh-agent run`.
@@ -75,4 +84,38 @@ pub struct RunArgs {
     /// The interface's MTU, 1280 to 1420 [env: MESH_MTU] [default: 1420].
     #[arg(long)]
     pub mtu: Option<String>,
+    /// An HTTP proxy to the coordinator where UDP is blocked: http://[USER:PASSWORD@]HOST[:PORT], or off
+    /// [env: MESH_PROXY] [default: HTTPS_PROXY, ALL_PROXY and NO_PROXY].
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<Secret>,
+    /// The coordinator's WebSocket, where UDP is blocked: wss://HOST[:PORT][/PATH] [env: MESH_WEBSOCKET_URL]
+    /// [default: what the join was told].
+    #[arg(long, value_name = "URL")]
+    pub websocket_url: Option<String>,
+}
+
+/// A text that `Debug` does not show.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Returns the text.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }

@@ -6,6 +6,7 @@
 
 mod cli;
 mod settings;
+mod stream;
 
 use std::{
     ffi::OsString,
@@ -21,9 +22,12 @@ use mesh_proto::{
     token::{InvalidToken, JoinToken},
 };
 
-use crate::io::offload::{InvalidOffloads, Offloads};
+use crate::{
+    control::StreamOptions,
+    io::offload::{InvalidOffloads, Offloads},
+};
 
-pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs};
+pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
 use settings::Settings;
 pub use settings::{Problem, Problems};
 
@@ -56,6 +60,8 @@ pub struct RunConfig {
     pub offloads: Offloads,
     /// The interface's MTU.
     pub mtu: u16,
+    /// How byte pipes are made, where UDP is blocked.
+    pub stream: StreamOptions,
 }
 
 /// What `mesh-agent join` does.
@@ -71,6 +77,8 @@ pub struct JoinConfig {
     pub pin: KeyPin,
     /// This node's name.
     pub name: NodeName,
+    /// How byte pipes are made, where UDP is blocked.
+    pub stream: StreamOptions,
 }
 
 impl RunConfig {
@@ -94,6 +102,7 @@ impl RunConfig {
         let listen_port = settings.take("listen-port", args.listen_port.as_deref(), parse_port);
         let offloads = settings.take("offloads", args.offloads.as_deref(), parse_offloads);
         let mtu = settings.take("mtu", args.mtu.as_deref(), parse_mtu);
+        let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -102,6 +111,7 @@ impl RunConfig {
             listen_port: listen_port.unwrap_or(DEFAULT_AGENT_PORT),
             offloads: offloads.unwrap_or_default(),
             mtu: mtu.unwrap_or(DEFAULT_MTU),
+            stream,
         })
     }
 }
@@ -130,6 +140,7 @@ impl JoinConfig {
         let state_dir = settings.take("state-dir", args.state_dir.as_deref(), parse_path);
         let name = settings.take("name", args.name.as_deref(), parse_name);
         let name = name.or_else(|| settings.check("name", &host_label(host_name), parse_own_name));
+        let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         settings.require("token", token.is_some());
         settings.require("ca-cert-hash", pin.is_some());
         settings.finish()?;
@@ -142,6 +153,7 @@ impl JoinConfig {
             token,
             pin,
             name,
+            stream,
         })
     }
 }

@@ -67,6 +67,12 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
         }
     }
 
+    /// Returns a variable of the environment that is not this program's own, if it is set to something.
+    pub(super) fn foreign(&self, name: &str) -> Option<String> {
+        let value = (self.environment)(name)?.into_string().ok()?;
+        Some(value).filter(|value| !value.trim().is_empty())
+    }
+
     /// Parses a text, or notes what is wrong with it.
     pub(super) fn check<T>(
         &mut self,

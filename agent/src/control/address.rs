@@ -54,23 +54,7 @@ impl FromStr for HostPort {
     type Err = InvalidHostPort;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidHostPort(text.to_owned());
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(Self { host: address.ip().to_string(), port: address.port() });
-        }
-        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-        if let Ok(address) = bare.parse::<IpAddr>() {
-            return Ok(Self { host: address.to_string(), port: DEFAULT_COORDINATOR_PORT });
-        }
-        let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| invalid())?),
-            None => (text, DEFAULT_COORDINATOR_PORT),
-        };
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        if host.is_empty() || port == 0 || !host.bytes().all(plain) {
-            return Err(invalid());
-        }
-        Ok(Self { host: host.to_owned(), port })
+        Self::parse_with_default(text, DEFAULT_COORDINATOR_PORT)
     }
 }
 
@@ -84,6 +68,42 @@ impl fmt::Display for HostPort {
 }
 
 impl HostPort {
+    /// Reads a host and a port, which may be missing.
+    pub(super) fn parse_with_default(text: &str, default: u16) -> Result<Self, InvalidHostPort> {
+        let invalid = || InvalidHostPort(text.to_owned());
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { host: address.ip().to_string(), port: address.port() });
+        }
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return Ok(Self { host: address.to_string(), port: default });
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (host, port.parse().map_err(|_| invalid())?),
+            None => (text, default),
+        };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        if host.is_empty() || port == 0 || !host.bytes().all(plain) {
+            return Err(invalid());
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// Returns the name or address.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the port.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns the same host with another port.
+    pub(super) fn with_port(&self, port: u16) -> Self {
+        Self { host: self.host.clone(), port }
+    }
+
     /// Reads a list, leaving out what is not understood and what comes twice.
     pub(super) fn parse_all<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<Self> {
         let mut parsed = Vec::new();

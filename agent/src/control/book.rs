@@ -59,6 +59,12 @@ impl AddressBook {
         self.known.set_worked(remote)
     }
 
+    /// Takes that the coordinator is reached in a byte pipe: what is at its other end says nothing about UDP.
+    pub(super) fn handle_pipe(&mut self) {
+        self.connected = None;
+        self.observed = None;
+    }
+
     /// Takes where the coordinator sees this node.
     pub(super) fn handle_observed(&mut self, observed: SocketAddr) {
         self.observed = Some(observed.ip().to_canonical());

@@ -24,12 +24,15 @@ use super::{
     address::HostPort,
     backoff::{self, Backoff},
     book::{AddressBook, mesh_ranges},
-    dial::{self, DIAL_TIMEOUT, DialError, Dialed, Target},
+    dial::{DIAL_TIMEOUT, DialError, Dialed, Target},
     link::{Link, LinkError},
+    race::{self, First, QuicAttempt, Reached},
     relays::Relays,
-    session::{self, End},
+    session::{self, Beginning, End, Moved},
     shared::{LinkState, Shared},
+    stream::{StreamDialed, StreamTarget, WebSocketUrl},
     tls,
+    winners::Winners,
 };
 use crate::{
     identity::Identity,
@@ -40,6 +43,8 @@ use crate::{
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// A sign of the coordinator that is older says nothing any more.
 const SIGN_TTL: Duration = Duration::from_secs(5);
+/// How long a link in a byte pipe is kept beside the one that replaces it: what is under way arrives.
+const OLD_LINK_LIFETIME: Duration = Duration::from_secs(2);
 /// The map is written at once, and at most this often while it changes all the time.
 const MAP_INTERVAL: Duration = Duration::from_secs(1);
 /// News of peers come often and are worth little: they are written rarely.
@@ -54,6 +59,11 @@ pub(super) struct Client {
     pub(super) book: AddressBook,
     config: ControlConfig,
     tls: quinn::ClientConfig,
+    stream_tls: Arc<rustls::ClientConfig>,
+    pub(super) tracker: TaskTracker,
+    winners: Winners,
+    /// UDP has gone silent: nothing is waited for before a byte pipe is tried.
+    in_a_hurry: bool,
     events: mpsc::Sender<ControlEvent>,
     peers: CachedPeers,
     relays: Relays,
@@ -81,12 +91,15 @@ pub(super) struct LocalNews {
     pub(super) network_changed: bool,
     /// The coordinator's relay forgot the channel.
     pub(super) reopen_relay: bool,
+    /// Nothing comes over UDP any more.
+    pub(super) udp_silent: bool,
 }
 
 struct Savers {
     map: Saver<CachedMap>,
     peers: Saver<Vec<CachedPeer>>,
     coordinator: Saver<KnownAddresses>,
+    winners: Saver<Winners>,
 }
 
 /// What to do after a failure.
@@ -116,12 +129,15 @@ impl Client {
         let identity = Arc::new(config.identity.clone());
         let tls = tls::client_config(&identity, config.membership.pin)
             .expect("an identity's node key can be used for TLS");
+        let stream_tls = tls::stream_config(&identity, config.membership.pin)
+            .expect("an identity's node key can be used for TLS");
         let dir = &config.state_dir;
         let caches = Caches::load(dir, &config.membership);
         let savers = Savers {
             map: Saver::spawn(netmap::map_file(dir), MAP_INTERVAL, cancel, tracker),
             peers: Saver::spawn(netmap::peers_file(dir), PEERS_INTERVAL, cancel, tracker),
             coordinator: Saver::spawn(netmap::coordinator_file(dir), Duration::ZERO, cancel, tracker),
+            winners: Saver::spawn(Winners::file(dir), Duration::ZERO, cancel, tracker),
         };
         let joined = HostPort::parse_all(&config.membership.coordinators);
         Self {
@@ -136,6 +152,10 @@ impl Client {
             warned: false,
             tried: None,
             sign_at: None,
+            winners: Winners::load(dir),
+            tracker: tracker.clone(),
+            in_a_hurry: false,
+            stream_tls,
             identity,
             shared,
             config,
@@ -150,16 +170,25 @@ impl Client {
         if self.emit_cached().await.is_err() {
             return;
         }
+        let mut moved: Option<Moved> = None;
         loop {
-            let next = match self.connect().await {
-                Ok(Ok(link)) => {
+            let connected = match moved.take() {
+                Some(moved) => Ok(self.resume(moved).await),
+                None => self.connect().await,
+            };
+            let next = match connected {
+                Ok(Ok((link, beginning))) => {
                     let started = Instant::now();
-                    let end = session::run(&mut self, link).await;
+                    let end = session::run(&mut self, link, beginning).await;
                     if started.elapsed() >= GOOD_SESSION {
                         self.backoff.reset();
                     }
                     match end {
                         End::Gone => return,
+                        End::Moved(to) => {
+                            moved = Some(*to);
+                            continue;
+                        }
                         End::Lost(error) => self.handle_lost(&error),
                         End::Refused(refusal) => self.handle_refusal(refusal),
                     }
@@ -203,37 +232,107 @@ impl Client {
     }
 
     /// Dials, again at once whenever the network changes meanwhile.
-    async fn connect(&mut self) -> Result<Result<Link, Next>, Gone> {
-        let dialed = loop {
-            let map = self.store.map().map(Arc::as_ref);
-            let target = Target {
-                config: self.tls.clone(),
-                names: self.book.names(map),
-                known: self.book.known().as_slice().to_vec(),
-                mesh: mesh_ranges(map),
+    async fn connect(&mut self) -> Result<Result<(Link, Beginning), Next>, Gone> {
+        let reached = loop {
+            let last = self.winners.pipe_in(self.shared.network().as_ref());
+            let first = match (&last, std::mem::take(&mut self.in_a_hurry)) {
+                (_, true) => First::Both,
+                (Some(_), false) => First::Pipe,
+                (None, false) => First::Quic,
             };
-            match self.interruptible(dial::dial(&target, Instant::now() + DIAL_TIMEOUT)).await? {
-                Some(Ok(dialed)) => break dialed,
+            let deadline = Instant::now() + DIAL_TIMEOUT;
+            let race = race::race(self.target(), self.stream_target(last), first, deadline);
+            match self.interruptible(race).await? {
+                Some(Ok(reached)) => break reached,
                 Some(Err(error)) => return Ok(Err(self.handle_unreachable(&error))),
                 None => {}
             }
         };
-        self.handle_dialed(&dialed);
-        Ok(Link::open(dialed).await.map_err(|error| self.handle_lost(&error)))
+        Ok(match reached {
+            Reached::Quic(dialed) => self.open(dialed).await.map(|link| (link, Beginning::default())),
+            Reached::Pipe { dialed, quic } => {
+                self.handle_pipe(&dialed);
+                Link::open_pipe(*dialed, &self.tracker).map(|link| (link, Beginning { quic, relay: None }))
+            }
+        }
+        .inspect(|(link, _)| self.shared.set_link(LinkState::Connected(link.view())))
+        .map_err(|error| self.handle_lost(&error)))
     }
 
-    fn handle_dialed(&mut self, dialed: &Dialed) {
+    /// Goes on over QUIC where a session in a byte pipe has left off.
+    async fn resume(&mut self, moved: Moved) -> Result<(Link, Beginning), Next> {
+        let Moved { dialed, relay, old } = moved;
+        // The coordinator ends the old session once it has the new one.
+        self.tracker.spawn(async move {
+            tokio::time::sleep(OLD_LINK_LIFETIME).await;
+            old.close().await;
+        });
+        let link = self.open(dialed).await.map_err(|error| self.handle_lost(&error))?;
+        self.shared.set_link(LinkState::Connected(link.view()));
+        info!("UDP is let through again: the connection to the coordinator has moved to it");
+        Ok((link, Beginning { quic: None, relay }))
+    }
+
+    /// Whom to reach over QUIC.
+    fn target(&self) -> Target {
+        let map = self.store.map().map(Arc::as_ref);
+        Target {
+            config: self.tls.clone(),
+            names: self.book.names(map),
+            known: self.book.known().as_slice().to_vec(),
+            mesh: mesh_ranges(map),
+        }
+    }
+
+    /// Whom to reach in a byte pipe.
+    fn stream_target(&self, last: Option<WebSocketUrl>) -> StreamTarget {
+        let map = self.store.map().map(Arc::as_ref);
+        StreamTarget {
+            config: self.stream_tls.clone(),
+            options: self.config.stream.clone(),
+            names: self.book.names(map),
+            known: self.book.known().as_slice().to_vec(),
+            mesh: mesh_ranges(map),
+            last,
+        }
+    }
+
+    /// Starts an attempt over QUIC beside a session in a byte pipe.
+    pub(super) fn try_quic(&self) -> QuicAttempt {
+        race::quic(self.target(), Instant::now() + DIAL_TIMEOUT)
+    }
+
+    async fn open(&mut self, dialed: Dialed) -> Result<Link, LinkError> {
         let remote = dialed.connection.remote_address();
         self.book.handle_resolved(dialed.resolved.clone());
         if self.book.handle_connected(remote) {
             self.savers.coordinator.save(Arc::new(self.book.known().clone()));
         }
-        self.shared.set_link(LinkState::Connected(dialed.connection.clone()));
+        self.handle_reached(None);
+        info!("connected to the coordinator");
+        debug!(%remote, "where it was reached");
+        Link::open(dialed).await
+    }
+
+    fn handle_pipe(&mut self, dialed: &StreamDialed) {
+        let StreamDialed { pipe: _, remote, url, proxy, fingerprint } = dialed;
+        self.book.handle_pipe();
+        self.handle_reached(Some(url));
+        info!(
+            through_a_proxy = proxy.is_some(),
+            "connected to the coordinator in a websocket: UDP does not get through"
+        );
+        debug!(%remote, %url, certificate = fingerprint, "where it was reached; the outer certificate proves nothing");
+    }
+
+    /// Notes that the coordinator was reached, and how.
+    fn handle_reached(&mut self, pipe: Option<&WebSocketUrl>) {
+        if self.winners.set(self.shared.network().as_ref(), pipe) {
+            self.savers.winners.save(Arc::new(self.winners.clone()));
+        }
         self.warned = false;
         self.tried = None;
         self.sign_at = None;
-        info!("connected to the coordinator");
-        debug!(%remote, "where it was reached");
     }
 
     /// Waits for something, unless the agent stops; `None` when the network changed meanwhile.
@@ -262,7 +361,11 @@ impl Client {
 
     /// A connection that was lost is no news before it cannot be made again.
     fn handle_lost(&mut self, error: &LinkError) -> Next {
-        let wait = self.backoff.next_wait(backoff::random());
+        let mut wait = self.backoff.next_wait(backoff::random());
+        if matches!(error, LinkError::Silent) && self.backoff.failures() == 1 {
+            // Time was lost already, and whoever is silent is not overrun by those who come back.
+            (wait, self.in_a_hurry) = (Duration::ZERO, true);
+        }
         debug!(%error, "the connection to the coordinator is gone");
         self.set_down(error.to_string());
         Next::Retry(wait)
@@ -321,8 +424,9 @@ impl Client {
 
     /// Does what the outbox asks for and needs no connection, and returns the rest.
     pub(super) fn handle_outbox(&mut self) -> LocalNews {
-        let (network_changed, reopened, worked) = self.shared.with_outbox(|outbox| {
-            (outbox.take_network_changed(), outbox.take_reopened(), outbox.take_worked())
+        let (network_changed, reopened, worked, udp_silent) = self.shared.with_outbox(|outbox| {
+            let changed = outbox.take_network_changed();
+            (changed, outbox.take_reopened(), outbox.take_worked(), outbox.take_udp_silent())
         });
         if network_changed {
             self.relays.network_changed();
@@ -341,7 +445,7 @@ impl Client {
         if reopen_relay {
             self.sign_at = Some(Instant::now());
         }
-        LocalNews { network_changed, reopen_relay }
+        LocalNews { network_changed, reopen_relay, udp_silent }
     }
 
     /// Takes over a new map.
@@ -382,8 +486,8 @@ impl Client {
 
     /// Says who answers STUN, if that is news.
     pub(super) async fn emit_observers(&mut self) -> Result<(), Gone> {
-        let relays = self.shared.with_outbox(|outbox| outbox.relays().clone());
-        let observers = self.book.observers(self.store.map().map(Arc::as_ref), relays.into_values());
+        let relays = self.shared.with_outbox(|outbox| outbox.relay_addresses());
+        let observers = self.book.observers(self.store.map().map(Arc::as_ref), relays);
         if observers == self.observers {
             return Ok(());
         }

@@ -23,17 +23,18 @@ use tokio::time::Instant;
 
 use super::{
     address::{HostPort, ResolveError, Resolved, is_usable},
+    stream::PipeError,
     tls::{self, SERVER_NAME},
 };
 
 /// Head start of each attempt before the next one (RFC 8305, section 5).
-const STAGGER: Duration = Duration::from_millis(250);
+pub(super) const STAGGER: Duration = Duration::from_millis(250);
 /// Four transmissions of the first packet fit into it.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// A dial that has not succeeded by then starts over: names may resolve to something else by now.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Addresses tried in one dial; what goes beyond is cut.
-const MAX_ATTEMPTS: usize = 16;
+pub(super) const MAX_ATTEMPTS: usize = 16;
 
 /// Whom to reach, and where.
 #[derive(Debug, Clone)]
@@ -93,6 +94,9 @@ pub enum AttemptError {
     /// The connection failed.
     #[error("{0}")]
     Connection(ConnectionError),
+    /// The byte pipe failed.
+    #[error(transparent)]
+    Pipe(#[from] PipeError),
 }
 
 enum Progress {
@@ -288,6 +292,16 @@ impl DialError {
     /// Returns the address that failed last, if any was tried.
     pub(super) fn last_address(&self) -> Option<SocketAddr> {
         self.attempts.iter().rev().find_map(|attempt| attempt.address)
+    }
+
+    /// Adds what was tried, and how it failed.
+    pub(super) fn push(&mut self, what: String, address: Option<SocketAddr>, error: AttemptError) {
+        self.attempts.push(Attempt { what, address, name: None, error });
+    }
+
+    /// Adds everything of another.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.attempts.append(&mut other.attempts);
     }
 
     fn is_of(&self, what: &impl ToString) -> bool {

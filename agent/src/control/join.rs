@@ -17,12 +17,15 @@ use mesh_proto::{
     token::{InvalidToken, JoinToken},
 };
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::{
     address::{HostPort, InvalidHostPort},
-    dial::{DialError, Target, dial},
+    dial::{DialError, Target},
     link::{Link, LinkError},
+    race::{First, Reached, race},
+    stream::{StreamOptions, StreamTarget},
     tls,
 };
 use crate::identity::{CreatedDir, Identity, Membership, StateDir, StateError, StateLock};
@@ -46,6 +49,8 @@ pub struct JoinRequest {
     pub pin: KeyPin,
     /// The wished-for name.
     pub name: NodeName,
+    /// How byte pipes are made, where UDP is blocked.
+    pub stream: StreamOptions,
     /// How long to try: [`JOIN_PATIENCE`].
     pub patience: Duration,
 }
@@ -119,12 +124,22 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
         known: Vec::new(),
         mesh: Vec::new(),
     };
-    match register(&request, &target, &mut disk).await {
+    let pipe = StreamTarget {
+        config: tls::stream_config(&disk.identity, request.pin)?,
+        options: request.stream.clone(),
+        names: names.clone(),
+        known: Vec::new(),
+        mesh: Vec::new(),
+        last: None,
+    };
+    let ways = Ways { target, pipe, tracker: TaskTracker::new() };
+    match register(&request, &ways, &mut disk).await {
         Ok(node) => {
             disk.keep(&Membership {
                 coordinators: merge(names, disk.membership.as_ref()),
                 pin: request.pin,
                 node: node.clone(),
+                websocket_url: request.stream.url.as_ref().map(ToString::to_string),
             })?;
             Ok(node)
         }
@@ -146,6 +161,14 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
             Err(error)
         }
     }
+}
+
+/// How the coordinator is reached.
+struct Ways {
+    target: Target,
+    pipe: StreamTarget,
+    /// Of the tasks that carry byte pipes; each ends with its link.
+    tracker: TaskTracker,
 }
 
 /// What is on disk, and what this join puts there.
@@ -232,14 +255,14 @@ enum Failure {
 }
 
 /// Tries until it is registered, refused, or out of patience.
-async fn register(request: &JoinRequest, target: &Target, disk: &mut Disk) -> Result<Node, JoinError> {
+async fn register(request: &JoinRequest, ways: &Ways, disk: &mut Disk) -> Result<Node, JoinError> {
     let patience = request.patience;
     let deadline = Instant::now() + patience;
     let mut unconfirmed = None;
     let mut waiting = false;
     loop {
         let mut pause = RETRY_PAUSE;
-        let error = match attempt(request, target, disk, deadline).await {
+        let error = match attempt(request, ways, disk, deadline).await {
             Ok(node) => return Ok(node),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Busy(refusal)) => {
@@ -266,15 +289,23 @@ async fn register(request: &JoinRequest, target: &Target, disk: &mut Disk) -> Re
 
 async fn attempt(
     request: &JoinRequest,
-    target: &Target,
+    ways: &Ways,
     disk: &mut Disk,
     deadline: Instant,
 ) -> Result<Node, Failure> {
-    let dialed = dial(target, deadline).await.map_err(|error| match error.is_pin_mismatch() {
+    let race = race(ways.target.clone(), ways.pipe.clone(), First::Quic, deadline);
+    let reached = race.await.map_err(|error| match error.is_pin_mismatch() {
         true => Failure::Final(JoinError::PinMismatch(error)),
         false => Failure::Dial(error),
     })?;
-    let mut link = Link::open(dialed).await.map_err(Failure::Link)?;
+    let mut link = match reached {
+        Reached::Quic(dialed) => Link::open(dialed).await,
+        Reached::Pipe { dialed, quic: _ } => {
+            info!("UDP does not get through: joining through {}", dialed.url);
+            Link::open_pipe(*dialed, &ways.tracker)
+        }
+    }
+    .map_err(Failure::Link)?;
     let result = converse(&mut link, request, disk, deadline).await;
     link.close().await;
     result

@@ -1,20 +1,41 @@
 //! A connection as messages both ways.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use mesh_pipe::{CONTROL_ROOM, Ends, carry};
 
 use mesh_proto::control::{
     ClientMessage, Hello, ServerMessage,
     frame::{self, Decoder, FrameError},
 };
-use quinn::{Connection, ConnectionError, Endpoint, ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::time::Instant;
+use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::task::TaskTracker;
+use tracing::debug;
 
-use super::dial::{Dialed, bind_for};
+use super::{
+    dial::{Dialed, bind_for},
+    stream::StreamDialed,
+};
+use crate::io::stream::RelayPipe;
 
 /// Bytes that wait to be taken by the connection; nothing is added while more wait.
 const OUTGOING_ROOM: usize = 64 << 10;
 /// Bytes taken from the connection at once.
-const READ_CHUNK: usize = 64 << 10;
+const READ_CHUNK: usize = 16 << 10;
 /// Pause between two signs of life that are asked for. The other side may have restarted and know nothing of the
 /// connection, which QUIC alone notices only by its idle timeout.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -22,16 +43,21 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// An answer to a test is expected after this, or after three round trips if that is longer.
 const TEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// A test that is made because nothing comes over UDP any more: an answer takes a round trip, and time is short.
+const URGENT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Without a byte for this long a byte pipe is dead; heartbeats notice it earlier.
+const PIPE_IDLE: Duration = Duration::from_secs(20);
+/// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
+const RTT_WEIGHT: u64 = 8;
 /// How long a goodbye may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A connection with its one stream open.
-#[derive(Debug)]
 pub(super) struct Link {
-    connection: Connection,
-    endpoint: Endpoint,
-    send: SendStream,
-    recv: RecvStream,
+    carrier: Carrier,
+    send: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    recv: Box<dyn AsyncRead + Send + Sync + Unpin>,
+    chunk: BytesMut,
     decoder: Decoder,
     /// What waits to be sent.
     outgoing: Vec<u8>,
@@ -41,10 +67,44 @@ pub(super) struct Link {
     heartbeat: Instant,
 }
 
+/// What carries a link.
+enum Carrier {
+    Quic {
+        connection: Connection,
+        endpoint: Endpoint,
+    },
+    Pipe {
+        remote: SocketAddr,
+        rtt: Arc<Rtt>,
+        /// For the driver, until it has them.
+        relay: Option<RelayPipe>,
+        task: JoinHandle<()>,
+    },
+}
+
+/// What others see of a link.
+#[derive(Debug, Clone)]
+pub(super) enum LinkView {
+    /// Over QUIC.
+    Quic(Connection),
+    /// In a byte pipe.
+    Pipe {
+        /// The server's address, or that of the proxy that leads to it.
+        remote: SocketAddr,
+        /// The smoothed round-trip time.
+        rtt: Arc<Rtt>,
+    },
+}
+
+/// A smoothed round-trip time in microseconds; zero while there is none.
+#[derive(Debug, Default)]
+pub(super) struct Rtt(AtomicU64);
+
 /// A Ping that has to be answered, or the connection is dead.
 #[derive(Debug, Clone, Copy)]
 struct Test {
     id: u64,
+    sent: Instant,
     deadline: Instant,
 }
 
@@ -54,6 +114,9 @@ pub enum LinkError {
     /// The connection is gone.
     #[error("the connection was lost: {0}")]
     Connection(#[from] ConnectionError),
+    /// The connection is gone.
+    #[error("the connection was lost: {0}")]
+    Io(#[from] io::Error),
     /// The other side ended the stream.
     #[error("the other side ended the stream")]
     Closed,
@@ -65,23 +128,109 @@ pub enum LinkError {
     Silent,
 }
 
+impl Rtt {
+    /// Returns it.
+    pub(super) fn get(&self) -> Option<Duration> {
+        Some(self.0.load(Relaxed)).filter(|micros| *micros > 0).map(Duration::from_micros)
+    }
+
+    fn add(&self, sample: Duration) {
+        let sample = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX).max(1);
+        let smoothed = match self.0.load(Relaxed) {
+            0 => sample,
+            before => (before * (RTT_WEIGHT - 1)).saturating_add(sample) / RTT_WEIGHT,
+        };
+        self.0.store(smoothed.max(1), Relaxed);
+    }
+}
+
 impl Link {
     /// Opens the stream and says Hello. Nothing is sent before [`Self::recv`] is called.
     pub(super) async fn open(dialed: Dialed) -> Result<Self, LinkError> {
         let Dialed { connection, endpoint, resolved: _ } = dialed;
         let (send, recv) = connection.open_bi().await?;
-        let (decoder, outgoing) = (Decoder::default(), Vec::new());
-        let heartbeat = Instant::now() + HEARTBEAT;
-        let mut link =
-            Self { connection, endpoint, send, recv, decoder, outgoing, test: None, tests: 0, heartbeat };
+        Self::over(Carrier::Quic { connection, endpoint }, Box::new(send), Box::new(recv))
+    }
+
+    /// Says Hello in a byte pipe, which a task carries until this link is dropped.
+    pub(super) fn open_pipe(dialed: StreamDialed, tracker: &TaskTracker) -> Result<Self, LinkError> {
+        let StreamDialed { pipe, remote, url: _, proxy: _, fingerprint: _ } = dialed;
+        let (near, control) = duplex(CONTROL_ROOM);
+        let (relay, outbound, inbound) = RelayPipe::new();
+        let ends = Ends { control, outbound, inbound };
+        let task = tracker.spawn(async move {
+            if let Err(error) = carry(pipe, ends, PIPE_IDLE, |train| train).await {
+                debug!(%error, "the byte pipe ended");
+            }
+        });
+        let (recv, send) = split(near);
+        let rtt = Arc::new(Rtt::default());
+        let carrier = Carrier::Pipe { remote, rtt, relay: Some(relay), task };
+        let mut link = Self::over(carrier, Box::new(send), Box::new(recv))?;
+        // The first measurement.
+        link.start_test(HEARTBEAT_TIMEOUT)?;
+        Ok(link)
+    }
+
+    fn over(
+        carrier: Carrier,
+        send: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+        recv: Box<dyn AsyncRead + Send + Sync + Unpin>,
+    ) -> Result<Self, LinkError> {
+        let mut link = Self {
+            carrier,
+            send,
+            recv,
+            chunk: BytesMut::new(),
+            decoder: Decoder::default(),
+            outgoing: Vec::new(),
+            test: None,
+            tests: 0,
+            heartbeat: Instant::now() + HEARTBEAT,
+        };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         link.queue(&ClientMessage::Hello(Hello { version, features: Vec::new() }))?;
         Ok(link)
     }
 
-    /// Returns the other side's address.
+    /// Returns the other side's address, or that of the proxy that leads to it.
     pub(super) fn remote(&self) -> SocketAddr {
-        self.connection.remote_address()
+        match &self.carrier {
+            Carrier::Quic { connection, .. } => connection.remote_address(),
+            Carrier::Pipe { remote, .. } => *remote,
+        }
+    }
+
+    /// Returns what others may see of it.
+    pub(super) fn view(&self) -> LinkView {
+        match &self.carrier {
+            Carrier::Quic { connection, .. } => LinkView::Quic(connection.clone()),
+            Carrier::Pipe { remote, rtt, .. } => LinkView::Pipe { remote: *remote, rtt: rtt.clone() },
+        }
+    }
+
+    /// Whether it is in a byte pipe.
+    pub(super) fn is_pipe(&self) -> bool {
+        match self.carrier {
+            Carrier::Quic { .. } => false,
+            Carrier::Pipe { .. } => true,
+        }
+    }
+
+    /// Takes the driver's ends of the pipe, once.
+    pub(super) fn take_relay_pipe(&mut self) -> Option<RelayPipe> {
+        match &mut self.carrier {
+            Carrier::Quic { .. } => None,
+            Carrier::Pipe { relay, .. } => relay.take(),
+        }
+    }
+
+    /// Returns the smoothed round-trip time; zero while there is none.
+    pub(super) fn rtt(&self) -> Duration {
+        match &self.carrier {
+            Carrier::Quic { connection, .. } => connection.rtt(),
+            Carrier::Pipe { rtt, .. } => rtt.get().unwrap_or_default(),
+        }
     }
 
     /// Returns whether there is room for another message.
@@ -100,16 +249,25 @@ impl Link {
         self.start_test(TEST_TIMEOUT)
     }
 
+    /// As [`Self::test`], but there is less time than usual.
+    pub(super) fn test_urgently(&mut self) -> Result<(), LinkError> {
+        self.start_test(URGENT_TIMEOUT)
+    }
+
     fn start_test(&mut self, timeout: Duration) -> Result<(), LinkError> {
         self.tests += 1;
         self.queue(&ClientMessage::Ping { id: self.tests })?;
-        let patience = timeout.max(self.connection.rtt() * 3);
-        self.test = Some(Test { id: self.tests, deadline: Instant::now() + patience });
+        let patience = timeout.max(self.rtt() * 3);
+        let sent = Instant::now();
+        self.test = Some(Test { id: self.tests, sent, deadline: sent + patience });
         Ok(())
     }
 
     fn handle_pong(&mut self, id: u64) {
-        if self.test.is_some_and(|test| test.id == id) {
+        if let Some(test) = self.test.filter(|test| test.id == id) {
+            if let Carrier::Pipe { rtt, .. } = &self.carrier {
+                rtt.add(test.sent.elapsed());
+            }
             self.test = None;
             self.heartbeat = Instant::now() + HEARTBEAT;
         }
@@ -129,11 +287,16 @@ impl Link {
     /// Sends or receives some bytes. Cancel-safe.
     async fn exchange(&mut self) -> Result<(), LinkError> {
         let wakeup = self.test.map_or(self.heartbeat, |test| test.deadline);
+        self.chunk.reserve(READ_CHUNK);
         tokio::select! {
             // An answer that is there already is read before the deadline is looked at.
             biased;
-            chunk = self.recv.read_chunk(READ_CHUNK, true) => {
-                self.decoder.handle_bytes(&chunk?.ok_or(LinkError::Closed)?.bytes);
+            len = self.recv.read_buf(&mut self.chunk) => {
+                if len? == 0 {
+                    return Err(LinkError::Closed);
+                }
+                self.decoder.handle_bytes(&self.chunk);
+                self.chunk.clear();
             }
             written = self.send.write(&self.outgoing), if !self.outgoing.is_empty() => {
                 self.outgoing.drain(..written?);
@@ -146,36 +309,30 @@ impl Link {
         Ok(())
     }
 
-    /// Moves the connection to a new socket: the host's network is another one.
-    pub(super) fn rebind(&self) -> std::io::Result<()> {
-        self.endpoint.rebind(bind_for(self.remote())?)
+    /// Moves the connection to a new socket: the host's network is another one. A byte pipe cannot be moved: it is
+    /// tested, and dialled again.
+    pub(super) fn rebind(&self) -> io::Result<()> {
+        match &self.carrier {
+            Carrier::Quic { endpoint, .. } => endpoint.rebind(bind_for(self.remote())?),
+            Carrier::Pipe { .. } => Ok(()),
+        }
     }
 
     /// Says goodbye, so that the other side need not wait for a timeout.
-    pub(super) async fn close(self) {
-        self.connection.close(VarInt::from_u32(0), b"");
+    pub(super) async fn close(mut self) {
         // Whether it arrives does not matter here.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
-    }
-}
-
-impl From<ReadError> for LinkError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::ConnectionLost(error) => Self::Connection(error),
-            ReadError::Reset(_)
-            | ReadError::ClosedStream
-            | ReadError::IllegalOrderedRead
-            | ReadError::ZeroRttRejected => Self::Closed,
-        }
-    }
-}
-
-impl From<WriteError> for LinkError {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::ConnectionLost(error) => Self::Connection(error),
-            WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::Closed,
-        }
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
+            match self.carrier {
+                Carrier::Quic { connection, endpoint } => {
+                    connection.close(VarInt::from_u32(0), b"");
+                    endpoint.wait_idle().await;
+                }
+                Carrier::Pipe { task, .. } => {
+                    let _ = self.send.shutdown().await;
+                    let _ = task.await;
+                }
+            }
+        })
+        .await;
     }
 }

@@ -4,10 +4,13 @@
 //! agent runs, and one to every relay that stands alone:
 //!
 //! ```text
-//! names, cached addresses --> dial (all at once, staggered) --> TLS: pinned key --> session --> ControlEvent
-//!           ^                                                                         |
-//!           +---- backoff: 0.1 to 0.3 s at first, then 1 to 30 s, or Retry-After <----+
+//! names, cached addresses --> race: QUIC, byte pipe --> TLS: pinned key --> session --> ControlEvent
+//!           ^                                                                |
+//!           +- backoff: 0.1 to 0.3 s at first, then 1 to 30 s, or Retry-After <--+
 //! ```
+//!
+//! A session in a byte pipe tries UDP again every minute and at every change of the network. Once that answers, the relay
+//! channel is bound over UDP first, and then a session over QUIC takes over: nothing is lost on the way back.
 //!
 //! A wait that the coordinator did not ask for ends soon after a sign of it: its relay answers that it no longer knows
 //! this node's channel, so it has been restarted.
@@ -25,12 +28,15 @@ mod fake;
 mod join;
 mod link;
 mod outbox;
+mod race;
 mod relays;
 mod session;
 mod shared;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod winners;
 
 use std::{
     collections::BTreeMap,
@@ -57,8 +63,15 @@ pub use address::{HostPort, InvalidHostPort, ResolveError};
 pub use dial::{AttemptError, DialError};
 pub use join::{JOIN_PATIENCE, JoinError, JoinRequest, join};
 pub use link::LinkError;
+pub use stream::{
+    InvalidProxy, InvalidUrl, PipeError, Proxy, ProxyError, ProxyRules, StreamOptions, WebSocketUrl,
+};
 
-use crate::identity::{Identity, Membership, StateDir};
+use crate::{
+    identity::{Identity, Membership, StateDir},
+    io::stream::RelayPipe,
+    os::NetworkId,
+};
 
 /// Events that wait for the receiver; the coordinator is read no further while they do.
 const EVENTS_CAPACITY: usize = 64;
@@ -72,10 +85,14 @@ pub struct ControlConfig {
     pub membership: Membership,
     /// Where the caches are.
     pub state_dir: StateDir,
+    /// How byte pipes are made, where UDP is blocked.
+    pub stream: StreamOptions,
+    /// The network that the host is in, if it is known yet.
+    pub network: Option<NetworkId>,
 }
 
 /// What the coordinator, a relay or the disk cache has to say.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum ControlEvent {
     /// The whole map, checked against what was known; the cached one comes first of all events.
     Map(Arc<NetworkMap>),
@@ -88,6 +105,8 @@ pub enum ControlEvent {
         /// Its candidates.
         candidates: Vec<Candidate>,
     },
+    /// A byte pipe to this relay is there, in place of its older one; a channel over it follows.
+    RelayPipe(RelayId, RelayPipe),
     /// A channel is open at this relay; it replaces the relay's older one.
     RelayOpened(RelayConfig),
     /// These answer STUN, all of them.
@@ -113,6 +132,7 @@ pub fn spawn(
 ) -> (ControlHandle, mpsc::Receiver<ControlEvent>) {
     let (events, receiver) = mpsc::channel(EVENTS_CAPACITY);
     let shared = Arc::new(Shared::default());
+    shared.set_network(config.network.clone());
     let client = Client::new(config, shared.clone(), events, cancel, tracker);
     tracker.spawn(client.run());
     (ControlHandle { shared }, receiver)
@@ -132,6 +152,16 @@ impl ControlHandle {
     /// Opens a new channel at a relay that forgot the old one.
     pub fn reopen_relay(&self, relay: RelayId) {
         self.shared.update(|outbox| outbox.reopen_relay(relay));
+    }
+
+    /// Says in which network the host is, before [`Self::network_changed`].
+    pub fn set_network(&self, network: Option<NetworkId>) {
+        self.shared.set_network(network);
+    }
+
+    /// Nothing comes over UDP any more: a connection over it is tested, and another way is taken if it does not answer.
+    pub fn udp_silent(&self) {
+        self.shared.update(Outbox::udp_silent);
     }
 
     /// The host's network changed: the connection is tested, and made again if it does not answer.

@@ -29,13 +29,14 @@ const MAX_WORKED: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     candidates: Vec<Candidate>,
-    /// The relays at which a channel is open, and where they are.
-    relays: BTreeMap<RelayId, SocketAddr>,
+    /// The relays at which a channel is open, and where they are over UDP.
+    relays: BTreeMap<RelayId, Option<SocketAddr>>,
     /// Whether the coordinator has to hear of candidates and relays.
     unsent: bool,
     calls: BTreeMap<NodeId, Call>,
     reopen: BTreeSet<RelayId>,
     network_changed: bool,
+    udp_silent: bool,
     worked: BTreeMap<NodeId, SocketAddr>,
 }
 
@@ -60,7 +61,12 @@ impl Outbox {
 
     /// Says where a relay is at which a channel is open now.
     pub(super) fn set_relay(&mut self, relay: RelayId, address: SocketAddr) {
-        self.unsent |= self.relays.insert(relay, address).is_none();
+        self.unsent |= self.relays.insert(relay, Some(address)).is_none();
+    }
+
+    /// Says that a channel is open at a relay that is reached in a byte pipe.
+    pub(super) fn set_pipe_relay(&mut self, relay: RelayId) {
+        self.unsent |= self.relays.insert(relay, None).is_none();
     }
 
     /// Says that there is no channel at a relay any more.
@@ -88,6 +94,11 @@ impl Outbox {
     /// Says that the host's network is another one.
     pub(super) fn network_changed(&mut self) {
         self.network_changed = true;
+    }
+
+    /// Says that nothing comes over UDP any more.
+    pub(super) fn udp_silent(&mut self) {
+        self.udp_silent = true;
     }
 
     /// Says where a peer answered.
@@ -120,9 +131,9 @@ impl Outbox {
         Some(ClientMessage::CallMeMaybe { to: *to, candidates: call.candidates.clone() })
     }
 
-    /// Returns the relays at which a channel is open, and where they are.
-    pub(super) fn relays(&self) -> &BTreeMap<RelayId, SocketAddr> {
-        &self.relays
+    /// Returns where the relays are at which a channel is open and that are reached over UDP.
+    pub(super) fn relay_addresses(&self) -> Vec<SocketAddr> {
+        self.relays.values().copied().flatten().collect()
     }
 
     /// Takes the relays at which a new channel is to be opened.
@@ -133,6 +144,11 @@ impl Outbox {
     /// Takes whether the network changed.
     pub(super) fn take_network_changed(&mut self) -> bool {
         mem::take(&mut self.network_changed)
+    }
+
+    /// Takes whether nothing comes over UDP any more.
+    pub(super) fn take_udp_silent(&mut self) -> bool {
+        mem::take(&mut self.udp_silent)
     }
 
     /// Takes where peers answered.

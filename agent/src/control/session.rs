@@ -3,14 +3,21 @@
 //! Everything that can be said without an answer is said at once (Hello, Connect, RelayOpen, Candidates), so a
 //! session is up one round trip after the handshake.
 
-use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::OptionFuture;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
     control::{ClientMessage, PeerState, Refusal, RelayChannel, ServerMessage},
-    netmap::{NetworkMap, NodeId},
+    netmap::{NetworkMap, NodeId, RelayId},
 };
 use tracing::{debug, warn};
 
@@ -19,12 +26,20 @@ use super::{
     address::{HostPort, Resolved, is_usable, resolve_all},
     book::mesh_ranges,
     client::{Client, Gone},
+    dial::Dialed,
     link::{Link, LinkError},
+    race::QuicAttempt,
 };
 use crate::netmap::{Rejection, Update};
 
+/// The relay inside the coordinator.
+const OWN_RELAY: RelayId = RelayId(0);
+/// UDP is tried again this often from within a byte pipe.
+const QUIC_INTERVAL: Duration = Duration::from_secs(60);
+/// Time for a channel to be bound over UDP before the byte pipe is left, or ten round trips if that is longer.
+const MOVE_TIME: Duration = Duration::from_millis(500);
+
 /// Why a session ended.
-#[derive(Debug)]
 pub(super) enum End {
     /// The agent stops, or nobody listens to events any more.
     Gone,
@@ -32,6 +47,30 @@ pub(super) enum End {
     Lost(LinkError),
     /// The coordinator wants no connection.
     Refused(Refusal),
+    /// A connection over QUIC is there, to go on with.
+    Moved(Box<Moved>),
+}
+
+/// What a session that moves from a byte pipe to QUIC leaves behind.
+pub(super) struct Moved {
+    /// The connection to go on with.
+    pub(super) dialed: Dialed,
+    /// The channel at the coordinator's relay, bound over UDP by now.
+    pub(super) relay: Option<OpenChannel>,
+    /// The link that is left.
+    pub(super) old: Link,
+}
+
+/// A channel at the coordinator's relay, and what the engine was told of it.
+type OpenChannel = (RelayChannel, RelayConfig);
+
+/// What a session begins with.
+#[derive(Default)]
+pub(super) struct Beginning {
+    /// An attempt over QUIC that was slower than the byte pipe.
+    pub(super) quic: Option<QuicAttempt>,
+    /// The channel of the session before, which is kept.
+    pub(super) relay: Option<OpenChannel>,
 }
 
 /// What one session remembers.
@@ -43,7 +82,12 @@ pub(super) struct Session<'a> {
     /// The coordinator is behind what is known: asking it again makes no difference.
     behind: bool,
     /// The channel at the coordinator's relay, and what the engine was told of it.
-    relay: Option<(RelayChannel, RelayConfig)>,
+    relay: Option<OpenChannel>,
+    /// In a byte pipe: an attempt over QUIC, and when there is to be one again.
+    quic: Option<QuicAttempt>,
+    quic_at: Option<tokio::time::Instant>,
+    /// In a byte pipe: a connection over QUIC, and when the session moves there.
+    moving: Option<(tokio::time::Instant, Dialed)>,
     /// Names that are being resolved beside the session.
     survey: Option<Survey>,
     /// Names that were or are being resolved.
@@ -53,13 +97,17 @@ pub(super) struct Session<'a> {
 type Survey = Pin<Box<dyn Future<Output = Resolved> + Send>>;
 
 /// Runs a session to its end.
-pub(super) async fn run(client: &mut Client, link: Link) -> End {
+pub(super) async fn run(client: &mut Client, link: Link, beginning: Beginning) -> End {
+    let next_attempt = tokio::time::Instant::now() + QUIC_INTERVAL;
     let mut session = Session {
         client,
+        quic: beginning.quic,
+        quic_at: link.is_pipe().then_some(next_attempt),
+        moving: None,
         link,
         resyncing: false,
         behind: false,
-        relay: None,
+        relay: beginning.relay,
         survey: None,
         surveyed: BTreeSet::new(),
     };
@@ -67,8 +115,15 @@ pub(super) async fn run(client: &mut Client, link: Link) -> End {
         Ok(()) => End::Gone,
         Err(end) => end,
     };
-    session.link.close().await;
-    end
+    match (end, session.moving) {
+        (End::Lost(_) | End::Refused(_) | End::Moved(_), Some((_, dialed))) => {
+            End::Moved(Box::new(Moved { dialed, relay: session.relay, old: session.link }))
+        }
+        (end, _) => {
+            session.link.close().await;
+            end
+        }
+    }
 }
 
 impl Session<'_> {
@@ -78,7 +133,12 @@ impl Session<'_> {
             map: self.client.store.version(),
         };
         self.link.queue(&connect)?;
-        self.link.queue(&ClientMessage::RelayOpen)?;
+        if self.relay.is_none() {
+            self.link.queue(&ClientMessage::RelayOpen)?;
+        }
+        if let Some(pipe) = self.link.take_relay_pipe() {
+            self.client.emit(ControlEvent::RelayPipe(OWN_RELAY, pipe)).await?;
+        }
         self.client.shared.with_outbox(super::outbox::Outbox::handle_connected);
         let shared = self.client.shared.clone();
         let cancel = self.client.cancel.clone();
@@ -94,9 +154,41 @@ impl Session<'_> {
                     self.client.book.handle_resolved(resolved);
                     self.handle_addresses().await?;
                 }
+                Some(dialed) = OptionFuture::from(self.quic.as_mut()) => {
+                    self.quic = None;
+                    match dialed {
+                        Ok(dialed) => self.start_moving(dialed).await?,
+                        Err(error) => debug!(%error, "UDP is blocked still"),
+                    }
+                }
+                () = at(self.moving.as_ref().map(|(at, _)| *at)) => return Err(End::Lost(LinkError::Closed)),
+                () = at(self.quic_at) => self.try_quic(),
                 message = self.link.recv() => self.handle(message?).await?,
             }
         }
+    }
+
+    /// Tries UDP again beside the byte pipe.
+    fn try_quic(&mut self) {
+        self.quic_at = Some(tokio::time::Instant::now() + QUIC_INTERVAL);
+        if self.quic.is_none() && self.moving.is_none() {
+            self.quic = Some(self.client.try_quic());
+        }
+    }
+
+    /// Has the channel bound over UDP, through which QUIC was answered; the session follows soon.
+    async fn start_moving(&mut self, dialed: Dialed) -> Result<(), End> {
+        debug!("UDP is let through: moving there");
+        let remote = dialed.connection.remote_address();
+        self.client.book.handle_resolved(dialed.resolved.clone());
+        let time = MOVE_TIME.max(dialed.connection.rtt() * 10);
+        self.quic_at = None;
+        self.moving = Some((tokio::time::Instant::now() + time, dialed));
+        if let Some((_, told)) = &self.relay {
+            let id = told.id;
+            self.client.shared.update(|outbox| outbox.set_relay(id, remote));
+        }
+        self.handle_addresses().await
     }
 
     /// Resolves the names of coordinator and relays that were not resolved yet, beside the session.
@@ -121,6 +213,14 @@ impl Session<'_> {
             debug!("the network changed: the connection is tested");
             self.link.rebind().map_err(|_unreachable| LinkError::Silent)?;
             self.link.test()?;
+            if self.link.is_pipe() {
+                self.quic = None;
+                self.try_quic();
+            }
+        }
+        if local.udp_silent && !self.link.is_pipe() {
+            debug!("nothing comes over UDP: the connection is tested");
+            self.link.test_urgently()?;
         }
         if local.reopen_relay {
             self.link.queue(&ClientMessage::RelayOpen)?;
@@ -139,7 +239,9 @@ impl Session<'_> {
         match message {
             ServerMessage::Welcome(welcome) => {
                 debug!(version = welcome.version, "connected");
-                self.client.book.handle_observed(welcome.observed);
+                if !self.link.is_pipe() {
+                    self.client.book.handle_observed(welcome.observed);
+                }
                 self.handle_addresses().await
             }
             ServerMessage::Map { map } => {
@@ -217,8 +319,11 @@ impl Session<'_> {
     async fn handle_relay(&mut self, channel: RelayChannel) -> Result<(), End> {
         let config = self.relay_config(&channel);
         self.relay = Some((channel, config.clone()));
-        let (id, remote) = (config.id, self.link.remote());
-        self.client.shared.update(|outbox| outbox.set_relay(id, remote));
+        let (id, remote) = (config.id, self.udp_remote());
+        self.client.shared.update(|outbox| match remote {
+            Some(remote) => outbox.set_relay(id, remote),
+            None => outbox.set_pipe_relay(id),
+        });
         Ok(self.client.emit(ControlEvent::RelayOpened(config)).await?)
     }
 
@@ -235,20 +340,34 @@ impl Session<'_> {
         Ok(self.client.emit_guess().await?)
     }
 
+    /// Returns where the coordinator is reached over UDP, if it is.
+    fn udp_remote(&self) -> Option<SocketAddr> {
+        match &self.moving {
+            Some((_, dialed)) => Some(dialed.connection.remote_address()),
+            None => (!self.link.is_pipe()).then(|| self.link.remote()),
+        }
+    }
+
     fn relay_config(&self, channel: &RelayChannel) -> RelayConfig {
         let map = self.client.store.map();
         let relay = map.and_then(|map| map.relays.iter().find(|relay| relay.id == channel.relay));
-        let met = self.link.remote();
-        let addresses = match relay {
-            Some(relay) => self.client.book.relay_addresses(relay, met, &mesh_ranges(map.map(Arc::as_ref))),
-            None => vec![met],
+        let mesh = mesh_ranges(map.map(Arc::as_ref));
+        let carrier = match (self.udp_remote(), relay) {
+            (Some(met), Some(relay)) => {
+                RelayCarrier::Udp(self.client.book.relay_addresses(relay, met, &mesh))
+            }
+            (Some(met), None) => RelayCarrier::Udp(vec![met]),
+            (None, _) => RelayCarrier::Stream,
         };
-        RelayConfig {
-            id: channel.relay,
-            carrier: RelayCarrier::Udp(addresses),
-            channel: channel.channel,
-            key: channel.key,
-        }
+        RelayConfig { id: channel.relay, carrier, channel: channel.channel, key: channel.key }
+    }
+}
+
+/// Waits for a time; for ever, if there is none. Cancel-safe.
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

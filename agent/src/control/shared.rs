@@ -14,7 +14,8 @@ use mesh_proto::{
 };
 use tokio::sync::Notify;
 
-use super::outbox::Outbox;
+use super::{link::LinkView, outbox::Outbox};
+use crate::os::NetworkId;
 
 /// After this many failures in a row the coordinator is said to be offline.
 const OFFLINE_AFTER: u32 = 3;
@@ -34,7 +35,7 @@ pub(super) enum LinkState {
     #[default]
     Starting,
     /// It is up.
-    Connected(quinn::Connection),
+    Connected(LinkView),
     /// It is not up.
     Down {
         /// Where it was.
@@ -51,6 +52,7 @@ struct State {
     outbox: Outbox,
     link: LinkState,
     relay_names: BTreeMap<RelayId, String>,
+    network: Option<NetworkId>,
 }
 
 impl Shared {
@@ -75,6 +77,16 @@ impl Shared {
         self.lock().link = link;
     }
 
+    /// Says in which network the host is.
+    pub(super) fn set_network(&self, network: Option<NetworkId>) {
+        self.lock().network = network;
+    }
+
+    /// Returns in which network the host is.
+    pub(super) fn network(&self) -> Option<NetworkId> {
+        self.lock().network.clone()
+    }
+
     /// Says what the relays are called.
     pub(super) fn set_relay_names(&self, names: BTreeMap<RelayId, String>) {
         self.lock().relay_names = names;
@@ -96,13 +108,21 @@ impl Shared {
         };
         match &self.lock().link {
             LinkState::Starting => down,
-            LinkState::Connected(connection) => CoordinatorStatus {
-                state: ConnectionState::Connected,
-                address: Some(connection.remote_address().to_string()),
-                transport: Some(ControlTransport::Quic),
-                rtt_ms: Some(connection.rtt().as_secs_f64() * 1e3),
-                error: None,
-            },
+            LinkState::Connected(link) => {
+                let (address, transport, rtt) = match link {
+                    LinkView::Quic(connection) => {
+                        (connection.remote_address(), ControlTransport::Quic, Some(connection.rtt()))
+                    }
+                    LinkView::Pipe { remote, rtt } => (*remote, ControlTransport::Websocket, rtt.get()),
+                };
+                CoordinatorStatus {
+                    state: ConnectionState::Connected,
+                    address: Some(address.to_string()),
+                    transport: Some(transport),
+                    rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+                    error: None,
+                }
+            }
             LinkState::Down { address, error, failures } => CoordinatorStatus {
                 address: address.map(|address| address.to_string()),
                 state: match *failures < OFFLINE_AFTER {

@@ -3,9 +3,9 @@
 //! The server's key is checked in the handshake, before this side has sent its own key or any message. TLS 1.3
 //! only, X25519MLKEM768 offered first, no resumption: every connection proves both keys anew.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use mesh_proto::{control::ALPN, key::KeyPin};
+use mesh_proto::{control, key::KeyPin, stream};
 use quinn::{IdleTimeout, TransportConfig, TransportErrorCode, VarInt, crypto::rustls::QuicClientConfig};
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
@@ -38,6 +38,22 @@ const RECEIVE_WINDOW: u32 = 2 << 20;
 /// # Errors
 /// When the node key cannot be used, which [`Identity`] excludes.
 pub(super) fn client_config(identity: &Identity, pin: KeyPin) -> Result<quinn::ClientConfig, Error> {
+    let tls = session_config(identity, pin, control::ALPN)?;
+    let quic = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(quic));
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
+}
+
+/// Makes the configuration of sessions in a byte pipe, as [`client_config`].
+///
+/// # Errors
+/// As [`client_config`].
+pub(super) fn stream_config(identity: &Identity, pin: KeyPin) -> Result<Arc<ClientConfig>, Error> {
+    session_config(identity, pin, stream::ALPN).map(Arc::new)
+}
+
+fn session_config(identity: &Identity, pin: KeyPin, alpn: &[u8]) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = provider
         .key_provider
@@ -50,13 +66,10 @@ pub(super) fn client_config(identity: &Identity, pin: KeyPin) -> Result<quinn::C
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = Resumption::disabled();
     tls.enable_sni = false;
-    let quic = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
-    let mut config = quinn::ClientConfig::new(Arc::new(quic));
-    config.transport_config(Arc::new(transport()));
-    Ok(config)
+    Ok(tls)
 }
 
 /// Returns whether a connection failed because the other side does not have the pinned key.
@@ -64,6 +77,13 @@ pub(super) fn is_pin_mismatch(error: &quinn::ConnectionError) -> bool {
     // Only this side's verifier makes a local error of this alert.
     let alert = TransportErrorCode::crypto(AlertDescription::AccessDenied.into());
     matches!(error, quinn::ConnectionError::TransportError(error) if error.code == alert)
+}
+
+/// As [`is_pin_mismatch`], for a session in a byte pipe.
+pub(super) fn is_pin_mismatch_io(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    // Only this side's verifier makes this error.
+    matches!(error, Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)))
 }
 
 fn transport() -> TransportConfig {

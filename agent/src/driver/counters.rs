@@ -27,6 +27,8 @@ pub enum Counter {
     UdpLoop,
     /// A relay's byte stream was meant, and there is none.
     NoStream,
+    /// A relay's byte stream was full: the oldest went.
+    StreamFull,
 }
 
 impl Counter {
@@ -45,6 +47,7 @@ impl Counter {
             Self::UdpReceive => "udp-receive",
             Self::UdpLoop => "udp-loop",
             Self::NoStream => "no-stream",
+            Self::StreamFull => "stream-full",
         }
     }
 

@@ -4,10 +4,11 @@
 //! The thread turns like this:
 //!
 //! ```text
-//! wait for any of: cancel, a request, UDP readable, UDP writable (if full), TUN readable (unless the backlog is full),
+//! wait for any of: cancel, a request, a stream readable, UDP readable, UDP writable (if full), TUN readable (unless the backlog is full),
 //!                  a backlog (unless UDP is full), the timer
 //! now = clock                                            once per turn
 //! requests -> engine
+//! byte streams, up to 64 trains          -> engine, inner packets -> TUN
 //! UDP, up to 8 trains per socket         -> engine, inner packets -> TUN
 //! TUN, up to 64 reads                    -> engine, up to 256 KiB to be sealed, the rest to the backlog
 //! backlog, up to 256 KiB                 -> engine
@@ -32,6 +33,8 @@ mod counters;
 mod outbox;
 mod pace;
 mod sending;
+mod silence;
+mod streams;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests;
@@ -41,10 +44,11 @@ use std::{thread, time::Instant};
 
 use anyhow::Context;
 use mesh_engine::{command::Command, config::Config, event::Event, snapshot::Snapshot};
+use mesh_proto::netmap::RelayId;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::io::{tun::Tun, udp::UdpSockets};
+use crate::io::{stream::RelayPipe, tun::Tun, udp::UdpSockets};
 
 pub use counters::{Counter, Counters};
 pub use outbox::Events;
@@ -77,6 +81,8 @@ pub enum DriverEvent {
     Engine(Event),
     /// Somebody deleted the interface: give the driver a new TUN.
     TunLost,
+    /// Something was sent over UDP for a while, and nothing at all came back.
+    UdpSilent,
 }
 
 /// Speaks to the driver.
@@ -90,6 +96,7 @@ enum Request<T> {
     Command(Command, oneshot::Sender<()>),
     Snapshot(oneshot::Sender<(Instant, Snapshot, Counters)>),
     SetTun(T),
+    SetStream(RelayId, RelayPipe),
 }
 
 impl<T> Clone for EngineHandle<T> {
@@ -125,6 +132,14 @@ impl<T: Tun> EngineHandle<T> {
     /// When the driver has ended.
     pub async fn set_tun(&self, tun: T) -> anyhow::Result<()> {
         self.request(Request::SetTun(tun)).await
+    }
+
+    /// Gives the driver a relay's byte stream, in place of its older one.
+    ///
+    /// # Errors
+    /// When the driver has ended.
+    pub async fn set_stream(&self, relay: RelayId, pipe: RelayPipe) -> anyhow::Result<()> {
+        self.request(Request::SetStream(relay, pipe)).await
     }
 
     async fn request(&self, request: Request<T>) -> anyhow::Result<()> {

@@ -45,6 +45,7 @@ struct Shared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Topic {
     Tun,
+    UdpSilent,
     Candidates,
     Relay(RelayId),
     CallMeMaybe(NodeId),
@@ -91,6 +92,7 @@ impl Topic {
     fn of(event: &DriverEvent) -> Self {
         match event {
             DriverEvent::TunLost => Self::Tun,
+            DriverEvent::UdpSilent => Self::UdpSilent,
             DriverEvent::Engine(event) => match event {
                 Event::CandidatesChanged(_) => Self::Candidates,
                 Event::CallMeMaybe { to, .. } => Self::CallMeMaybe(*to),

@@ -1,11 +1,13 @@
 //! The way out: the arena in which the engine lays out datagrams, and how far its trains have been sent.
 
-use std::{io, os::fd::OwnedFd};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd};
 
 use mesh_engine::{
     Engine,
     batch::{Transmit, TxArena, Via},
 };
+use mesh_pipe::TrainSender;
+use mesh_proto::netmap::RelayId;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::counters::{Counter, Counters};
@@ -27,6 +29,10 @@ pub(super) struct Sending {
     done: (usize, usize),
     /// Tells when the socket that is full has room again.
     blocked: Option<AsyncFd<OwnedFd>>,
+    /// The byte streams of relays; each drops what it has no room for, the oldest first.
+    pub(super) streams: BTreeMap<RelayId, TrainSender>,
+    /// Whether something was sent over UDP that was not yet taken note of.
+    sent_udp: bool,
 }
 
 /// Which socket.
@@ -44,12 +50,17 @@ impl Sending {
         let watch = |socket| register(socket, Interest::READABLE);
         let v4 = udp.v4.map(watch).transpose()?;
         let v6 = udp.v6.map(watch).transpose()?;
-        Ok(Self { v4, v6, arena, done: (0, 0), blocked: None })
+        Ok(Self { v4, v6, arena, done: (0, 0), blocked: None, streams: BTreeMap::new(), sent_udp: false })
     }
 
     /// Returns what to wait on for room, if a socket is full.
     pub(super) fn blocked(&self) -> Option<&AsyncFd<OwnedFd>> {
         self.blocked.as_ref()
+    }
+
+    /// Takes whether something was sent over UDP.
+    pub(super) fn take_sent_udp(&mut self) -> bool {
+        std::mem::take(&mut self.sent_udp)
     }
 
     /// Sends all that is laid out; what the sockets do not take stays for when they do. Errors are counted.
@@ -61,8 +72,14 @@ impl Sending {
             let socket = match train.via {
                 Via::Udp { remote, .. } if remote.is_ipv4() => self.v4.as_mut(),
                 Via::Udp { .. } => self.v6.as_mut(),
-                Via::Stream(_) => {
-                    counters.count(Counter::NoStream, segments(&train, bytes));
+                Via::Stream(relay) => {
+                    match self.streams.get(&relay).filter(|stream| stream.is_open()) {
+                        Some(stream) => {
+                            let dropped = stream.push(train.bytes, train.stride);
+                            counters.count(Counter::StreamFull, dropped);
+                        }
+                        None => counters.count(Counter::NoStream, segments(&train, bytes)),
+                    }
                     (sent, bytes) = (sent + 1, 0);
                     continue;
                 }
@@ -73,8 +90,10 @@ impl Sending {
                 continue;
             };
             match socket.get_mut().try_send(&train, bytes) {
-                Sent::All => {}
+                Sent::All => self.sent_udp = true,
                 Sent::Refused(error) => {
+                    // As good as sent: a packet filter on this host may be what blocks UDP.
+                    self.sent_udp = true;
                     counters.count(Counter::of_send(&error), segments(&train, bytes));
                 }
                 Sent::Blocked(at) => match watch_for_room(socket.get_ref()) {

@@ -27,6 +27,8 @@ use super::{
     outbox::Outbox,
     pace::{self, Moved, Pace, Side},
     sending::{Family, Sending},
+    silence::Silence,
+    streams::Streams,
 };
 use crate::io::{
     registered::register,
@@ -42,6 +44,9 @@ const TUN_BYTES: usize = 256 * 1024;
 
 /// A turn that has moved so many bytes may have missed that another source became ready.
 const LONG_TURN: usize = 64 * 1024;
+
+/// Trains of byte streams per turn.
+const STREAM_TRAINS: usize = 64;
 
 /// Requests per turn.
 const REQUESTS: usize = 16;
@@ -64,6 +69,8 @@ pub(super) struct Driver<T: Tun> {
     packets: RxBatch,
     pace: Pace,
     moved: Moved,
+    streams: Streams,
+    silence: Silence,
 }
 
 /// What a turn has to look at.
@@ -72,6 +79,7 @@ struct Ready<T> {
     v4: bool,
     v6: bool,
     tun: bool,
+    stream: bool,
     timer: bool,
     writable: bool,
     backlog: bool,
@@ -80,7 +88,7 @@ struct Ready<T> {
 impl<T> Ready<T> {
     /// Returns the side that is ready, if nothing else is.
     fn only_side(&self) -> Option<Side> {
-        if self.request.is_some() || self.timer || self.writable || self.backlog {
+        if self.request.is_some() || self.stream || self.timer || self.writable || self.backlog {
             return None;
         }
         match (self.v4 || self.v6, self.tun) {
@@ -114,6 +122,8 @@ impl<T: Tun> Driver<T> {
             packets: RxBatch::default(),
             pace: Pace::default(),
             moved: Moved::default(),
+            streams: Streams::default(),
+            silence: Silence::default(),
         })
     }
 
@@ -154,6 +164,7 @@ impl<T: Tun> Driver<T> {
             v6: false,
             request: None,
             tun: false,
+            stream: self.streams.poll_ready(context),
             timer: false,
             writable: false,
             backlog: false,
@@ -174,13 +185,9 @@ impl<T: Tun> Driver<T> {
         if self.armed.is_some() {
             ready.timer = self.timer.as_mut().poll(context).is_ready();
         }
-        let any = ready.request.is_some()
-            || ready.v4
-            || ready.v6
-            || ready.tun
-            || ready.timer
-            || ready.writable
-            || ready.backlog;
+        let readable = ready.v4 || ready.v6 || ready.tun || ready.stream;
+        let writable = ready.writable || ready.backlog;
+        let any = ready.request.is_some() || readable || writable || ready.timer;
         if any { Poll::Ready(ready) } else { Poll::Pending }
     }
 
@@ -191,6 +198,9 @@ impl<T: Tun> Driver<T> {
                 let Ok(request) = self.requests.try_recv() else { break };
                 self.handle_request(request, now);
             }
+        }
+        if ready.stream {
+            self.receive_streams(now);
         }
         if ready.v4 {
             self.receive(Family::V4, now);
@@ -222,6 +232,10 @@ impl<T: Tun> Driver<T> {
             Request::Snapshot(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send((now, self.engine.snapshot(now), self.counters.clone()));
+            }
+            Request::SetStream(relay, pipe) => {
+                let outbound = self.streams.set(relay, pipe);
+                self.sending.streams.insert(relay, outbound);
             }
             Request::SetTun(tun) => match register(tun, Interest::READABLE) {
                 Ok(tun) => self.tun = Some(tun),
@@ -265,15 +279,22 @@ impl<T: Tun> Driver<T> {
                 bytes: &mut bytes[..meta.len],
             };
             self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
-            let packets = self.packets.packets();
-            match &self.tun {
-                Some(tun) => {
-                    let refused = tun.get_ref().write_batch(train.bytes, packets);
-                    self.counters.count(Counter::TunWrite, refused);
-                }
-                None => self.counters.count(Counter::TunAway, packets.len() as u64),
-            }
-            self.packets.clear();
+            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
+        }
+        if count > 0 {
+            self.silence.handle_received();
+        }
+    }
+
+    /// Gives the engine what byte streams have, and the TUN what comes of it.
+    fn receive_streams(&mut self, now: Instant) {
+        for _ in 0..STREAM_TRAINS {
+            let Some((relay, mut train)) = self.streams.take() else { return };
+            self.moved.add(train.bytes.len(), train.stride);
+            let (via, stride) = (Via::Stream(relay), train.stride.max(1));
+            let mut train = RxTrain { via, stride, bytes: &mut train.bytes };
+            self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
         }
     }
 
@@ -335,6 +356,9 @@ impl<T: Tun> Driver<T> {
                 break;
             }
         }
+        if self.sending.take_sent_udp() && self.silence.handle_sent(now) {
+            self.outbox.push(DriverEvent::UdpSilent);
+        }
         while let Some(packet) = self.engine.poll_packet() {
             match &self.tun {
                 Some(tun) => {
@@ -353,4 +377,21 @@ impl<T: Tun> Driver<T> {
         }
         self.armed = next;
     }
+}
+
+/// Writes the inner packets of an opened train to the TUN, and forgets them.
+fn write_inner<T: Tun>(
+    tun: &Option<AsyncFd<T>>,
+    train: &mut RxTrain<'_>,
+    packets: &mut RxBatch,
+    counters: &mut Counters,
+) {
+    match tun {
+        Some(tun) => {
+            let refused = tun.get_ref().write_batch(train.bytes, packets.packets());
+            counters.count(Counter::TunWrite, refused);
+        }
+        None => counters.count(Counter::TunAway, packets.packets().len() as u64),
+    }
+    packets.clear();
 }

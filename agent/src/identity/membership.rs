@@ -23,6 +23,9 @@ pub struct Membership {
     pub pin: KeyPin,
     /// This node, as it was registered.
     pub node: Node,
+    /// The coordinator's WebSocket, if the join was told where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub websocket_url: Option<String>,
 }
 
 impl Membership {
@@ -91,6 +94,7 @@ mod tests {
                 allowed_ips: vec![],
                 tags: vec![],
             },
+            websocket_url: None,
         };
         membership.store(&dir).unwrap();
         (parent, dir, membership)

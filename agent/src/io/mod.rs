@@ -5,5 +5,6 @@
 
 pub mod offload;
 pub mod registered;
+pub mod stream;
 pub mod tun;
 pub mod udp;

@@ -204,7 +204,7 @@ mod tests {
     use crate::netmap::fixtures::{map, node};
 
     fn membership() -> Membership {
-        Membership { coordinators: vec![], pin: KeyPin([3; 32]), node: node(1) }
+        Membership { coordinators: vec![], pin: KeyPin([3; 32]), node: node(1), websocket_url: None }
     }
 
     fn state_dir() -> (tempfile::TempDir, StateDir) {

@@ -7,6 +7,8 @@ use std::{
 
 use ipnet::IpNet;
 use mesh_proto::candidate::{Candidate, CandidateKind, MAX_CANDIDATES};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Interfaces that container runtimes, network plugins, virtual machines and other overlays make: what is reached
 /// through them is reached through the host's real ones too, or is another overlay. `*` stands for any ending.
@@ -37,6 +39,9 @@ const NOT_UNDERLAY: &[&str] = &[
     "zt*",
     "mesh*",
 ];
+
+/// Bytes of a network's name: enough to tell the networks of one host apart.
+const ID_LEN: usize = 8;
 
 /// The host's interfaces but the agent's own, and where its traffic goes by default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,6 +74,12 @@ pub struct DefaultRoute {
     pub gateway: Option<IpAddr>,
 }
 
+/// Names the network that a host is in, as far as it can be told from inside: by its routers and prefixes. Two homes with
+/// the same factory settings are one network by it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NetworkId(pub String);
+
 impl HostInterface {
     /// Whether peers may be reached through it.
     #[must_use]
@@ -92,6 +103,22 @@ impl HostNetworks {
         };
         let default_routes = self.default_routes.iter().filter(here).cloned().collect();
         Self { interfaces, default_routes }
+    }
+
+    /// Returns which network this is; `None` while there is no way out.
+    #[must_use]
+    pub fn id(&self) -> Option<NetworkId> {
+        let underlay = self.underlay();
+        let gateways: BTreeSet<_> = underlay.default_routes.iter().map(|route| route.gateway).collect();
+        let ways_out: BTreeSet<_> = underlay.default_routes.iter().map(|route| route.interface).collect();
+        let interfaces = underlay.interfaces.iter().filter(|interface| ways_out.contains(&interface.index));
+        let prefixes: BTreeSet<_> =
+            interfaces.flat_map(|interface| &interface.addresses).map(IpNet::trunc).collect();
+        if ways_out.is_empty() {
+            return None;
+        }
+        let digest = Sha256::digest(format!("{gateways:?} {prefixes:?}"));
+        Some(NetworkId(hex::encode(&digest[..ID_LEN])))
     }
 
     /// Returns the prefixes that are connected to the host: none of them may be led into the mesh.
@@ -165,6 +192,19 @@ mod tests {
         let candidates: Vec<_> =
             networks().candidates(7).iter().map(|candidate| candidate.address.to_string()).collect();
         assert_eq!(candidates, ["192.168.1.7:7", "[2001:db8::7]:7", "10.0.0.5:7"]);
+    }
+
+    #[test]
+    fn a_network_is_known_by_its_ways_out() {
+        let id = networks().id();
+        let mut same = networks();
+        same.interfaces[1] = interface(2, "eth0", &["10.0.0.99/24"]);
+        same.interfaces[3].name = "wlan1".to_owned();
+        assert_eq!(same.id(), id, "other interfaces and names do not matter");
+        let mut other = networks();
+        other.interfaces[3] = interface(4, "wlan0", &["192.168.2.7/24"]);
+        assert_ne!(other.id(), id);
+        assert_eq!(HostNetworks::default().id(), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use mesh_proto::{
 };
 
 use super::super::{
-    JoinError, JoinRequest,
+    JoinError, JoinRequest, StreamOptions,
     fake::{FakeCoordinator, FakeSession},
     join,
 };
@@ -34,6 +34,7 @@ fn bench() -> Bench {
         token: JoinToken::from_random([1; 5], [2; 16]),
         pin: fake.pin(),
         name: "pi".parse().unwrap(),
+        stream: StreamOptions::default(),
         patience: Duration::from_secs(20),
     };
     Bench { _parent: parent, fake, request }
@@ -164,6 +165,7 @@ async fn a_failed_join_says_what_it_tried() {
         token: JoinToken::from_random([1; 5], [2; 16]),
         pin: KeyPin([0; 32]),
         name: "pi".parse().unwrap(),
+        stream: StreamOptions::default(),
         patience: Duration::from_secs(1),
     };
     let error = join(request.clone()).await.unwrap_err().to_string();

@@ -18,7 +18,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::super::{
-    ControlConfig, ControlEvent, ControlHandle,
+    ControlConfig, ControlEvent, ControlHandle, StreamOptions,
     fake::{FakeCoordinator, FakeSession},
     spawn,
 };
@@ -66,9 +66,15 @@ impl Bench {
     }
 
     fn agent_of(&self, coordinators: Vec<String>) -> Agent {
-        let membership = Membership { coordinators, pin: self.fake.pin(), node: self.this() };
-        let config =
-            ControlConfig { identity: self.identity.clone(), membership, state_dir: self.dir.clone() };
+        let membership =
+            Membership { coordinators, pin: self.fake.pin(), node: self.this(), websocket_url: None };
+        let config = ControlConfig {
+            identity: self.identity.clone(),
+            membership,
+            state_dir: self.dir.clone(),
+            stream: StreamOptions::default(),
+            network: None,
+        };
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
         let (handle, events) = spawn(config, &cancel, &tracker);
         Agent { handle, events, cancel, tracker }

@@ -1,0 +1,209 @@
+//! Reaching the coordinator where UDP is blocked: through a WebSocket, on its own TCP port or behind a web server, and
+//! through an HTTP proxy where one is configured.
+//!
+//! Ways start 250 ms apart, or as soon as one has failed; the first whose session is complete wins. In the session both
+//! keys are proved, so that nobody on the way (proxy, web server, a box that opens TLS) can read along or stand in.
+
+mod open;
+mod outer;
+mod proxy;
+mod url;
+
+use std::{collections::VecDeque, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use ipnet::IpNet;
+use tokio::time::Instant;
+
+use super::{
+    address::{HostPort, ResolveError, is_usable},
+    dial::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
+};
+use open::{Opened, Pipe, Way, open};
+
+pub use open::PipeError;
+pub use proxy::{InvalidProxy, Proxy, ProxyError, ProxyRules};
+pub use url::{InvalidUrl, WebSocketUrl};
+
+/// What a person may say about byte pipes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Where the WebSocket is, if not where it is looked for.
+    pub url: Option<WebSocketUrl>,
+    /// Which proxy leads there.
+    pub proxy: ProxyRules,
+}
+
+/// Whom to reach, and how.
+#[derive(Debug, Clone)]
+pub(super) struct StreamTarget {
+    /// How to speak to it; holds the pin.
+    pub(super) config: Arc<rustls::ClientConfig>,
+    /// What a person said.
+    pub(super) options: StreamOptions,
+    /// Where it says that it is.
+    pub(super) names: Vec<HostPort>,
+    /// Where it was, for when its name does not resolve.
+    pub(super) known: Vec<SocketAddr>,
+    /// The mesh's own ranges, through which it is not reached.
+    pub(super) mesh: Vec<IpNet>,
+    /// Where it was reached last in this network.
+    pub(super) last: Option<WebSocketUrl>,
+}
+
+/// A byte pipe to the holder of the pinned key.
+pub(super) struct StreamDialed {
+    pub(super) pipe: Pipe,
+    /// The server, or the proxy.
+    pub(super) remote: SocketAddr,
+    pub(super) url: WebSocketUrl,
+    pub(super) proxy: Option<Proxy>,
+    /// The outer certificate's SHA-256.
+    pub(super) fingerprint: Option<String>,
+}
+
+enum Progress {
+    Resolved(WebSocketUrl, Option<Proxy>, Result<Vec<SocketAddr>, ResolveError>),
+    Opened(Box<Way>, Result<Box<Opened>, AttemptError>),
+}
+
+type Pending<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Progress> + Send + 'a>>>;
+
+/// Reaches the target.
+///
+/// # Errors
+/// When every attempt failed, or none succeeded until the deadline.
+pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<StreamDialed, DialError> {
+    let mut dial = Dial::new(target);
+    let mut next_start = Instant::now();
+    loop {
+        if Instant::now() >= next_start && dial.try_start() {
+            next_start = Instant::now() + STAGGER;
+        }
+        if dial.pending.is_empty() && dial.waiting.is_empty() {
+            return Err(dial.error);
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
+            Some(progress) = dial.pending.next() => match progress {
+                Progress::Resolved(url, proxy, resolved) => dial.handle_resolved(&url, proxy.as_ref(), resolved),
+                Progress::Opened(way, Ok(opened)) => {
+                    let Opened { pipe, fingerprint } = *opened;
+                    let Way { url, address, proxy } = *way;
+                    return Ok(StreamDialed { pipe, remote: address, url, proxy, fingerprint });
+                }
+                Progress::Opened(way, Err(error)) => {
+                    dial.running.retain(|running| *running != *way);
+                    dial.error.push(way.url.to_string(), Some(way.address), error);
+                    next_start = Instant::now();
+                }
+            },
+            () = tokio::time::sleep_until(next_start), if !dial.waiting.is_empty() => {}
+        }
+    }
+}
+
+/// The state of one dial.
+struct Dial<'a> {
+    target: &'a StreamTarget,
+    waiting: VecDeque<Way>,
+    running: Vec<Way>,
+    started: usize,
+    pending: Pending<'a>,
+    error: DialError,
+}
+
+impl<'a> Dial<'a> {
+    /// Starts to resolve everybody's name.
+    fn new(target: &'a StreamTarget) -> Self {
+        let pending: Pending<'a> = FuturesUnordered::new();
+        for url in urls(target) {
+            let proxy = target.options.proxy.proxy_for(&url.server).cloned();
+            let server = proxy.as_ref().map_or(&url.server, |proxy| &proxy.server).clone();
+            pending.push(Box::pin(async move {
+                let resolved = server.resolve(&target.mesh).await;
+                Progress::Resolved(url, proxy, resolved)
+            }));
+        }
+        Self {
+            target,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            started: 0,
+            pending,
+            error: DialError::default(),
+        }
+    }
+
+    /// Queues the ways that a name has led to. Where it led nowhere, the server may still be where it was.
+    fn handle_resolved(
+        &mut self,
+        url: &WebSocketUrl,
+        proxy: Option<&Proxy>,
+        resolved: Result<Vec<SocketAddr>, ResolveError>,
+    ) {
+        let addresses = resolved.unwrap_or_else(|error| {
+            let is_first = self.target.names.first().is_some_and(|name| name.host() == url.server.host());
+            let known = self.target.known.iter().filter(|_| is_first && proxy.is_none());
+            let known: Vec<_> = known.map(|known| SocketAddr::new(known.ip(), url.server.port())).collect();
+            if known.is_empty() {
+                self.error.push(url.to_string(), None, error.into());
+            }
+            known
+        });
+        for address in addresses {
+            let way = Way { url: url.clone(), address, proxy: proxy.cloned() };
+            let room = self.started + self.waiting.len() < MAX_ATTEMPTS;
+            if room && !self.waiting.contains(&way) && is_usable(address, &self.target.mesh) {
+                // In the order of the URLs, whichever name was resolved first.
+                let order = urls(self.target);
+                let rank = |way: &Way| order.iter().position(|url| *url == way.url);
+                let at = self.waiting.iter().position(|other| rank(other) > rank(&way));
+                self.waiting.insert(at.unwrap_or(self.waiting.len()), way);
+            }
+        }
+    }
+
+    fn try_start(&mut self) -> bool {
+        let Some(way) = self.waiting.pop_front() else { return false };
+        self.started += 1;
+        self.running.push(way.clone());
+        let config = self.target.config.clone();
+        self.pending.push(Box::pin(async move {
+            let result = match tokio::time::timeout(ATTEMPT_TIMEOUT, open(&way, config)).await {
+                Ok(Ok(opened)) => Ok(Box::new(opened)),
+                Ok(Err(PipeError::PinMismatch)) => Err(AttemptError::PinMismatch),
+                Ok(Err(error)) => Err(AttemptError::Pipe(error)),
+                Err(_elapsed) => Err(AttemptError::Timeout),
+            };
+            Progress::Opened(Box::new(way), result)
+        }));
+        true
+    }
+
+    /// Says of everything that is still open that it did not answer.
+    fn give_up(mut self) -> DialError {
+        for way in self.running {
+            self.error.push(way.url.to_string(), Some(way.address), AttemptError::Timeout);
+        }
+        self.error
+    }
+}
+
+/// Returns every URL that is tried, the most promising first, each once.
+fn urls(target: &StreamTarget) -> Vec<WebSocketUrl> {
+    let mut urls = Vec::new();
+    let all: Vec<WebSocketUrl> = match &target.options.url {
+        Some(url) => vec![url.clone()],
+        None => {
+            let of_names = target.names.iter().flat_map(WebSocketUrl::of_coordinator);
+            target.last.clone().into_iter().chain(of_names).collect()
+        }
+    };
+    for url in all {
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
+    urls
+}
