@@ -1,0 +1,83 @@
+//! Straight to the coordinator's TCP port.
+
+use std::time::{Duration, Instant};
+
+use mesh_lab::Lab;
+use mesh_lab::nat::Egress;
+use nix::sys::signal::Signal;
+
+use super::rig::{By, build, start, time_to_first_reply, time_to_reply, topology, wait_carried};
+
+/// Drops all UDP but name resolution at a site's router; existing connections of TCP are left alone.
+const BLOCK: &str = "add table inet blocked\nadd chain inet blocked f { type filter hook forward priority -20; policy accept; }\n\
+    add rule inet blocked f meta l4proto udp udp dport != 53 udp sport != 53 drop\n";
+const UNBLOCK: &str = "delete table inet blocked\n";
+
+/// How often UDP is blocked and let through again: each time takes as long as UDP is left alone before it is tried.
+const ROUNDS: usize = 1;
+
+#[test]
+fn a_node_without_udp_joins_and_reaches_one_with_it() {
+    let lab = Lab::new("tcp-one").unwrap();
+    let network = build(&lab, topology(Egress::NoUdp, Egress::Open)).unwrap();
+    let mesh = start(&network, &[]).unwrap();
+    wait_carried(&mesh, "office", By::WebSocket).unwrap();
+    wait_carried(&mesh, "home", By::Udp).unwrap();
+    let office = mesh.node("office").unwrap();
+    for _ in 0..3 {
+        office.kill(Signal::SIGKILL).unwrap();
+        let took = time_to_first_reply(&mesh, "office", "home").unwrap();
+        println!("UDP blocked on one side, cold start to first reply: {took:?}");
+    }
+}
+
+#[test]
+fn two_nodes_without_udp_reach_each_other() {
+    let lab = Lab::new("tcp-both").unwrap();
+    let network = build(&lab, topology(Egress::NoUdp, Egress::NoUdp)).unwrap();
+    let mesh = start(&network, &[]).unwrap();
+    for node in ["office", "home"] {
+        wait_carried(&mesh, node, By::WebSocket).unwrap();
+    }
+    let office = mesh.node("office").unwrap();
+    for _ in 0..3 {
+        office.kill(Signal::SIGKILL).unwrap();
+        let took = time_to_first_reply(&mesh, "office", "home").unwrap();
+        println!("UDP blocked on both sides, cold start to first reply: {took:?}");
+    }
+    let address = mesh.node("home").unwrap().address().unwrap();
+    let seen = office.host().ping_every(address, 50, Duration::from_millis(20)).unwrap();
+    println!("{} of 50 replies, median {:?}", seen.received(), seen.median());
+    assert_eq!(seen.received(), 50);
+}
+
+#[test]
+fn udp_that_is_blocked_and_let_through_again_is_left_and_found() {
+    let lab = Lab::new("tcp-later").unwrap();
+    let network = build(&lab, topology(Egress::Open, Egress::Open)).unwrap();
+    let mesh = start(&network, &[]).unwrap();
+    let (office, to) = (mesh.node("office").unwrap(), mesh.node("home").unwrap().address().unwrap());
+    wait_carried(&mesh, "office", By::Udp).unwrap();
+    let router = network.router("company").unwrap();
+    for _ in 0..ROUNDS {
+        // Replies flow, as they do in a session.
+        office.host().ping_every(to, 20, Duration::from_millis(50)).unwrap();
+        router.nft(BLOCK).unwrap();
+        let took = time_to_reply(office.host(), to, Instant::now()).unwrap();
+        println!("UDP blocked in mid-session, next reply after {took:?}");
+        wait_carried(&mesh, "office", By::WebSocket).unwrap();
+        router.nft(UNBLOCK).unwrap();
+        let unblocked = Instant::now();
+        // Through the whole way back nothing is lost.
+        let seen = office.host().ping_every(to, 700, Duration::from_millis(100)).unwrap();
+        let status = wait_carried(&mesh, "office", By::Udp).unwrap();
+        println!(
+            "{} of {} replies on the way back, {:?} after it was let through",
+            seen.received(),
+            seen.sent,
+            unblocked.elapsed()
+        );
+        assert!(!status.this.nat.udp_blocked);
+        assert_eq!(seen.received(), 700, "nothing is lost on the way back to UDP");
+    }
+}
