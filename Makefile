@@ -75,6 +75,7 @@ bench-profile: bins
 ## bench-core: what a packet costs in the engine, without IO, beside the bare AEAD
 bench-core: setup
 	$(CARGO) bench --locked -p mesh-engine --bench core
+	$(CARGO) bench --locked -p mesh-agent --bench merge
 
 bins: setup
 	$(RELEASE)

@@ -14,17 +14,26 @@ use std::{
 
 use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
 use ipnet::{IpNet, Ipv4Net};
+// `segment` looks for them in its crate.
 use mesh_engine::{
     Engine,
-    batch::{RxBatch, TxArena},
+    batch::{self, RxBatch, TxArena},
+    drops,
 };
 use mesh_proto::netmap::NodeId;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-// The table is private, and stays so: its source is compiled in here.
+// These are private, and stay so: their source is compiled in here.
+mod cut;
+#[path = "../../src/packet/mod.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub, reason = "what segments need of it is a part")]
+mod packet;
 #[path = "../../src/router/mod.rs"]
 #[expect(dead_code, reason = "only lookups are measured")]
 mod router;
+#[path = "../../src/segment/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "only cutting is measured")]
+mod segment;
 mod star;
 mod summary;
 
@@ -56,6 +65,7 @@ fn main() {
     seal(&mut criterion);
     open(&mut criterion);
     route(&mut criterion);
+    cut::cut(&mut criterion);
     criterion.final_summary();
     summary::print(FOLDER.as_ref());
 }
@@ -78,12 +88,12 @@ fn seal(criterion: &mut Criterion) {
             });
         }
     }
-    cut(&mut group);
+    superpacket(&mut group);
     group.finish();
 }
 
 /// Cuts a superpacket, as TCP fills it, and seals the segments.
-fn cut(group: &mut BenchmarkGroup<'_, WallTime>) {
+fn superpacket(group: &mut BenchmarkGroup<'_, WallTime>) {
     let mut star = Star::new(1);
     let mut arena = TxArena::new(Engine::MAX_TUN_ROOM * 2);
     let superpacket = star.superpacket(SEGMENT_LEN);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{LENGTHS, PEERS, ROUTES, star::SEGMENTS};
+use crate::{LENGTHS, PEERS, ROUTES, SEGMENT_LEN, cut::SMALL, star::SEGMENTS};
 
 /// Prints what criterion has kept, of this run or of an earlier one.
 pub(crate) fn print(folder: &Path) {
@@ -24,6 +24,13 @@ pub(crate) fn print(folder: &Path) {
     }
     let each = median(folder, &["seal", "superpacket"]).map(|whole| whole / SEGMENTS as f64);
     println!("superpacket of {SEGMENTS} segments, cut and sealed: {} ns per segment", show(each));
+    for len in [SMALL, SEGMENT_LEN] {
+        let each = median(folder, &["cut", "superpacket", &len.to_string()]);
+        let each = each.map(|whole| whole / SEGMENTS as f64);
+        println!("the same cut only, {len} B of payload: {} ns per segment", show(each));
+    }
+    let checksum = median(folder, &["cut", "checksum", &SEGMENT_LEN.to_string()]);
+    println!("checksum of {SEGMENT_LEN} B completed: {} ns", show(checksum));
     for peers in ROUTES {
         let lookup = median(folder, &["route", "lookup", &peers.to_string()]);
         println!("route lookup, {peers} peers: {} ns", show(lookup));
