@@ -90,6 +90,17 @@ fn send(engine: &mut Engine, to: u32, len: usize, now: Instant) {
     engine.handle_tun(frame, now, &mut TxArena::new(0));
 }
 
+/// As [`send`], while the driver cannot send.
+fn keep(engine: &mut Engine, number: u32, len: usize, now: Instant) {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
+    packet.extend(mesh_address(0).octets());
+    packet.extend(mesh_address(1 + number % PEERS).octets());
+    packet.extend(number.to_be_bytes());
+    packet.resize(len, 0);
+    engine.handle_backlog(TunFrame { packet: &packet, offload: Offload::None }, now);
+}
+
 fn drain(engine: &mut Engine, now: Instant) {
     let mut arena = TxArena::new(1 << 20);
     while engine.poll_transmit(now, &mut arena) {
@@ -133,6 +144,16 @@ fn packets_for_peers_that_never_answer_stay_within_the_cap() {
         }
         while engine.poll_event().is_some() {}
         check("a driver that takes nothing");
+    }
+    // And of all lengths more than the driver is to hand over while it can send nothing.
+    for len in [28, 28, 1420, 60_000] {
+        for number in 0..20_000 {
+            keep(&mut engine, number, len, now);
+        }
+        assert!(engine.is_backlog_full());
+        check("a full backlog");
+        while engine.poll_backlog(now, &mut TxArena::new(0)).is_some() {}
+        check("an empty backlog");
     }
     let drops: u64 =
         engine.snapshot(now).peers.iter().map(|peer| peer.drops.get(DropReason::QueueFull)).sum();

@@ -25,6 +25,7 @@ use std::{
 use crate::{
     batch::{Offload, TunFrame},
     packet::{PROTOCOL_TCP, PROTOCOL_UDP},
+    queue::trim,
     segment::Segments,
 };
 
@@ -34,6 +35,8 @@ use codel::{Codel, TARGET};
 
 /// Most bytes that wait: 2 ms at 4 Gbit/s, and what TCP needs to fill 100 Mbit/s over 80 ms.
 const CAPACITY: usize = 1024 * 1024;
+/// Most memory that it takes: the last frame may go beyond, and of the smallest packets what counts is not theirs.
+pub(crate) const MAX_MEMORY: usize = 2 * CAPACITY + 64 * 1024;
 /// From this length on it counts as late. A turn of the driver takes a quarter, and fills it up again as long as the
 /// interface's queue has more.
 const LONG: usize = CAPACITY / 2;
@@ -151,6 +154,7 @@ impl Backlog {
                 }
                 continue;
             };
+            trim(&mut flow.queue);
             self.bytes -= waiting.cost();
             flow.deficit -= isize::try_from(waiting.packet.len()).unwrap_or(isize::MAX);
             if is_new { &mut self.new } else { &mut self.old }.push_front(index);

@@ -18,7 +18,7 @@ pub(crate) use local::{Local, Route};
 
 use self::{local::Outbox, slots::Slots};
 use crate::{
-    backlog::Backlog,
+    backlog::{Backlog, MAX_MEMORY},
     batch::MAX_TRAIN_BYTES,
     config::Config,
     drops::DropCounters,
@@ -86,9 +86,9 @@ impl Engine {
     /// padding, tag and relay header, and all of it twice while a path is doubted.
     pub const MAX_TUN_ROOM: usize = 4 * MAX_TRAIN_BYTES;
 
-    /// Most memory that packets take inside an engine, whatever comes: those that wait for sessions, and its own that wait
-    /// for the driver. All others lie in buffers that the driver lends it.
-    pub const MAX_PACKET_BYTES: usize = MAX_TOTAL_BYTES + Outbox::MAX_BYTES;
+    /// Most memory that packets take inside an engine, whatever comes: those that wait for sessions, those of the
+    /// backlog, and its own that wait for the driver. All others lie in buffers that the driver lends it.
+    pub const MAX_PACKET_BYTES: usize = MAX_TOTAL_BYTES + MAX_MEMORY + Outbox::MAX_BYTES;
 
     /// Makes an engine without peers and relays. The seed makes everything random in it but session keys.
     #[must_use]

@@ -59,10 +59,15 @@ impl Engine {
     }
 
     /// Takes what one read of the TUN gave, and keeps it for [`Engine::poll_backlog`]: for when more comes than can go,
-    /// or something waits already. The caller reads no more while the backlog is full.
+    /// or something waits already. The caller reads no more while the backlog is full: what comes all the same is lost.
     pub fn handle_backlog(&mut self, frame: TunFrame<'_>, now: Instant) {
         match Segments::new(frame) {
             Ok(segments) => match self.local.router.lookup(segments.header().destination) {
+                Some(slot) if self.backlog.is_full() => {
+                    if let Some(peer) = self.peers.get_mut(slot) {
+                        peer.count_drops(DropReason::QueueFull, segments.count() as u64);
+                    }
+                }
                 Some(slot) => self.backlog.push(slot, &segments, frame.offload, now),
                 None => self.local.drops.count(DropReason::NoRoute),
             },
