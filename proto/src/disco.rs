@@ -13,6 +13,7 @@
 //! | 1 | Ping | transaction id (12), any number of zero bytes to probe the path MTU |
 //! | 2 | Pong | transaction id (12), observed source address (18), all zero when the Ping came through a relay |
 //! | 3 | CallMeMaybe | up to 32 candidates, 19 bytes each: kind (1), address (18) |
+//! | 4 | Punch | see [`crate::punch`] |
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
 //! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
@@ -24,6 +25,7 @@ use crate::{
     address::{self, ADDRESS_LEN},
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
     key::{KEY_LEN, PublicKey},
+    punch::Punch,
 };
 
 /// First bytes of every disco message.
@@ -42,6 +44,7 @@ const VERSION: u8 = 0;
 const TYPE_PING: u8 = 1;
 const TYPE_PONG: u8 = 2;
 const TYPE_CALL_ME_MAYBE: u8 = 3;
+const TYPE_PUNCH: u8 = 4;
 
 /// Ties a Pong to its Ping.
 pub type TxId = [u8; TXID_LEN];
@@ -78,6 +81,8 @@ pub enum Message {
         /// The sender's candidates; those beyond [`MAX_CANDIDATES`] are cut by writer and reader.
         candidates: Vec<Candidate>,
     },
+    /// Agrees on how two NATs are got through that plain probing does not get through.
+    Punch(Punch),
 }
 
 /// Why bytes are not a disco message.
@@ -142,6 +147,7 @@ impl Message {
                 }
                 out
             }
+            Self::Punch(punch) => [&[TYPE_PUNCH, VERSION][..], &punch.encode()].concat(),
         }
     }
 
@@ -171,6 +177,7 @@ impl Message {
                 let candidates = chunks.iter().take(MAX_CANDIDATES).map(decode_candidate).collect();
                 Ok(Self::CallMeMaybe { candidates })
             }
+            TYPE_PUNCH => Punch::decode(rest).map(Self::Punch).ok_or(DecodeError::Truncated),
             unknown => Err(DecodeError::UnknownType(unknown)),
         }
     }

@@ -26,6 +26,7 @@ pub mod fuzz;
 pub mod key;
 pub mod name;
 pub mod netmap;
+pub mod punch;
 pub mod relay;
 pub mod status;
 pub mod stream;

@@ -141,6 +141,7 @@ fn optional_fields_may_be_missing() {
         ("server", "delta", "/delta", "relays", json!(null)),
         ("server", "peer_states", "/peers/0", "candidates", json!([])),
         ("server", "peer_states", "/peers/0", "relays", json!([])),
+        ("server", "peer_states", "/peers/0", "observed", json!(null)),
         ("server", "refused_busy", "", "retry_after_ms", json!(null)),
         ("status", "reference", "/self", "ready", json!(false)),
         ("status", "nothing_known", "/self", "drops", json!({})),

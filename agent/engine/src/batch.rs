@@ -86,9 +86,21 @@ pub enum Via {
         /// This side's address, where known or wished for.
         local: Option<IpAddr>,
     },
+    /// A UDP socket for IPv4 beside the main one, opened when something is sent through it for the first time and
+    /// closed when [`crate::Engine::poll_sockets`] does not name it any more.
+    Punched {
+        /// Which.
+        socket: SocketId,
+        /// The other side.
+        remote: SocketAddr,
+    },
     /// A relay's byte stream, which carries relay frames in order.
     Stream(RelayId),
 }
+
+/// Names a socket beside the main one; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u32);
 
 /// Where the inner packets of an opened train lie in its bytes.
 #[derive(Debug, Default)]

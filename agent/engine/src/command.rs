@@ -1,6 +1,6 @@
 //! What the driver asks of the engine.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use mesh_proto::{
@@ -35,6 +35,8 @@ pub enum Command {
         candidates: Vec<Candidate>,
         /// The relays at which it has a channel.
         relays: Vec<RelayId>,
+        /// Where the coordinator sees it: the only address of its at which ports that nobody has named are probed.
+        observed: Option<IpAddr>,
     },
     /// A peer asked, through the coordinator, to be probed now.
     CallMeMaybe {

@@ -13,6 +13,8 @@ use mesh_proto::{
 };
 use zeroize::Zeroizing;
 
+pub use crate::punch::PunchLimits;
+
 /// An X25519 private key. `Debug` prints nothing of it.
 #[derive(Clone)]
 pub struct PrivateKey(pub Zeroizing<[u8; 32]>);
@@ -31,6 +33,8 @@ pub struct Config {
     pub allowed_ips: Vec<IpNet>,
     /// Largest inner packet, in bytes.
     pub mtu: u16,
+    /// What may be done to get through hard pairs of NATs.
+    pub punch: PunchLimits,
 }
 
 /// A peer, as the network map describes it.

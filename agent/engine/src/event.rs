@@ -11,6 +11,8 @@ use mesh_proto::{
     netmap::{NodeId, RelayId},
 };
 
+use crate::batch::SocketId;
+
 /// Something that the driver should know or do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -61,8 +63,32 @@ pub enum Event {
 pub enum PathAddress {
     /// Straight to this address.
     Direct(SocketAddr),
+    /// Straight to an address as well, from another socket than the agent's main one: a hole was punched for it.
+    Punched {
+        /// The socket.
+        socket: SocketId,
+        /// The peer's address.
+        remote: SocketAddr,
+    },
     /// Through this relay.
     Relay(RelayId),
+}
+
+impl PathAddress {
+    /// Returns the peer's address on a direct path.
+    #[must_use]
+    pub fn remote(self) -> Option<SocketAddr> {
+        match self {
+            Self::Direct(remote) | Self::Punched { remote, .. } => Some(remote),
+            Self::Relay(_) => None,
+        }
+    }
+
+    /// Whether it leads straight to the peer.
+    #[must_use]
+    pub fn is_direct(self) -> bool {
+        self.remote().is_some()
+    }
 }
 
 /// When the engine wants `handle_timeout` to be called, and why.

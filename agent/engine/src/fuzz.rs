@@ -20,7 +20,7 @@ use crate::{
     Engine,
     batch::{Offload, RxBatch, RxTrain, SegmentProtocol, TunFrame, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey, RelayCarrier, RelayConfig},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits, RelayCarrier, RelayConfig},
     packet::{Header, icmp},
     session::{Keys, OVERHEAD, Session},
 };
@@ -116,6 +116,7 @@ impl World {
             addresses: vec![OWN],
             allowed_ips: vec![OWN.into()],
             mtu: 1280,
+            punch: PunchLimits::default(),
         };
         let mut engine = Engine::new(config, [0; 32], now);
         let peer =
@@ -134,6 +135,7 @@ impl World {
                 online: true,
                 candidates: vec![candidate],
                 relays: vec![RelayId(0)],
+                observed: None,
             },
         ];
         for command in commands {

@@ -22,6 +22,7 @@ mod netcheck;
 mod packet;
 mod path;
 mod peer;
+mod punch;
 mod queue;
 mod relay;
 mod router;

@@ -14,7 +14,7 @@ use mesh_engine::{
     Engine,
     batch::{Offload, TunFrame, TxArena},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits},
     drops::DropReason,
 };
 use mesh_proto::{
@@ -62,6 +62,7 @@ fn engine(now: Instant) -> Engine {
         addresses: vec![mesh_address(0).into()],
         allowed_ips: vec![IpNet::from(std::net::IpAddr::from(mesh_address(0)))],
         mtu: 1420,
+        punch: PunchLimits::default(),
     };
     let mut engine = Engine::new(config, [7; 32], now);
     let peer = |id: u32| {
@@ -74,7 +75,8 @@ fn engine(now: Instant) -> Engine {
     for id in 1..=PEERS {
         let address = SocketAddr::from((Ipv4Addr::from_bits(0xc612_0000 + id), 51820));
         let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
-        let state = Command::PeerState { id: NodeId(id), online: true, candidates, relays: vec![] };
+        let state =
+            Command::PeerState { id: NodeId(id), online: true, candidates, relays: vec![], observed: None };
         engine.handle_command(state, now);
     }
     engine

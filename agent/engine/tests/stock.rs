@@ -14,7 +14,7 @@ use mesh_engine::{
     Engine,
     batch::{Offload, RxBatch, RxTrain, TunFrame, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits},
     event::PathAddress,
 };
 use mesh_proto::{
@@ -57,6 +57,7 @@ impl Link {
             addresses: vec![ENGINE.into()],
             allowed_ips: vec!["10.90.0.1/32".parse().unwrap()],
             mtu: 1280,
+            punch: PunchLimits::default(),
         };
         let mut engine = Engine::new(config, [1; 32], now);
         let peer = PeerConfig {
@@ -72,8 +73,13 @@ impl Link {
 
     fn tell_of_stock(&mut self) {
         let candidate = Candidate { address: self.address, kind: CandidateKind::Host };
-        let state =
-            Command::PeerState { id: NodeId(2), online: false, candidates: vec![candidate], relays: vec![] };
+        let state = Command::PeerState {
+            id: NodeId(2),
+            online: false,
+            candidates: vec![candidate],
+            relays: vec![],
+            observed: None,
+        };
         self.engine.handle_command(state, self.now);
     }
 

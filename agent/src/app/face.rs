@@ -61,7 +61,7 @@ impl<T: Tun> Agent for Face<T> {
             Ok(Err(_)) | Err(_) => return Err(ApiError::Timeout { node: peer.name.to_string() }),
         };
         let (endpoint, relay) = match pong.path {
-            PathAddress::Direct(address) => (Some(address), None),
+            PathAddress::Direct(remote) | PathAddress::Punched { remote, .. } => (Some(remote), None),
             PathAddress::Relay(id) => {
                 let relay = known.map.relays.iter().find(|relay| relay.id == id);
                 (None, Some(relay.map_or_else(|| format!("#{}", id.0), |relay| relay.name.clone())))

@@ -91,7 +91,7 @@ async fn run_once(
     let front = cancel.child_token();
     let back = CancellationToken::new();
     let parts =
-        driver::Parts { config: engine_config(&identity, &membership, config.mtu), seed: seed()?, tun, udp };
+        driver::Parts { config: engine_config(&identity, &membership, config), seed: seed()?, tun, udp };
     let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
     let facts = Arc::new(Facts::new(&membership));
     let control_config = ControlConfig {
@@ -155,14 +155,15 @@ fn stream_options(config: &RunConfig, membership: &identity::Membership) -> Stre
 fn engine_config(
     identity: &identity::Identity,
     membership: &identity::Membership,
-    mtu: u16,
+    config: &RunConfig,
 ) -> mesh_engine::config::Config {
     mesh_engine::config::Config {
         id: membership.node.id,
         private_key: identity.wireguard_key().clone(),
         addresses: membership.node.addresses.clone(),
         allowed_ips: membership.node.allowed_ips.clone(),
-        mtu,
+        mtu: config.mtu,
+        punch: config.punch,
     }
 }
 

@@ -297,6 +297,6 @@ impl Wiring {
 }
 
 fn peer_state(state: PeerState) -> Command {
-    let PeerState { id, online, candidates, relays } = state;
-    Command::PeerState { id, online, candidates, relays }
+    let PeerState { id, online, candidates, relays, observed } = state;
+    Command::PeerState { id, online, candidates, relays, observed }
 }

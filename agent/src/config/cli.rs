@@ -92,6 +92,23 @@ pub struct RunArgs {
     /// [default: what the join was told].
     #[arg(long, value_name = "URL")]
     pub websocket_url: Option<String>,
+    /// Probes per second against NATs that plain probing does not get through, 0 for none, at most 4096
+    /// [env: MESH_PUNCH_RATE] [default: 500].
+    #[arg(long)]
+    pub punch_rate: Option<String>,
+    /// Probes in one attempt, at most 4096 [env: MESH_PUNCH_BUDGET] [default: 4096].
+    #[arg(long)]
+    pub punch_budget: Option<String>,
+    /// Sockets in one attempt, 32 to 1024 [env: MESH_PUNCH_SOCKETS] [default: 256].
+    #[arg(long)]
+    pub punch_sockets: Option<String>,
+    /// How long a pair with traffic stays relayed before an attempt, in milliseconds [env: MESH_PUNCH_WAIT]
+    /// [default: 1000].
+    #[arg(long)]
+    pub punch_wait: Option<String>,
+    /// Pause after a failed attempt, first and longest, in seconds: 60..3600 [env: MESH_PUNCH_BACKOFF] [default: 60..3600].
+    #[arg(long)]
+    pub punch_backoff: Option<String>,
 }
 
 /// A text that `Debug` does not show.

@@ -5,6 +5,7 @@
 //! wrong is reported at once.
 
 mod cli;
+mod punch;
 mod settings;
 mod stream;
 
@@ -15,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
+use mesh_engine::config::PunchLimits;
 use mesh_proto::{
     DEFAULT_AGENT_PORT, DEFAULT_COORDINATOR_PORT,
     key::KeyPin,
@@ -62,6 +64,8 @@ pub struct RunConfig {
     pub mtu: u16,
     /// How byte pipes are made, where UDP is blocked.
     pub stream: StreamOptions,
+    /// What may be done to get through hard pairs of NATs.
+    pub punch: PunchLimits,
 }
 
 /// What `mesh-agent join` does.
@@ -103,6 +107,7 @@ impl RunConfig {
         let offloads = settings.take("offloads", args.offloads.as_deref(), parse_offloads);
         let mtu = settings.take("mtu", args.mtu.as_deref(), parse_mtu);
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
+        let punch = punch::take(&mut settings, args);
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -112,6 +117,7 @@ impl RunConfig {
             offloads: offloads.unwrap_or_default(),
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             stream,
+            punch,
         })
     }
 }
@@ -269,6 +275,7 @@ mod tests {
         assert_eq!(config.interface, "flag0");
         assert_eq!(config.listen_port, 7);
         assert_eq!(config.mtu, DEFAULT_MTU);
+        assert_eq!(config.punch, PunchLimits::default());
         assert_eq!(config.socket, Path::new("/file.sock"));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
     }

@@ -32,6 +32,7 @@
 mod counters;
 mod outbox;
 mod pace;
+mod punched;
 mod sending;
 mod silence;
 mod streams;

@@ -4,13 +4,16 @@ use std::{collections::BTreeMap, io, os::fd::OwnedFd};
 
 use mesh_engine::{
     Engine,
-    batch::{Transmit, TxArena, Via},
+    batch::{SocketId, Transmit, TxArena, Via},
 };
 use mesh_pipe::TrainSender;
 use mesh_proto::netmap::RelayId;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::counters::{Counter, Counters};
+use super::{
+    counters::{Counter, Counters},
+    punched::PunchedSockets,
+};
 use crate::io::{
     registered::register,
     udp::{Sent, Socket, UdpSockets},
@@ -24,6 +27,8 @@ const ARENA_LEN: usize = 512 * 1024 + Engine::MAX_TUN_ROOM;
 pub(super) struct Sending {
     pub(super) v4: Option<AsyncFd<Socket>>,
     pub(super) v6: Option<AsyncFd<Socket>>,
+    /// Sockets beside them.
+    pub(super) punched: PunchedSockets,
     pub(super) arena: TxArena,
     /// Trains of the arena that are out already, and bytes of the one after them.
     done: (usize, usize),
@@ -37,9 +42,13 @@ pub(super) struct Sending {
 
 /// Which socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum Outlet {
+    /// The main one for IPv4.
     V4,
+    /// The main one for IPv6.
     V6,
+    /// One beside them.
+    Punched(SocketId),
 }
 
 impl Sending {
@@ -48,9 +57,19 @@ impl Sending {
         let arena = TxArena::new(ARENA_LEN);
         // Not for writing: every datagram that leaves the send buffer would wake the driver for nothing.
         let watch = |socket| register(socket, Interest::READABLE);
+        let punched = PunchedSockets::new(udp.offloads);
         let v4 = udp.v4.map(watch).transpose()?;
         let v6 = udp.v6.map(watch).transpose()?;
-        Ok(Self { v4, v6, arena, done: (0, 0), blocked: None, streams: BTreeMap::new(), sent_udp: false })
+        Ok(Self {
+            v4,
+            v6,
+            punched,
+            arena,
+            done: (0, 0),
+            blocked: None,
+            streams: BTreeMap::new(),
+            sent_udp: false,
+        })
     }
 
     /// Returns what to wait on for room, if a socket is full.
@@ -72,6 +91,7 @@ impl Sending {
             let socket = match train.via {
                 Via::Udp { remote, .. } if remote.is_ipv4() => self.v4.as_mut(),
                 Via::Udp { .. } => self.v6.as_mut(),
+                Via::Punched { socket, .. } => self.punched.get_or_open(socket),
                 Via::Stream(relay) => {
                     match self.streams.get(&relay).filter(|stream| stream.is_open()) {
                         Some(stream) => {

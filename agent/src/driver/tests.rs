@@ -4,7 +4,7 @@ use std::{io, os::unix::net::UnixDatagram, process::Command as Program, time::Du
 
 use mesh_engine::{
     batch::{Offload, TunFrame},
-    config::{PeerConfig, PrivateKey},
+    config::{PeerConfig, PrivateKey, PunchLimits},
 };
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
@@ -58,6 +58,7 @@ impl Node {
             addresses: vec![[10, 90, 0, id].into()],
             allowed_ips: vec![format!("10.90.0.{id}/32").parse().unwrap()],
             mtu: 1280,
+            punch: PunchLimits::default(),
         };
         let (handle, events) = spawn(Parts { config, seed: [id; 32], tun, udp }, cancel, tracker).unwrap();
         let host = tokio::net::UnixDatagram::from_std(host).unwrap();
@@ -71,7 +72,7 @@ impl Node {
         self.handle.command(Command::SetPeers(vec![peer])).await.unwrap();
         let address = ([192, 0, 2, 1], other.port).into();
         let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
-        let state = Command::PeerState { id, online: true, candidates, relays: vec![] };
+        let state = Command::PeerState { id, online: true, candidates, relays: vec![], observed: None };
         self.handle.command(state).await.unwrap();
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use mesh_engine::{
     Engine,
-    batch::{RxBatch, RxTrain, Via},
+    batch::{RxBatch, RxTrain, SocketId, Via},
 };
 use quinn_udp::RecvMeta;
 use tokio::{
@@ -26,7 +26,7 @@ use super::{
     counters::{Counter, Counters},
     outbox::Outbox,
     pace::{self, Moved, Pace, Side},
-    sending::{Family, Sending},
+    sending::{Outlet, Sending},
     silence::Silence,
     streams::Streams,
 };
@@ -78,6 +78,7 @@ struct Ready<T> {
     request: Option<Request<T>>,
     v4: bool,
     v6: bool,
+    punched: Vec<SocketId>,
     tun: bool,
     stream: bool,
     timer: bool,
@@ -91,7 +92,7 @@ impl<T> Ready<T> {
         if self.request.is_some() || self.stream || self.timer || self.writable || self.backlog {
             return None;
         }
-        match (self.v4 || self.v6, self.tun) {
+        match (self.v4 || self.v6 || !self.punched.is_empty(), self.tun) {
             (true, false) => Some(Side::Udp),
             (false, true) => Some(Side::Tun),
             (true, true) | (false, false) => None,
@@ -162,6 +163,7 @@ impl<T: Tun> Driver<T> {
         let mut ready = Ready {
             v4: false,
             v6: false,
+            punched: self.sending.punched.poll_ready(context),
             request: None,
             tun: false,
             stream: self.streams.poll_ready(context),
@@ -185,7 +187,8 @@ impl<T: Tun> Driver<T> {
         if self.armed.is_some() {
             ready.timer = self.timer.as_mut().poll(context).is_ready();
         }
-        let readable = ready.v4 || ready.v6 || ready.tun || ready.stream;
+        let udp = ready.v4 || ready.v6 || !ready.punched.is_empty();
+        let readable = udp || ready.tun || ready.stream;
         let writable = ready.writable || ready.backlog;
         let any = ready.request.is_some() || readable || writable || ready.timer;
         if any { Poll::Ready(ready) } else { Poll::Pending }
@@ -203,10 +206,13 @@ impl<T: Tun> Driver<T> {
             self.receive_streams(now);
         }
         if ready.v4 {
-            self.receive(Family::V4, now);
+            self.receive(Outlet::V4, now);
         }
         if ready.v6 {
-            self.receive(Family::V6, now);
+            self.receive(Outlet::V6, now);
+        }
+        for socket in ready.punched {
+            self.receive(Outlet::Punched(socket), now);
         }
         if ready.writable {
             self.sending.flush(&mut self.counters);
@@ -248,10 +254,11 @@ impl<T: Tun> Driver<T> {
     }
 
     /// Gives the engine what a socket has, and the TUN what comes of it.
-    fn receive(&mut self, family: Family, now: Instant) {
-        let socket = match family {
-            Family::V4 => self.sending.v4.as_ref(),
-            Family::V6 => self.sending.v6.as_ref(),
+    fn receive(&mut self, outlet: Outlet, now: Instant) {
+        let socket = match outlet {
+            Outlet::V4 => self.sending.v4.as_ref(),
+            Outlet::V6 => self.sending.v6.as_ref(),
+            Outlet::Punched(id) => self.sending.punched.get(id),
         };
         let Some(socket) = socket else { return };
         let mut meta = [RecvMeta::default(); RECV_BATCH];
@@ -274,7 +281,10 @@ impl<T: Tun> Driver<T> {
             }
             self.moved.add(meta.len, meta.stride);
             let mut train = RxTrain {
-                via: Via::Udp { remote: meta.addr, local: meta.dst_ip },
+                via: match outlet {
+                    Outlet::V4 | Outlet::V6 => Via::Udp { remote: meta.addr, local: meta.dst_ip },
+                    Outlet::Punched(socket) => Via::Punched { socket, remote: meta.addr },
+                },
                 stride: meta.stride.max(1),
                 bytes: &mut bytes[..meta.len],
             };
@@ -347,6 +357,9 @@ impl<T: Tun> Driver<T> {
 
     /// Takes out all that the engine has to give, and sets the timer anew.
     fn drain(&mut self, now: Instant) {
+        if let Some(sockets) = self.engine.poll_sockets() {
+            self.sending.punched.set(sockets);
+        }
         loop {
             let more = self.engine.poll_transmit(now, &mut self.sending.arena);
             if self.sending.blocked().is_none() {

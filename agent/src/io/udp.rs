@@ -66,6 +66,8 @@ pub struct UdpSockets {
     pub v6: Option<Socket>,
     /// The port of both.
     pub port: u16,
+    /// What they may use.
+    pub offloads: Offloads,
 }
 
 /// One socket.
@@ -120,11 +122,19 @@ impl UdpSockets {
         if v4.is_none() && v6.is_none() {
             return Err(explain(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)));
         }
-        Ok(Self { v4, v6, port })
+        Ok(Self { v4, v6, port, offloads })
     }
 }
 
 impl Socket {
+    /// Binds a socket for IPv4 to any port.
+    ///
+    /// # Errors
+    /// When the system has no more.
+    pub fn bind_any_v4(offloads: Offloads) -> io::Result<Self> {
+        Self::bind((Ipv4Addr::UNSPECIFIED, 0).into(), offloads)
+    }
+
     fn bind(address: SocketAddr, offloads: Offloads) -> io::Result<Self> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))?;
@@ -150,8 +160,10 @@ impl Socket {
 
     /// Sends a train from its byte `offset` on, in as few system calls as the socket allows.
     pub fn try_send(&mut self, train: &Transmit<'_>, offset: usize) -> Sent {
-        let Via::Udp { remote, mut local } = train.via else {
-            return Sent::Refused(io::Error::from(io::ErrorKind::Unsupported));
+        let (remote, mut local) = match train.via {
+            Via::Udp { remote, local } => (remote, local),
+            Via::Punched { remote, .. } => (remote, None),
+            Via::Stream(_) => return Sent::Refused(io::Error::from(io::ErrorKind::Unsupported)),
         };
         let mut offset = offset;
         while offset < train.bytes.len() {

@@ -145,7 +145,7 @@ impl CachedPeer {
         let worked = self.worked.map(|address| Candidate { address, kind: CandidateKind::Reflexive });
         let others = self.candidates.iter().filter(|candidate| Some(candidate.address) != self.worked);
         let candidates = worked.into_iter().chain(others.copied()).take(MAX_CANDIDATES).collect();
-        PeerState { id: self.id, online: false, candidates, relays: self.relays.clone() }
+        PeerState { id: self.id, online: false, candidates, relays: self.relays.clone(), observed: None }
     }
 }
 
@@ -215,7 +215,13 @@ mod tests {
 
     fn state(id: u32, address: &str) -> PeerState {
         let candidate = Candidate { address: address.parse().unwrap(), kind: CandidateKind::Host };
-        PeerState { id: NodeId(id), online: true, candidates: vec![candidate], relays: vec![RelayId(0)] }
+        PeerState {
+            id: NodeId(id),
+            online: true,
+            candidates: vec![candidate],
+            relays: vec![RelayId(0)],
+            observed: None,
+        }
     }
 
     #[test]
@@ -271,7 +277,8 @@ mod tests {
     fn news_without_addresses_do_not_forget_where_a_peer_was() {
         let mut peers = CachedPeers::default();
         peers.apply(&[state(2, "192.0.2.2:1")]);
-        let gone = PeerState { id: NodeId(2), online: false, candidates: vec![], relays: vec![] };
+        let gone =
+            PeerState { id: NodeId(2), online: false, candidates: vec![], relays: vec![], observed: None };
         assert!(!peers.apply(&[gone]));
         assert_eq!(peers.to_states()[0].candidates.len(), 1);
     }

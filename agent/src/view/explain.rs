@@ -32,7 +32,9 @@ pub fn explain(input: &Input<'_>, name: &str, peer: &PeerSnapshot) -> Why {
 impl Input<'_> {
     fn path_text(&self, path: Option<PathAddress>) -> String {
         match path {
-            Some(PathAddress::Direct(address)) => format!("direct {address}"),
+            Some(PathAddress::Direct(remote) | PathAddress::Punched { remote, .. }) => {
+                format!("direct {remote}")
+            }
             Some(PathAddress::Relay(relay)) => format!("relay {}", self.relay_name(relay)),
             None => "none".to_owned(),
         }

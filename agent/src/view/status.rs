@@ -115,7 +115,9 @@ fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> P
 
 fn path_status(input: &Input<'_>, path: Option<&PathSnapshot>, reason: &str) -> PathStatus {
     let (kind, address, relay) = match path.map(|path| path.address) {
-        Some(PathAddress::Direct(address)) => (PathKind::Direct, Some(address), None),
+        Some(PathAddress::Direct(remote) | PathAddress::Punched { remote, .. }) => {
+            (PathKind::Direct, Some(remote), None)
+        }
         Some(PathAddress::Relay(relay)) => (PathKind::Relay, None, Some(input.relay_name(relay))),
         None => (PathKind::None, None, None),
     };

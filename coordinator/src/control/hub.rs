@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
@@ -73,7 +74,7 @@ pub(super) struct Attachment {
 }
 
 enum Command {
-    Attach { node: NodeId, attached: oneshot::Sender<Attachment> },
+    Attach { node: NodeId, observed: IpAddr, attached: oneshot::Sender<Attachment> },
     Detach(Attachment),
     SetCandidates { node: NodeId, candidates: Vec<Candidate>, relays: Vec<RelayId> },
     Call { from: NodeId, to: NodeId, candidates: Vec<Candidate> },
@@ -87,6 +88,8 @@ struct Presence {
     session: Option<Connected>,
     candidates: Vec<Candidate>,
     relays: Vec<RelayId>,
+    /// Where its last session came from.
+    observed: Option<IpAddr>,
 }
 
 struct Connected {
@@ -109,10 +112,10 @@ impl HubHandle {
         self.online.clone()
     }
 
-    /// Says that a node has a session. An older session of it ends; the others are told.
-    pub(super) async fn attach(&self, node: NodeId) -> Result<Attachment, HubGone> {
+    /// Says that a node has a session, which comes from an address. An older session of it ends; the others are told.
+    pub(super) async fn attach(&self, node: NodeId, observed: IpAddr) -> Result<Attachment, HubGone> {
         let (attached, answer) = oneshot::channel();
-        self.commands.send(Command::Attach { node, attached }).await.map_err(|_| HubGone)?;
+        self.commands.send(Command::Attach { node, observed, attached }).await.map_err(|_| HubGone)?;
         answer.await.map_err(|_| HubGone)
     }
 
@@ -227,8 +230,8 @@ impl Hub {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Attach { node, attached } => {
-                let attachment = self.attach(node);
+            Command::Attach { node, observed, attached } => {
+                let attachment = self.attach(node, observed);
                 if let Err(unclaimed) = attached.send(attachment) {
                     self.detach(&unclaimed);
                 }
@@ -244,7 +247,7 @@ impl Hub {
         }
     }
 
-    fn attach(&mut self, node: NodeId) -> Attachment {
+    fn attach(&mut self, node: NodeId, observed: IpAddr) -> Attachment {
         self.next_session += 1;
         let mailbox = Arc::new(Mailbox::default());
         let attachment = Attachment { node, session: self.next_session, mailbox: mailbox.clone() };
@@ -258,11 +261,16 @@ impl Hub {
             }
         }
         let connected = Connected { id: self.next_session, mailbox, calls: BTreeMap::new() };
-        let older = self.nodes.entry(node).or_default().session.replace(connected);
-        match older {
+        let presence = self.nodes.entry(node).or_default();
+        let observed = Some(observed.to_canonical());
+        let moved = std::mem::replace(&mut presence.observed, observed) != observed;
+        match presence.session.replace(connected) {
             Some(older) => {
                 let replaced = refusal(RefusalCode::Replaced, "a newer connection of this node took over");
                 older.mailbox.put_end(replaced);
+                if moved {
+                    self.announce(node);
+                }
             }
             None => {
                 self.online.send_modify(|online| {
@@ -326,6 +334,7 @@ impl Presence {
             online: self.session.is_some(),
             candidates: self.candidates.clone(),
             relays: self.relays.clone(),
+            observed: self.observed,
         }
     }
 }

@@ -62,7 +62,7 @@ enum End {
 /// Serves a session until its connection, the node or the coordinator is gone.
 pub(super) async fn run(mut session: Session, mut link: Link, cancel: CancellationToken) {
     let end = match session.send_map_or_changes(&mut link).await {
-        Ok(()) => match session.hub.attach(session.node).await {
+        Ok(()) => match session.hub.attach(session.node, link.remote.ip()).await {
             Ok(attachment) => {
                 tracing::debug!(node = session.node.0, "connected");
                 let end = session.serve(&mut link, &attachment, &cancel).await;

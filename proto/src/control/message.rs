@@ -1,6 +1,9 @@
 //! The messages.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +162,9 @@ pub struct PeerState {
     /// The relays at which it has a channel.
     #[serde(default)]
     pub relays: Vec<RelayId>,
+    /// Where the coordinator sees it: the only address of its at which ports that nobody has named may be probed.
+    #[serde(default)]
+    pub observed: Option<IpAddr>,
 }
 
 /// A channel at a relay.

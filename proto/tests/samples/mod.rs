@@ -9,6 +9,7 @@ use mesh_proto::{
     disco,
     key::{NodeKey, PublicKey},
     netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Relay, RelayId, Version},
+    punch::{Punch, PunchStage, Sequence},
     relay::{self, ChannelId},
     status::{
         ConnectionState, ControlTransport, CoordinatorStatus, Mapping, NatStatus, PathKind, PathStatus,
@@ -29,7 +30,7 @@ pub(crate) fn disco_header() -> (disco::Header, Vec<u8>) {
 
 /// The bodies of disco messages.
 pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
-    use disco::Message::{CallMeMaybe, Ping, Pong};
+    use disco::Message::{CallMeMaybe, Ping, Pong, Punch};
     let txid = *b"transaction!";
     vec![
         ("ping", Ping { txid, padding: 0 }),
@@ -39,7 +40,15 @@ pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
         ("pong_relayed", Pong { txid, observed: None }),
         ("call_me_maybe", CallMeMaybe { candidates: candidates() }),
         ("call_me_maybe_empty", CallMeMaybe { candidates: vec![] }),
+        ("punch_offer", Punch(punch(PunchStage::Offer, None))),
+        ("punch_answer", Punch(punch(PunchStage::Answer, Some(Sequence { next: 40_000, step: -256 })))),
+        ("punch_refused", Punch(punch(PunchStage::Refused, None))),
     ]
+}
+
+fn punch(stage: PunchStage, sequence: Option<Sequence>) -> Punch {
+    let (id, mapped) = (*b"transaction!", socket(V4));
+    Punch { stage, id, mapping: Mapping::Apdm, mapped, sequence, rate: 500, budget: 4096 }
 }
 
 /// Relay frames.
@@ -96,8 +105,14 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
 pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
     let observed = socket(V4);
     let states = vec![
-        PeerState { id: NodeId(2), online: true, candidates: candidates(), relays: vec![RelayId(0)] },
-        PeerState { id: NodeId(3), online: false, candidates: vec![], relays: vec![] },
+        PeerState {
+            id: NodeId(2),
+            online: true,
+            candidates: candidates(),
+            relays: vec![RelayId(0)],
+            observed: Some(socket(V4).ip()),
+        },
+        PeerState { id: NodeId(3), online: false, candidates: vec![], relays: vec![], observed: None },
     ];
     let channel = RelayChannel {
         relay: RelayId(0),

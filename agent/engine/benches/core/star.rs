@@ -11,7 +11,7 @@ use mesh_engine::{
     Engine,
     batch::{Offload, RxBatch, RxTrain, SegmentProtocol, TunFrame, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits},
 };
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
@@ -197,6 +197,7 @@ fn engine(id: u32, now: Instant) -> Engine {
         addresses: vec![mesh_address(id).into()],
         allowed_ips: vec![IpNet::from(IpAddr::V4(mesh_address(id)))],
         mtu: MTU,
+        punch: PunchLimits::default(),
     };
     Engine::new(config, [id.to_le_bytes()[0]; 32], now)
 }
@@ -222,7 +223,13 @@ fn candidate(id: u32) -> Candidate {
 }
 
 fn online(id: u32) -> Command {
-    Command::PeerState { id: NodeId(id), online: true, candidates: vec![candidate(id)], relays: vec![] }
+    Command::PeerState {
+        id: NodeId(id),
+        online: true,
+        candidates: vec![candidate(id)],
+        relays: vec![],
+        observed: None,
+    }
 }
 
 /// An address that an underlay could have: 198.18.0.0/15 is for benches.

@@ -30,8 +30,9 @@ impl Engine {
                 self.local.netcheck.set_local(candidates);
             }
             Command::SetObservers(observers) => self.local.netcheck.set_observers(&observers, now),
-            Command::PeerState { id, online, candidates, relays } => {
+            Command::PeerState { id, online, candidates, relays, observed } => {
                 self.with_peer(id, now, |peer, local| {
+                    peer.set_observed(observed);
                     peer.set_state(online, &candidates, relays, local, now);
                 });
             }

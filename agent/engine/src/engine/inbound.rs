@@ -11,7 +11,7 @@ use mesh_proto::{
 
 use super::Engine;
 use crate::{
-    batch::{RxBatch, RxTrain, TxArena, Via},
+    batch::{RxBatch, RxTrain, SocketId, TxArena, Via},
     drops::DropReason,
     event::PathAddress,
     session::{Admission, Session, Source, TYPE_COOKIE, TYPE_DATA, TYPE_INITIATION, TYPE_RESPONSE},
@@ -68,14 +68,27 @@ impl Engine {
                 let len = self.handle_wireguard(Origin::direct(remote), datagram, now)?;
                 Some(0..len)
             }
+            (DatagramKind::WireGuard, Via::Punched { socket, remote }) => {
+                let origin = Origin { path: PathAddress::Punched { socket, remote }, sender: NodeId(0) };
+                let len = self.handle_wireguard(origin, datagram, now)?;
+                Some(0..len)
+            }
             (DatagramKind::Disco, Via::Udp { remote, .. }) => {
                 self.handle_disco(PathAddress::Direct(remote), datagram, now);
+                None
+            }
+            (DatagramKind::Disco, Via::Punched { socket, remote }) => {
+                self.handle_disco(PathAddress::Punched { socket, remote }, datagram, now);
                 None
             }
             (DatagramKind::Stun, Via::Udp { remote, .. }) => {
                 if !self.local.netcheck_mut().handle_stun(remote, datagram, now) {
                     self.local.drops.count(DropReason::UnknownSession);
                 }
+                None
+            }
+            (DatagramKind::Stun, Via::Punched { socket, remote }) => {
+                self.handle_observation(socket, remote, datagram, now);
                 None
             }
             (DatagramKind::Relay, _) => self.handle_relay(via, datagram, now),
@@ -156,7 +169,7 @@ impl Engine {
             Some(TYPE_INITIATION) => {
                 let address = self.local.limit_address(origin.path);
                 let source = match origin.path {
-                    PathAddress::Direct(_) => Source::Direct(address),
+                    PathAddress::Direct(_) | PathAddress::Punched { .. } => Source::Direct(address),
                     PathAddress::Relay(_) => Source::Relay(address),
                 };
                 match self.local.keys.admit(source, message, now) {
@@ -193,6 +206,19 @@ impl Engine {
         None
     }
 
+    /// Takes an observer's answer that came to a socket beside the main one.
+    fn handle_observation(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Instant) {
+        let mut taken = false;
+        if let Some(owner) = self.local.punching.owner {
+            self.with_peer(owner, now, |peer, local| {
+                taken = peer.handle_observation(socket, from, datagram, local, now);
+            });
+        }
+        if !taken {
+            self.local.drops.count(DropReason::UnknownSession);
+        }
+    }
+
     fn handle_disco(&mut self, from: PathAddress, datagram: &[u8], now: Instant) {
         let Ok((header, sealed)) = disco::Header::decode(datagram) else {
             return self.local.drops.count(DropReason::MalformedDatagram);
@@ -220,6 +246,6 @@ fn canonical(via: Via) -> Via {
             };
             Via::Udp { remote, local }
         }
-        Via::Udp { remote: SocketAddr::V4(_), .. } | Via::Stream(_) => via,
+        Via::Udp { remote: SocketAddr::V4(_), .. } | Via::Punched { .. } | Via::Stream(_) => via,
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     netcheck::NetCheck,
     packet::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN, icmp},
     path::{guess::guesses, is_probable, mtu::Bounds},
+    punch::Punching,
     queue::{Budget, footprint, trim},
     relay::RelayClient,
     router::Router,
@@ -57,6 +58,8 @@ pub(crate) struct Local {
     pub(crate) drops: DropCounters,
     /// How many ICMP errors may still be sent.
     pub(crate) icmp: IcmpLimit,
+    /// What is done to get through hard pairs of NATs.
+    pub(crate) punching: Punching,
     /// Something changed that [`super::Engine::settle`] is to see to.
     pub(crate) unsettled: bool,
 }
@@ -108,6 +111,9 @@ impl Local {
             PathAddress::Direct(remote) => {
                 Some(Route { via: Via::Udp { remote, local: None }, header: None })
             }
+            PathAddress::Punched { socket, remote } => {
+                Some(Route { via: Via::Punched { socket, remote }, header: None })
+            }
             PathAddress::Relay(id) => {
                 let (via, header) = self.relays.get(&id)?.route(peer)?;
                 Some(Route { via, header: Some(header) })
@@ -133,7 +139,9 @@ impl Local {
     pub(crate) fn mtu_bounds(&self, peer: NodeId, path: PathAddress) -> Option<Bounds> {
         let route = self.route(peer, path)?;
         let outside = match route.via {
-            Via::Udp { remote: SocketAddr::V4(_), .. } => IPV4_HEADER_LEN + UDP_HEADER_LEN,
+            Via::Udp { remote: SocketAddr::V4(_), .. } | Via::Punched { .. } => {
+                IPV4_HEADER_LEN + UDP_HEADER_LEN
+            }
             // A stream has no size of its own; its other end may be a socket.
             Via::Udp { remote: SocketAddr::V6(_), .. } | Via::Stream(_) => IPV6_HEADER_LEN + UDP_HEADER_LEN,
         };
@@ -151,7 +159,7 @@ impl Local {
     /// Returns the address that handshakes on a path are limited by.
     pub(crate) fn limit_address(&self, path: PathAddress) -> IpAddr {
         match path {
-            PathAddress::Direct(address) => address.ip(),
+            PathAddress::Direct(remote) | PathAddress::Punched { remote, .. } => remote.ip(),
             PathAddress::Relay(id) => {
                 self.relays.get(&id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), RelayClient::limit_address)
             }

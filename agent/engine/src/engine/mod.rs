@@ -19,12 +19,13 @@ pub(crate) use local::{Local, Route};
 use self::{local::Outbox, slots::Slots};
 use crate::{
     backlog::{Backlog, MAX_MEMORY},
-    batch::MAX_TRAIN_BYTES,
+    batch::{MAX_TRAIN_BYTES, SocketId},
     config::Config,
     drops::DropCounters,
     event::{Event, Wakeup, WakeupReason},
     netcheck::NetCheck,
     peer::Peer,
+    punch::Punching,
     queue::{Budget, MAX_TOTAL_BYTES},
     router::{Own, Refusal, Router},
     session::Keys,
@@ -37,7 +38,7 @@ use crate::{
 /// | kind | methods | contract |
 /// |---|---|---|
 /// | input | [`handle_tun`], [`handle_backlog`], [`handle_datagrams`], [`handle_timeout`], [`handle_command`] | in any order, `now` never goes back |
-/// | output | [`poll_transmit`], [`poll_packet`], [`poll_event`], [`poll_timeout`] | after every input: the first three until they have nothing left, then the fourth |
+/// | output | [`poll_transmit`], [`poll_packet`], [`poll_event`], [`poll_sockets`], [`poll_timeout`] | after every input: the first three until they have nothing left, then the others |
 /// | | [`poll_backlog`] | while it has something, frames go to [`handle_backlog`] only |
 /// | view | [`snapshot`] | at any time; changes nothing |
 ///
@@ -53,6 +54,7 @@ use crate::{
 /// [`poll_transmit`]: Engine::poll_transmit
 /// [`poll_packet`]: Engine::poll_packet
 /// [`poll_event`]: Engine::poll_event
+/// [`poll_sockets`]: Engine::poll_sockets
 /// [`poll_timeout`]: Engine::poll_timeout
 /// [`snapshot`]: Engine::snapshot
 /// [`DropReason`]: crate::drops::DropReason
@@ -110,6 +112,7 @@ impl Engine {
                 budget: Budget::default(),
                 drops: DropCounters::default(),
                 icmp: outbound::IcmpLimit::default(),
+                punching: Punching::new(config.punch),
                 unsettled: false,
             },
             peers: Slots::default(),
@@ -154,6 +157,14 @@ impl Engine {
     /// Returns something that the driver should know or do.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.local.outbox.events.pop_front()
+    }
+
+    /// Returns the sockets beside the main one that are to be open, all of them, if they are others than the last time.
+    ///
+    /// Each is opened, on a port of its own, when something is sent through it. To be asked after every input, before what
+    /// was laid out is sent; a datagram for a socket that is not named any more goes nowhere.
+    pub fn poll_sockets(&mut self) -> Option<&BTreeSet<SocketId>> {
+        self.local.punching.take_sockets()
     }
 
     /// Returns when [`Engine::handle_timeout`] wants to be called, and why.
@@ -223,6 +234,10 @@ impl Engine {
         if let Some(candidates) = self.local.netcheck.take_changed() {
             self.local.outbox.push_event(Event::CandidatesChanged(candidates));
             self.with_all_peers(now, |peer, local| peer.on_own_candidates_changed(local, now));
+        }
+        if self.local.punching.has_sockets() {
+            let used = self.peers.iter().flat_map(Peer::sockets).collect();
+            self.local.punching.retain_sockets(&used);
         }
         self.local.unsettled = false;
         self.wakeups.set_after(WakeupReason::NetCheck, self.local.netcheck.poll_timeout(), now);

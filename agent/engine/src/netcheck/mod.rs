@@ -17,7 +17,9 @@ use mesh_proto::{
 };
 use rand_core::RngCore;
 
-use crate::path::is_probable;
+mod mapping;
+
+use crate::path::{guess::is_public, is_probable};
 
 /// Most observers that are asked.
 const MAX_OBSERVERS: usize = 8;
@@ -267,40 +269,35 @@ impl NetCheck {
         Some(candidates)
     }
 
+    /// Returns an observer that answers over IPv4.
+    pub(crate) fn observer_v4(&self) -> Option<SocketAddr> {
+        let is_fit = |(observer, query): &(&SocketAddr, &Query)| {
+            observer.is_ipv4() && (query.answered || self.observations.contains_key(observer))
+        };
+        self.observers.iter().find(is_fit).map(|(observer, _)| *observer)
+    }
+
+    /// Returns where this node's IPv4 socket is seen from elsewhere, as far as that is known.
+    ///
+    /// Beside the coordinator, observers see a private address: then peers know better, or the guess that its name gives.
+    pub(crate) fn mapped_v4(&self) -> Option<SocketAddr> {
+        let seen = self.observations.values().map(|seen| (seen.observer != Observer::Dedicated, seen.mapped));
+        let is_outside =
+            |own: &&Candidate| matches!(own.kind, CandidateKind::PortMapped | CandidateKind::Guess);
+        let named = self.local.iter().filter(is_outside).map(|own| (true, own.address));
+        let v4 = seen.chain(named).filter(|(_, mapped)| mapped.is_ipv4());
+        v4.min_by_key(|(is_hearsay, mapped)| (!is_public(mapped.ip()), *is_hearsay)).map(|(_, mapped)| mapped)
+    }
+
     /// Tells the NAT's mapping behaviour from what different observers saw (RFC 4787, section 4.1). IPv4 only,
     /// if there is any: IPv6 is rarely translated.
     pub(crate) fn mapping(&self) -> Mapping {
-        let v4: Vec<_> = self.observations.iter().filter(|(_, seen)| seen.mapped.is_ipv4()).collect();
-        let seen = if v4.is_empty() { self.observations.iter().collect() } else { v4 };
-        let own = |address| {
-            let is_host = |candidate: &&Candidate| candidate.kind == CandidateKind::Host;
-            self.local.iter().filter(is_host).any(|candidate| candidate.address == address)
-        };
-        if seen.is_empty() {
-            return Mapping::Unknown;
-        }
-        if seen.iter().all(|(_, seen)| own(seen.mapped)) {
-            return Mapping::None;
-        }
-        // An observer on this node's own network sees it untranslated, which says nothing about the NAT.
-        let seen: Vec<_> = seen.into_iter().filter(|(_, seen)| !own(seen.mapped)).collect();
-        let pairs =
-            seen.iter().enumerate().flat_map(|(index, a)| seen[index + 1..].iter().map(move |b| (a, b)));
-        let (mut differ_by_port, mut differ_by_address, mut agree_by_address) = (false, false, false);
-        for ((a, a_seen), (b, b_seen)) in pairs {
-            match (a.ip() == b.ip(), a_seen.mapped == b_seen.mapped) {
-                (true, false) => differ_by_port = true,
-                (false, false) => differ_by_address = true,
-                (false, true) => agree_by_address = true,
-                (true, true) => {}
-            }
-        }
-        match (differ_by_port, differ_by_address, agree_by_address) {
-            (true, ..) => Mapping::Apdm,
-            (false, true, _) => Mapping::Adm,
-            (false, false, true) => Mapping::Eim,
-            (false, false, false) => Mapping::Unknown,
-        }
+        let all = self.observations.iter().map(|(by, seen)| (*by, seen.mapped, seen.observer));
+        let (v4, v6): (Vec<_>, Vec<_>) = all.partition(|(_, mapped, _)| mapped.is_ipv4());
+        let is_host = |candidate: &&Candidate| candidate.kind == CandidateKind::Host;
+        let is_own =
+            |address| self.local.iter().filter(is_host).any(|candidate| candidate.address == address);
+        mapping::mapping(if v4.is_empty() { &v6 } else { &v4 }, is_own)
     }
 
     fn start_round(&mut self, now: Instant) {
@@ -329,24 +326,6 @@ mod tests {
             check.on_observed(Observer::Dedicated, address(observer), address(mapped), Instant::now());
         }
         check
-    }
-
-    #[test]
-    fn mappings_are_told_apart() {
-        let (one, one_too, two) = ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1");
-        let table: &[(&[(&str, &str)], Mapping)] = &[
-            (&[], Mapping::Unknown),
-            (&[(one, "203.0.113.1:5")], Mapping::Unknown),
-            (&[(one, "10.0.0.5:51820")], Mapping::None),
-            (&[(one, "203.0.113.1:5"), (two, "203.0.113.1:5")], Mapping::Eim),
-            (&[(one, "203.0.113.1:5"), (two, "203.0.113.1:6")], Mapping::Adm),
-            (&[(one, "203.0.113.1:5"), (one_too, "203.0.113.1:6")], Mapping::Apdm),
-            (&[(one, "203.0.113.1:5"), (one_too, "203.0.113.1:5")], Mapping::Unknown),
-            (&[(one, "203.0.113.1:5"), ("10.0.0.9:1", "10.0.0.5:51820")], Mapping::Unknown),
-        ];
-        for (row, (pairs, mapping)) in table.iter().enumerate() {
-            assert_eq!(seen(pairs).mapping(), *mapping, "row {row}");
-        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Which paths are known: candidates, relays, and where the peer was heard from. All are bounded.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
@@ -12,13 +15,15 @@ use crate::event::PathAddress;
 
 /// Most peer-reflexive paths: each answers a NAT's mapping towards one of this node's addresses.
 const MAX_PEER_REFLEXIVE: usize = 8;
+/// A hole that was punched with much effort is tried again for this long after it stopped answering.
+const PUNCHED_MEMORY: Duration = Duration::from_secs(60);
 
 impl PathSet {
     /// Returns the peer's candidates.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let candidates = self.paths.iter().filter_map(|path| match (path.address, path.origin) {
             (PathAddress::Direct(address), Origin::Candidate(kind)) => Some(Candidate { address, kind }),
-            (PathAddress::Direct(_) | PathAddress::Relay(_), _) => None,
+            (PathAddress::Direct(_) | PathAddress::Punched { .. } | PathAddress::Relay(_), _) => None,
         });
         candidates.collect()
     }
@@ -27,7 +32,7 @@ impl PathSet {
     pub(crate) fn set_candidates(&mut self, candidates: &[Candidate]) -> bool {
         let is_listed = |path: &Path| match path.address {
             PathAddress::Direct(address) => candidates.iter().any(|candidate| candidate.address == address),
-            PathAddress::Relay(_) => true,
+            PathAddress::Punched { .. } | PathAddress::Relay(_) => true,
         };
         // What answers or was heard stays, whoever named it.
         self.paths.retain(|path| {
@@ -57,7 +62,7 @@ impl PathSet {
     pub(crate) fn set_relays(&mut self, relays: &[(RelayId, bool)]) {
         self.paths.retain(|path| match path.address {
             PathAddress::Relay(id) => relays.iter().any(|(relay, _)| *relay == id),
-            PathAddress::Direct(_) => true,
+            PathAddress::Direct(_) | PathAddress::Punched { .. } => true,
         });
         for &(id, listed) in relays {
             let origin = if listed { Origin::ListedRelay } else { Origin::OwnRelay };
@@ -68,12 +73,24 @@ impl PathSet {
         }
     }
 
+    /// Forgets paths through sockets of their own that never answered, or have not for long; their sockets can go.
+    pub(crate) fn forget_punched(&mut self, now: Instant) {
+        let primary = self.primary;
+        self.paths.retain(|path| {
+            let is_old =
+                path.last_answer.is_none_or(|at| now.saturating_duration_since(at) >= PUNCHED_MEMORY);
+            let is_silent = matches!(path.health, Health::Untried | Health::Dead);
+            let is_punched = matches!(path.address, PathAddress::Punched { .. });
+            Some(path.address) == primary || !(is_punched && is_silent && is_old)
+        });
+    }
+
     pub(super) fn adopt(&mut self, from: PathAddress, now: Instant) {
         if self.get(from).is_some() {
             return;
         }
         let origin = match from {
-            PathAddress::Direct(_) => Origin::PeerReflexive,
+            PathAddress::Direct(_) | PathAddress::Punched { .. } => Origin::PeerReflexive,
             PathAddress::Relay(_) => Origin::OwnRelay,
         };
         let mut path = Path::new(from, origin);

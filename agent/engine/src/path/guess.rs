@@ -34,7 +34,7 @@ pub(crate) fn guesses(
 }
 
 /// Whether an address is reached from everywhere: not one of a local network's or a carrier's own.
-fn is_public(ip: IpAddr) -> bool {
+pub(crate) fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => {
             let is_carriers = v4.octets()[0] == 100 && (64..128).contains(&v4.octets()[1]);

@@ -46,6 +46,14 @@ impl PathSet {
         }
     }
 
+    /// A port that was probed has answered: the path is tried at once.
+    pub(crate) fn on_hit(&mut self, from: PathAddress, now: Instant) {
+        self.adopt(from, now);
+        if let Some(path) = self.get_mut(from).filter(|path| path.health != Health::Alive) {
+            path.next_probe = Some(now);
+        }
+    }
+
     /// An authentic WireGuard message came on this path. Returns whether that is news, which calls for judging.
     ///
     /// It does not move the primary path, which might be someone's who forwards a message; it calls for a probe.

@@ -113,21 +113,21 @@ impl Path {
     }
 
     pub(crate) fn is_direct(&self) -> bool {
-        matches!(self.address, PathAddress::Direct(_))
+        self.address.is_direct()
     }
 
     pub(crate) fn class(&self) -> Class {
-        match self.address {
-            PathAddress::Direct(address) => Class::of(address),
-            PathAddress::Relay(_) => Class::Internet,
-        }
+        self.address.remote().map_or(Class::Internet, Class::of)
     }
 
     /// Returns what the path can be chosen for, if anything.
     pub(crate) fn standing(&self) -> Option<Standing> {
         match (self.address, self.health) {
-            (PathAddress::Direct(_), Health::Alive | Health::Suspect { .. }) => Some(Standing::Direct),
-            (PathAddress::Direct(_), Health::Untried | Health::Dead) => {
+            (
+                PathAddress::Direct(_) | PathAddress::Punched { .. },
+                Health::Alive | Health::Suspect { .. },
+            ) => Some(Standing::Direct),
+            (PathAddress::Direct(_) | PathAddress::Punched { .. }, Health::Untried | Health::Dead) => {
                 self.last_heard.is_some().then_some(Standing::Heard)
             }
             (PathAddress::Relay(_), Health::Alive | Health::Suspect { .. }) => Some(Standing::Relayed),

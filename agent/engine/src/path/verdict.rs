@@ -9,7 +9,7 @@ use super::{
     select::{Class, Standing, View, select},
     state::{PROBE_INTERVAL, SUSPECT_GRACE, SUSPECT_LIMIT},
 };
-use crate::{event::PathAddress, snapshot::Decision};
+use crate::snapshot::Decision;
 
 /// Decisions that are remembered.
 const MAX_DECISIONS: usize = 16;
@@ -35,9 +35,9 @@ impl PathSet {
 
     /// The peer says where it is: a primary path to elsewhere is doubted, since the peer may have moved.
     pub(crate) fn on_call(&mut self, candidates: &[Candidate], now: Instant) {
-        let is_named = |path: &Path| match path.address {
-            PathAddress::Direct(address) => candidates.iter().any(|candidate| candidate.address == address),
-            PathAddress::Relay(_) => true,
+        let is_named = |path: &Path| match path.address.remote() {
+            Some(address) => candidates.iter().any(|candidate| candidate.address == address),
+            None => true,
         };
         if self.primary().is_some_and(|path| !is_named(path)) {
             self.suspect_primary(now);

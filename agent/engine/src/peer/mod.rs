@@ -24,8 +24,10 @@ use mesh_proto::{
 mod data;
 mod handshake;
 mod probing;
+mod punching;
 
 pub(crate) use data::Room;
+use punching::Punched;
 
 use crate::{
     config::PeerConfig,
@@ -62,6 +64,7 @@ pub(crate) struct Peer {
     /// When the peer is to be told news that came too soon after the last call.
     news_at: Option<Instant>,
     last_called: Option<Instant>,
+    punched: Punched,
     /// The last initiation could not be sent anywhere.
     unsent: bool,
     /// Pings that a person asked for.
@@ -96,6 +99,7 @@ impl Peer {
             recalls: 0,
             news_at: None,
             last_called: None,
+            punched: Punched::default(),
             unsent: false,
             pings: Vec::new(),
             tx_bytes: 0,
@@ -128,6 +132,7 @@ impl Peer {
     /// Gives back what the peer holds of shared things.
     pub(crate) fn close(&mut self, local: &mut Local) {
         self.queue.clear(&mut local.budget);
+        self.abandon_punch(local);
     }
 
     /// Returns what the coordinator and the peer have said of where it is.
@@ -174,7 +179,7 @@ impl Peer {
     }
 
     fn paths_timeout(&self, now: Instant) -> Option<Instant> {
-        self.paths.poll_timeout(now).into_iter().chain(self.news_at).min()
+        self.paths.poll_timeout(now).into_iter().chain(self.news_at).chain(self.punch_timeout()).min()
     }
 
     /// Shows the peer as it is.
@@ -231,5 +236,6 @@ impl Peer {
             local.outbox.push_event(Event::PathChanged { peer: self.config.id, path });
             self.send_asked_pings(local, now);
         }
+        self.judge_punch(local, now);
     }
 }

@@ -117,6 +117,7 @@ impl Peer {
     /// The host's network changed: no path is to be trusted.
     pub(crate) fn on_network_changed(&mut self, local: &mut Local, now: Instant) {
         self.paths.suspect_all(now);
+        self.forget_punch_failures();
         if self.is_active(now) {
             self.paths.hunt(now, Duration::ZERO);
             self.tell_news(local, now);
@@ -142,11 +143,10 @@ impl Peer {
             Message::Ping { padding, .. } if padding < PING_PADDING => {
                 self.drops.count(DropReason::MalformedDatagram);
             }
+            // Another socket of the same attempt was hit before.
+            Message::Ping { .. } if !self.admits_ping(from, now) => {}
             Message::Ping { txid, .. } => {
-                let observed = match from {
-                    PathAddress::Direct(address) => Some(address),
-                    PathAddress::Relay(_) => None,
-                };
+                let observed = from.remote();
                 self.say(&Message::Pong { txid, observed }, from, local);
                 self.paths.on_ping(from, now);
                 self.revive_session(local, now);
@@ -154,6 +154,7 @@ impl Peer {
             }
             Message::Pong { txid, observed } => self.handle_pong(from, txid, observed, local, now),
             Message::CallMeMaybe { candidates } => self.handle_call(&candidates, local, now),
+            Message::Punch(punch) => self.handle_punch(&punch, from, local, now),
         }
     }
 
@@ -163,6 +164,7 @@ impl Peer {
         self.judge(local, now);
         // Doubt may have called for more.
         self.send_probes(local, now);
+        self.handle_punch_timeout(local, now);
         if self.news_at.is_some_and(|at| at <= now) {
             self.news_at = None;
             self.on_own_candidates_changed(local, now);
@@ -245,6 +247,7 @@ impl Peer {
         now: Instant,
     ) {
         let Some((path, rtt)) = self.paths.on_pong(from, &txid, now) else {
+            self.handle_hit(from, &txid, now);
             return self.send_probes(local, now);
         };
         if let (PathAddress::Direct(peer), Some(mapped)) = (path, observed) {
@@ -296,12 +299,12 @@ impl Peer {
         // To the relay and from it to the peer, which is taken to be as far from it as this node is.
         let assumed = relay.and_then(|path| match path.address {
             PathAddress::Relay(id) => local.relays.get(&id)?.rtt(),
-            PathAddress::Direct(_) => None,
+            PathAddress::Direct(_) | PathAddress::Punched { .. } => None,
         });
         measured.or(assumed).unwrap_or(DEFAULT_ONE_WAY).min(MAX_ONE_WAY)
     }
 
-    fn say(&mut self, message: &Message, path: PathAddress, local: &mut Local) {
+    pub(super) fn say(&mut self, message: &Message, path: PathAddress, local: &mut Local) {
         if let Some(datagram) = self.seal(message, local) {
             local.send(self.config.id, path, &datagram);
         }

@@ -151,7 +151,9 @@ impl RelayClient {
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self.state {
             State::Choosing(Via::Udp { remote, .. }) | State::Up(Via::Udp { remote, .. }) => Some(remote),
-            State::Choosing(Via::Stream(_)) | State::Up(Via::Stream(_)) | State::Binding => None,
+            State::Choosing(Via::Punched { .. } | Via::Stream(_))
+            | State::Up(Via::Punched { .. } | Via::Stream(_))
+            | State::Binding => None,
         }
     }
 
@@ -170,7 +172,7 @@ impl RelayClient {
             (Via::Stream(id), RelayCarrier::Stream) => id == self.config.id,
             // The channel has moved, and this was on its way: a stream is the relay's and nobody else's.
             (Via::Stream(id), RelayCarrier::Udp(_)) => id == self.config.id,
-            (Via::Udp { .. }, RelayCarrier::Stream) => false,
+            (Via::Punched { .. }, _) | (Via::Udp { .. }, RelayCarrier::Stream) => false,
         }
     }
 
@@ -282,7 +284,7 @@ impl RelayClient {
         self.lost_reported = None;
         let observer = match sent.via {
             Via::Udp { remote, .. } => Some(remote),
-            Via::Stream(_) => None,
+            Via::Punched { .. } | Via::Stream(_) => None,
         };
         let has_one_way = match &self.config.carrier {
             RelayCarrier::Udp(addresses) => addresses.len() == 1,

@@ -10,7 +10,7 @@ use mesh_engine::{
     Engine,
     batch::{Offload, RxBatch, RxTrain, TunFrame, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey, RelayCarrier, RelayConfig},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits, RelayCarrier, RelayConfig},
     event::Event,
     snapshot::PeerSnapshot,
 };
@@ -150,6 +150,7 @@ impl World {
             addresses: vec![mesh_address(id).into()],
             allowed_ips: allowed_ips(id),
             mtu: 1420,
+            punch: PunchLimits::default(),
         };
         let mut engine = Engine::new(config, [u8::try_from(id).unwrap(); 32], self.now);
         engine.handle_command(self.peers_of(id), self.now);
@@ -219,6 +220,7 @@ impl World {
             online: true,
             candidates: vec![host(3 - id)],
             relays: vec![RELAY],
+            observed: None,
         };
         self.command(id, state);
     }

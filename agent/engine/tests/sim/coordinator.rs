@@ -1,6 +1,9 @@
 //! A model coordinator: what it knows of the nodes, and whom it tells.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use mesh_engine::config::RelayConfig;
 use mesh_proto::{
@@ -53,6 +56,11 @@ impl Coordinator {
         self.states.values().filter(|state| state.id != node).cloned().collect()
     }
 
+    /// Notes where a node's connection comes from.
+    pub(crate) fn set_observed(&mut self, node: NodeId, observed: Option<IpAddr>) {
+        self.state(node).observed = observed;
+    }
+
     /// Notes that a node is connected or not; returns what the others are told.
     pub(crate) fn set_online(&mut self, node: NodeId, online: bool) -> PeerState {
         let state = self.state(node);
@@ -74,7 +82,8 @@ impl Coordinator {
     }
 
     fn state(&mut self, id: NodeId) -> &mut PeerState {
-        let unknown = PeerState { id, online: false, candidates: Vec::new(), relays: Vec::new() };
+        let unknown =
+            PeerState { id, online: false, candidates: Vec::new(), relays: Vec::new(), observed: None };
         self.states.entry(id).or_insert(unknown)
     }
 }

@@ -89,7 +89,10 @@ fn nothing_is_sent_to_absurd_candidates() {
     let mut world = mesh(2, 24);
     let id = world.nodes[1].id;
     let relays = vec![RelayId(0)];
-    world.command(0, Command::PeerState { id, online: true, candidates: candidates.clone(), relays });
+    world.command(
+        0,
+        Command::PeerState { id, online: true, candidates: candidates.clone(), relays, observed: None },
+    );
     world.command(0, Command::CallMeMaybe { from: id, candidates });
     for _ in 0..100 {
         world.ping(0, 1);

@@ -31,6 +31,7 @@ mod model;
 mod net;
 mod packet;
 mod properties;
+mod punch;
 mod queue;
 mod recovery;
 mod relay;

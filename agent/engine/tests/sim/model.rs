@@ -27,6 +27,11 @@ pub(crate) fn plain_pair_is_direct(a: NatType, b: NatType) -> bool {
     !both_filter_ports || both_map_alike
 }
 
+/// Decides whether many sockets on one side and many ports on the other make a pair direct that plain probing does not.
+pub(crate) fn is_punchable(sides: [NatType; 2]) -> bool {
+    sides.iter().any(|side| side.mapping == Mapping::Eim)
+}
+
 /// Decides whether two attached hosts can have a direct path.
 pub(crate) fn direct(net: &Net, a: HostId, b: HostId) -> Direct {
     let (Some((realm_a, _)), Some((realm_b, _))) = (net.place(a), net.place(b)) else {
@@ -64,12 +69,20 @@ pub(crate) fn direct(net: &Net, a: HostId, b: HostId) -> Direct {
             };
             let certain =
                 above_a.len() <= 1 && above_b.len() <= 1 && !above_a.iter().chain(&above_b).any(guessable);
+            let sequential = above_a
+                .iter()
+                .chain(&above_b)
+                .any(|nat| matches!(net.profile(*nat).ports, PortChoice::Sequential(_)));
             let firewalled = net.has_firewall(a) || net.has_firewall(b);
             match (cut, plain_pair_is_direct(sides[0], sides[1])) {
                 (true, _) => Direct::No,
                 (false, true) if surprising => Direct::Maybe,
                 (false, true) => Direct::Yes,
-                (false, false) if certain && !firewalled && !surprising => Direct::No,
+                (false, false)
+                    if certain && !firewalled && !surprising && !is_punchable(sides) && !sequential =>
+                {
+                    Direct::No
+                }
                 (false, false) => Direct::Maybe,
             }
         }

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use crate::{
-    model::plain_pair_is_direct,
+    model::{is_punchable, plain_pair_is_direct},
     net::{NatProfile, NatType, PortChoice, Refresh},
     rng::Rng,
     topology::{BuiltSite, Topology},
@@ -132,11 +132,11 @@ fn a_dead_direct_path_is_noticed_and_found_again() {
         assert!(!talking.world.is_direct(0, 1), "a dead path is not primary");
         talking.world.net.heal();
         talking.talk(Duration::from_secs(60));
-        assert_eq!(
-            talking.world.is_direct(0, 1),
-            plain_pair_is_direct(a, b),
-            "{a:?} with {b:?} after the partition"
-        );
+        let is_direct = talking.world.is_direct(0, 1);
+        // What took an effort is not tried again at once: it may be direct by now.
+        if plain_pair_is_direct(a, b) || !is_punchable([a, b]) {
+            assert_eq!(is_direct, plain_pair_is_direct(a, b), "{a:?} with {b:?} after the partition");
+        }
         time
     });
 }
@@ -149,7 +149,7 @@ fn a_dead_relay_is_replaced_by_another() {
         let mut talking = Talking::new(&topology, 15);
         let used = match talking.world.path(0, 1) {
             Some(mesh_engine::event::PathAddress::Relay(relay)) => relay.0 as usize,
-            Some(mesh_engine::event::PathAddress::Direct(_)) | None => 1,
+            Some(_) | None => 1,
         };
         talking.world.relays[used].kill();
         talking.recover()

@@ -20,6 +20,17 @@ use crate::{
 
 /// Mapping timers that real NATs have.
 const NAT_TIMEOUTS: [u64; 4] = [30, 60, 120, 300];
+/// How NATs choose ports; those that count on are rare.
+const PORT_CHOICES: [PortChoice; 8] = [
+    PortChoice::Preserving,
+    PortChoice::Preserving,
+    PortChoice::Preserving,
+    PortChoice::Random,
+    PortChoice::Random,
+    PortChoice::Random,
+    PortChoice::Sequential(1),
+    PortChoice::Sequential(-1),
+];
 /// UDP port of coordinator and relays.
 const SERVER_PORT: u16 = 7443;
 /// Delay of the servers' lines.
@@ -249,7 +260,7 @@ fn draw_nat(rng: &mut Rng) -> NatProfile {
         kind: rng.pick(&NatType::ALL),
         timeout: Duration::from_secs(rng.pick(&NAT_TIMEOUTS)),
         refresh: rng.pick(&[Refresh::Both, Refresh::Outbound]),
-        ports: rng.pick(&[PortChoice::Preserving, PortChoice::Random]),
+        ports: rng.pick(&PORT_CHOICES),
         hairpin: rng.pick(&[Hairpin::Off, Hairpin::On]),
         early_probe: if rng.chance(100) { EarlyProbe::TakesPort } else { EarlyProbe::Dropped },
     }

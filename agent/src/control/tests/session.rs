@@ -162,7 +162,8 @@ async fn maps_deltas_and_news_come_through() {
     // An address inside the mesh is no candidate.
     let inside = Candidate { address: "10.90.0.2:51820".parse().unwrap(), kind: CandidateKind::Host };
     let told = [candidates(7), vec![inside]].concat();
-    let state = PeerState { id: NodeId(2), online: true, candidates: told.clone(), relays: vec![] };
+    let state =
+        PeerState { id: NodeId(2), online: true, candidates: told.clone(), relays: vec![], observed: None };
     session.send(ServerMessage::PeerStates { peers: vec![state] }).await;
     let states = agent.event(|event| match event {
         ControlEvent::PeerStates(states) => Some(states),
@@ -314,8 +315,13 @@ async fn without_the_coordinator_everything_comes_from_the_disk() {
     let bench = Bench::new();
     let mut agent = bench.agent();
     let mut session = bench.accept_with(bench.map(5, [2, 3])).await;
-    let state =
-        PeerState { id: NodeId(2), online: true, candidates: candidates(7), relays: vec![RelayId(0)] };
+    let state = PeerState {
+        id: NodeId(2),
+        online: true,
+        candidates: candidates(7),
+        relays: vec![RelayId(0)],
+        observed: None,
+    };
     session.send(ServerMessage::PeerStates { peers: vec![state] }).await;
     agent
         .event(|event| match event {

@@ -243,6 +243,12 @@ impl Net {
         std::iter::successors(gateway(realm), |nat| gateway(self.nats[nat.0].outer)).collect()
     }
 
+    /// Returns the address by which a host is seen in the internet.
+    pub(crate) fn outside_of(&self, host: HostId) -> Option<IpAddr> {
+        let (realm, address) = self.place(host)?;
+        Some(self.nats_above(realm).last().map_or(address, |nat| self.outer_address(*nat)))
+    }
+
     /// Returns a NAT's configuration.
     pub(crate) fn profile(&self, nat: NatId) -> NatProfile {
         self.nats[nat.0].nat.profile

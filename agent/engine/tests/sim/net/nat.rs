@@ -59,6 +59,8 @@ pub(crate) enum PortChoice {
     Preserving,
     /// Any.
     Random,
+    /// The one at this distance from the last.
+    Sequential(i16),
 }
 
 /// Whether inside hosts reach each other by their outside addresses.
@@ -99,6 +101,7 @@ pub(crate) struct Nat {
     sessions: BTreeMap<(SocketAddr, SocketAddr), Session>,
     taken: BTreeMap<(u16, SocketAddr), Duration>,
     until_purge: u32,
+    last_port: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,8 +164,9 @@ impl NatProfile {
 
 impl Nat {
     /// Makes a NAT without any mapping.
-    pub(crate) fn new(profile: NatProfile, rng: Rng) -> Self {
+    pub(crate) fn new(profile: NatProfile, mut rng: Rng) -> Self {
         Self {
+            last_port: u16::try_from(rng.range(DYNAMIC_PORTS)).expect("ports have 16 bits"),
             profile,
             rng,
             mappings: BTreeMap::new(),
@@ -262,6 +266,16 @@ impl Nat {
         match self.profile.ports {
             PortChoice::Preserving if self.is_free(inside.port(), now) => inside.port(),
             PortChoice::Preserving | PortChoice::Random => self.random_port(now),
+            PortChoice::Sequential(step) => self.next_port(step, now),
+        }
+    }
+
+    fn next_port(&mut self, step: i16, now: Duration) -> u16 {
+        loop {
+            self.last_port = self.last_port.wrapping_add(step.cast_unsigned());
+            if self.last_port != 0 && self.is_free(self.last_port, now) {
+                return self.last_port;
+            }
         }
     }
 

@@ -319,14 +319,14 @@ impl Scenario {
             return self.world.run_for(time);
         }
         self.world.run_for(QUIET_DOWN);
-        let before: Vec<_> = self.world.nodes.iter().map(|node| node.meter).collect();
+        let before: Vec<_> = self.world.nodes.iter().map(|node| node.meter.clone()).collect();
         self.world.run_for(time - QUIET_DOWN);
         let targets = u64::try_from(self.servers.len()).expect("small") * 2;
         let all_answer = !self.servers.contains(&Server::Down) && !self.world.net.has_cuts();
         let interval = if all_answer { UPKEEP_INTERVAL } else { RETRY_INTERVAL };
         let budget = (time.as_secs() / interval.as_secs() + UPKEEP_SLACK) * targets;
         for (node, before) in before.iter().enumerate() {
-            let after = self.world.nodes[node].meter;
+            let after = &self.world.nodes[node].meter;
             let (to_peers, upkeep) = (after.to_peers - before.to_peers, after.upkeep - before.upkeep);
             if to_peers > 0 {
                 self.world

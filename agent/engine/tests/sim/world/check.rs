@@ -40,6 +40,10 @@ impl World {
         };
         let message = relayed.unwrap_or(bytes);
         let meter = &mut self.nodes[node].meter;
+        if classify(bytes) == DatagramKind::Disco {
+            meter.disco += 1;
+            meter.probed.insert(to.ip());
+        }
         *(if for_peer { &mut meter.to_peers } else { &mut meter.upkeep }) += 1;
         if for_peer && message.first() == Some(&TYPE_DATA) && message.len() > EMPTY_DATA_LEN {
             meter.data += 1;

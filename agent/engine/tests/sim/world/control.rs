@@ -108,8 +108,8 @@ impl World {
 
     /// Tells an engine about a peer.
     pub(super) fn tell_state(&mut self, node: usize, state: PeerState) {
-        let PeerState { id, online, candidates, relays } = state;
-        self.command(node, Command::PeerState { id, online, candidates, relays });
+        let PeerState { id, online, candidates, relays, observed } = state;
+        self.command(node, Command::PeerState { id, online, candidates, relays, observed });
     }
 
     pub(super) fn handle_control(&mut self, message: Message) {
@@ -162,6 +162,7 @@ impl World {
         let id = self.nodes[node].id;
         let states = self.coordinator.states_for(id);
         self.tell(node, News::PeerStates(states));
+        self.coordinator.set_observed(id, self.net.outside_of(self.nodes[node].host));
         let state = self.coordinator.set_online(id, true);
         self.tell_others(node, &state);
         self.publish_state(node);

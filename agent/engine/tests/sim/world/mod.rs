@@ -151,6 +151,7 @@ impl World {
         self.note(format!("node {node} is killed"));
         self.nodes[node].engine = None;
         self.nodes[node].relays.clear();
+        self.nodes[node].sockets.clear();
         self.nodes[node].candidates.clear();
         self.drop_control(node);
     }
@@ -257,7 +258,7 @@ impl World {
 
     /// Whether the primary path of a node to a peer is a direct one.
     pub(crate) fn is_direct(&self, node: usize, peer: usize) -> bool {
-        matches!(self.path(node, peer), Some(PathAddress::Direct(_)))
+        self.path(node, peer).is_some_and(PathAddress::is_direct)
     }
 
     fn handle(&mut self, event: Event) {
@@ -292,8 +293,8 @@ impl World {
         if let Some(node) = self.hosts.get(&delivery.host).copied() {
             let line = Line::Arrived { node, from: source, len: bytes.len(), first: first(&bytes) };
             self.trace.add(self.now, line);
-            if delivery.port == NODE_PORT {
-                self.drive(node, Input::Datagram { source, bytes });
+            if let Some(via) = self.nodes[node].listener(delivery.port, source) {
+                self.drive(node, Input::Datagram { via, bytes });
             }
             return;
         }
@@ -380,10 +381,9 @@ impl World {
             Input::Tun(packet) => {
                 engine.handle_tun(TunFrame { packet: &packet, offload: Offload::None }, now, arena);
             }
-            Input::Datagram { source, mut bytes } => {
+            Input::Datagram { via, mut bytes } => {
                 batch.clear();
                 let stride = bytes.len();
-                let via = Via::Udp { remote: source, local: None };
                 let mut train = RxTrain { via, stride, bytes: &mut bytes };
                 engine.handle_datagrams(&mut train, now, arena, batch);
                 packets.extend(batch.packets().iter().map(|range| bytes[range.clone()].to_vec()));
@@ -407,6 +407,7 @@ impl World {
         }
         let own: Vec<_> = std::iter::from_fn(|| engine.poll_packet()).collect();
         let events: Vec<_> = std::iter::from_fn(|| engine.poll_event()).collect();
+        let sockets = engine.poll_sockets().cloned();
         if drains > MAX_DRAINS {
             self.fail(format!("node {node} never stops transmitting"));
         }
@@ -422,6 +423,9 @@ impl World {
         for (via, bytes) in datagrams {
             self.transmit(node, via, bytes);
         }
+        if let Some(open) = sockets {
+            self.nodes[node].sockets.retain(|_, socket| open.contains(socket));
+        }
         for packet in packets {
             self.deliver(node, &packet);
         }
@@ -432,8 +436,9 @@ impl World {
     }
 
     fn transmit(&mut self, node: usize, via: Via, bytes: Vec<u8>) {
-        let to = match via {
-            Via::Udp { remote, .. } => remote,
+        let (to, port) = match via {
+            Via::Udp { remote, .. } => (remote, NODE_PORT),
+            Via::Punched { socket, remote } => (remote, self.nodes[node].open_socket(socket)),
             Via::Stream(relay) => return self.fail(format!("node {node} uses a stream to {relay:?}")),
         };
         let line = Line::Sent { node, to, len: bytes.len(), first: first(&bytes) };
@@ -441,7 +446,7 @@ impl World {
         match self.check_transmit(node, to, &bytes) {
             Ok(()) => {
                 let host = self.nodes[node].host;
-                self.launch(Outgoing { host, port: NODE_PORT, destination: to, bytes });
+                self.launch(Outgoing { host, port, destination: to, bytes });
             }
             Err(why) => self.fail(why),
         }

@@ -1,7 +1,7 @@
 //! A node: an engine and what its driver and its control client would keep for it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -9,9 +9,9 @@ use std::{
 use ipnet::IpNet;
 use mesh_engine::{
     Engine,
-    batch::{RxBatch, TxArena},
+    batch::{RxBatch, SocketId, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey, RelayConfig},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits, RelayConfig},
 };
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
@@ -26,6 +26,10 @@ use crate::{net::HostId, rng::Rng};
 
 /// UDP port of every node's socket.
 pub(crate) const NODE_PORT: u16 = 51820;
+/// Ports of sockets beside the main one begin here.
+const FIRST_SOCKET_PORT: u16 = 20_000;
+/// They begin anew after this many.
+const SOCKET_PORTS: u32 = 30_000;
 /// Largest inner packet.
 pub(crate) const MTU: u16 = 1420;
 /// Size of the arena that a node's engine is lent.
@@ -58,6 +62,10 @@ pub(crate) struct Node {
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) control: Control,
     pub(crate) meter: Meter,
+    /// What its engine may do to punch.
+    pub(crate) punch: PunchLimits,
+    /// Its sockets beside the main one, by port.
+    pub(crate) sockets: BTreeMap<u16, SocketId>,
     private_key: [u8; 32],
 }
 
@@ -71,7 +79,7 @@ pub(crate) struct Control {
 }
 
 /// What a node did.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Meter {
     /// The virtual second that is counted, and the timeouts handled in it.
     pub(crate) second: u64,
@@ -82,6 +90,9 @@ pub(crate) struct Meter {
     pub(crate) most_timeouts: u32,
     /// Datagrams to peers, directly or through a relay.
     pub(crate) to_peers: u64,
+    /// Of those, disco messages that went directly, and where to.
+    pub(crate) disco: u64,
+    pub(crate) probed: BTreeSet<IpAddr>,
     /// Inner packets that applications gave it.
     pub(crate) packets: u64,
     /// Data messages to peers with something in them.
@@ -99,7 +110,7 @@ pub(crate) struct Meter {
 #[derive(Debug)]
 pub(crate) enum Input {
     Tun(Vec<u8>),
-    Datagram { source: SocketAddr, bytes: Vec<u8> },
+    Datagram { via: Via, bytes: Vec<u8> },
     Timeout,
     Command(Command),
 }
@@ -129,6 +140,8 @@ impl Node {
             candidates: Vec::new(),
             control: Control { connection: 0, connected: false, backoff: Duration::ZERO },
             meter: Meter::default(),
+            punch: PunchLimits::default(),
+            sockets: BTreeMap::new(),
             private_key,
         }
     }
@@ -162,6 +175,7 @@ impl Node {
             addresses: vec![IpAddr::V4(self.address)],
             allowed_ips: self.allowed_ips(),
             mtu: MTU,
+            punch: self.punch,
         };
         Engine::new(config, seed, now)
     }
@@ -173,6 +187,21 @@ impl Node {
             .chain(inside.into_iter().flatten())
             .map(|ip| Candidate { address: SocketAddr::new(ip, NODE_PORT), kind: CandidateKind::Host })
             .collect()
+    }
+
+    /// Returns the port of a socket beside the main one, which is opened if it is not open.
+    pub(crate) fn open_socket(&mut self, socket: SocketId) -> u16 {
+        let offset = u16::try_from(socket.0 % SOCKET_PORTS).expect("few ports");
+        self.sockets.insert(FIRST_SOCKET_PORT + offset, socket);
+        FIRST_SOCKET_PORT + offset
+    }
+
+    /// Returns what a datagram from an address came through, if anything listens at the port.
+    pub(crate) fn listener(&self, port: u16, remote: SocketAddr) -> Option<Via> {
+        match self.sockets.get(&port) {
+            Some(socket) => Some(Via::Punched { socket: *socket, remote }),
+            None => (port == NODE_PORT).then_some(Via::Udp { remote, local: None }),
+        }
     }
 
     /// Notes an inner packet.

@@ -1,0 +1,114 @@
+//! What a NAT does with the ports of mappings, from what observers saw: a pure function (RFC 4787, section 4.1).
+//!
+//! Servers that answer STUN are believed first. A peer stands behind a NAT of its own, which may change the source port
+//! of what comes in: Linux does when both sides' first packets cross. So one peer that disagrees proves nothing, while
+//! one that agrees from another address does: a NAT that maps by destination gives another port there.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use mesh_proto::status::Mapping;
+
+use super::Observer;
+
+/// So many mappings seen, all different, are not all some peer's NAT's doing.
+const MIN_DIFFERENT: usize = 3;
+
+/// An observer, and the address at which it saw this node.
+pub(super) type Seen = (SocketAddr, SocketAddr, Observer);
+
+/// Tells the mapping behaviour. `is_own` tells this host's own addresses.
+pub(super) fn mapping(seen: &[Seen], is_own: impl Fn(SocketAddr) -> bool) -> Mapping {
+    if seen.is_empty() {
+        return Mapping::Unknown;
+    }
+    if seen.iter().all(|(_, mapped, _)| is_own(*mapped)) {
+        return Mapping::None;
+    }
+    // An observer on this node's own network sees it untranslated, which says nothing about the NAT.
+    let seen: Vec<Seen> = seen.iter().filter(|(_, mapped, _)| !is_own(*mapped)).copied().collect();
+    let dedicated: Vec<Seen> =
+        seen.iter().filter(|(.., observer)| *observer == Observer::Dedicated).copied().collect();
+    match Comparison::of(&dedicated).verdict() {
+        Mapping::Unknown => {}
+        known => return known,
+    }
+    let all = Comparison::of(&seen);
+    let different = seen.iter().map(|(_, mapped, _)| mapped).collect::<BTreeSet<_>>().len();
+    if all.agree_by_address {
+        Mapping::Eim
+    } else if different >= MIN_DIFFERENT {
+        all.verdict()
+    } else {
+        Mapping::Unknown
+    }
+}
+
+/// What comparing each two observers gave.
+#[derive(Debug, Default)]
+struct Comparison {
+    differ_by_port: bool,
+    differ_by_address: bool,
+    agree_by_address: bool,
+}
+
+impl Comparison {
+    fn of(seen: &[Seen]) -> Self {
+        let mut comparison = Self::default();
+        for (index, (a, a_mapped, _)) in seen.iter().enumerate() {
+            for (b, b_mapped, _) in &seen[index + 1..] {
+                match (a.ip() == b.ip(), a_mapped == b_mapped) {
+                    (true, false) => comparison.differ_by_port = true,
+                    (false, false) => comparison.differ_by_address = true,
+                    (false, true) => comparison.agree_by_address = true,
+                    (true, true) => {}
+                }
+            }
+        }
+        comparison
+    }
+
+    fn verdict(&self) -> Mapping {
+        match (self.differ_by_port, self.differ_by_address, self.agree_by_address) {
+            (true, ..) => Mapping::Apdm,
+            (false, true, _) => Mapping::Adm,
+            (false, false, true) => Mapping::Eim,
+            (false, false, false) => Mapping::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_told_apart() {
+        use Observer::{Dedicated, Peer};
+        let (one, one_too, two) = ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1");
+        let (three, four) = ("192.0.2.3:1", "192.0.2.4:1");
+        let (own, near) = ("10.0.0.5:51820", "10.0.0.9:1");
+        let (p, q, r) = ("203.0.113.1:5", "203.0.113.1:6", "203.0.113.1:7");
+        type Row<'a> = (&'a [(&'a str, &'a str, Observer)], Mapping);
+        let table: &[Row<'_>] = &[
+            (&[], Mapping::Unknown),
+            (&[(one, p, Dedicated)], Mapping::Unknown),
+            (&[(one, own, Dedicated)], Mapping::None),
+            (&[(one, p, Dedicated), (two, p, Dedicated)], Mapping::Eim),
+            (&[(one, p, Dedicated), (two, q, Dedicated)], Mapping::Adm),
+            (&[(one, p, Dedicated), (one_too, q, Dedicated)], Mapping::Apdm),
+            (&[(one, p, Dedicated), (one_too, p, Dedicated)], Mapping::Unknown),
+            (&[(one, p, Dedicated), (near, own, Dedicated)], Mapping::Unknown),
+            // Peers, whose own NATs may rewrite what they see.
+            (&[(one, p, Dedicated), (two, p, Peer), (three, q, Peer), (four, r, Peer)], Mapping::Eim),
+            (&[(one, p, Dedicated), (two, q, Peer)], Mapping::Unknown),
+            (&[(one, p, Dedicated), (two, q, Peer), (three, r, Peer)], Mapping::Adm),
+            (&[(one, p, Dedicated), (two, q, Dedicated), (three, p, Peer)], Mapping::Adm),
+        ];
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for (row, (seen, expected)) in table.iter().enumerate() {
+            let seen: Vec<Seen> =
+                seen.iter().map(|(by, mapped, observer)| (parse(by), parse(mapped), *observer)).collect();
+            assert_eq!(mapping(&seen, |address| address == parse(own)), *expected, "row {row}");
+        }
+    }
+}
