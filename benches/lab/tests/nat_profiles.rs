@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSo
 use std::time::Duration;
 
 use mesh_lab::nat::probe::socket_in;
-use mesh_lab::nat::{Allocator, EarlyProbe, Egress, Hairpin, Protocol};
+use mesh_lab::nat::{Allocator, EarlyProbe, Egress, Hairpin, Protocol, Step};
 use mesh_lab::{Filtering, Host, Lab, Mapping, Nat, NatType, Network, Site, Topology};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -80,14 +80,17 @@ fn masquerade_keeps_ports_until_they_conflict() {
 #[test]
 fn sequential_ports_have_a_constant_distance() {
     let lab = Lab::new("seq").unwrap();
-    let network = network(&lab, Nat::sequential()).unwrap();
-    let observers = network.observers().unwrap();
-    let socket = udp(network.host("a").unwrap(), 5000).unwrap();
-    let port = |address, port| i32::from(observers.seen(&socket, address, port).unwrap().port());
-    let ports = [port(0, 0), port(0, 1), port(1, 0), port(1, 1)];
-    let steps: Vec<i32> = ports.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(steps[0] != 0 && steps.iter().all(|step| *step == steps[0]), "{ports:?}");
-    assert_eq!(network.nat("home").unwrap().allocator, Allocator::Sequential);
+    let network = network(&lab, Nat::sequential(Step::Up1)).unwrap();
+    for step in Step::ALL {
+        network.set_nat("home", Nat::sequential(step)).unwrap();
+        let observers = network.observers().unwrap();
+        let socket = udp(network.host("a").unwrap(), 5000).unwrap();
+        let port = |address, port| observers.seen(&socket, address, port).unwrap().port();
+        let ports = [port(0, 0), port(0, 1), port(1, 0), port(1, 1)];
+        let steps = ports.windows(2).map(|pair| pair[1].wrapping_sub(pair[0]).cast_signed());
+        assert!(steps.into_iter().all(|found| found == step.distance()), "{step:?}: {ports:?}");
+        assert_eq!(network.nat("home").unwrap().allocator, Allocator::Sequential(step));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use mesh_engine::{
     Engine,
     batch::{Offload, RxBatch, RxTrain, TunFrame, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits},
 };
 use mesh_lab::Host;
 use mesh_proto::{
@@ -82,6 +82,7 @@ impl Spokes {
                 addresses: vec![address.into()],
                 allowed_ips: vec![IpAddr::from(address).into()],
                 mtu: MTU,
+                punch: PunchLimits::default(),
             };
             let seed = [index.to_le_bytes()[0]; 32];
             Spoke {
@@ -105,7 +106,13 @@ impl Spokes {
         for spoke in &mut self.spokes {
             spoke.engine.handle_command(Command::SetPeers(vec![peer.clone()]), now);
             let candidates = candidates.clone();
-            let state = Command::PeerState { id: this.id, online: true, candidates, relays: Vec::new() };
+            let state = Command::PeerState {
+                id: this.id,
+                online: true,
+                candidates,
+                relays: Vec::new(),
+                observed: None,
+            };
             spoke.engine.handle_command(state, now);
         }
     }

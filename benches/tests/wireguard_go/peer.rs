@@ -10,7 +10,7 @@ use mesh_engine::{
     Engine,
     batch::{Offload, RxBatch, RxTrain, TunFrame, TxArena, Via},
     command::Command,
-    config::{Config, PeerConfig, PrivateKey},
+    config::{Config, PeerConfig, PrivateKey, PunchLimits},
     drops::DropReason,
     event::PathAddress,
     snapshot::PeerSnapshot,
@@ -66,6 +66,7 @@ impl Peer {
             addresses: identity.addresses.clone(),
             allowed_ips: identity.addresses.iter().map(|address| (*address).into()).collect(),
             mtu: MTU,
+            punch: PunchLimits::default(),
         };
         let now = Instant::now();
         let mut engine = Engine::new(config, [identity.number; 32], now);
@@ -97,7 +98,8 @@ impl Peer {
     /// Tells the engine where its peer is: one candidate, no relay.
     pub(crate) fn know(&mut self, address: SocketAddr) {
         let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
-        let state = Command::PeerState { id: STOCK_ID, online: false, candidates, relays: vec![] };
+        let state =
+            Command::PeerState { id: STOCK_ID, online: false, candidates, relays: vec![], observed: None };
         self.engine.handle_command(state, Instant::now());
         self.drain();
     }
@@ -166,7 +168,7 @@ impl Peer {
     /// Where the engine sends to.
     pub(crate) fn path(&self) -> Option<SocketAddr> {
         match self.snapshot().path?.address {
-            PathAddress::Direct(address) => Some(address),
+            PathAddress::Direct(address) | PathAddress::Punched { remote: address, .. } => Some(address),
             PathAddress::Relay(_) => None,
         }
     }

@@ -87,14 +87,14 @@ fn perform(stage: &mut Stage, lab: Lab, report: &mut Option<Report>) -> anyhow::
 
     stage.chapter("Everyone reaches everyone by mesh address");
     let echo = Echo::all(&village, ECHO_INTERVAL)?;
-    pairs::meet(stage, &echo)?;
+    pairs::meet(stage, &village, &echo)?;
     let found = report.insert(Report::of(&village, "The village", COORDINATOR_HOST));
     pairs::show_table(stage, &village, found)?;
     pairs::show_status(stage, &village)?;
 
-    stage.chapter("Neighbours use their LAN, and the office is carried by the relay");
+    stage.chapter("Neighbours use their LAN, and the office gets through its symmetric NAT");
     transport::show_neighbours(stage, &village)?;
-    transport::show_relayed(stage, &village)?;
+    transport::show_punched(stage, &village)?;
 
     stage.chapter("A file goes from the macbook to the countryside");
     transport::send_file(stage, &village)?;

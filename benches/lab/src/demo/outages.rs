@@ -98,12 +98,12 @@ pub(super) fn bring_coordinator_back(
     Ok(())
 }
 
-/// Which pairs need no relay.
+/// Which pairs need no relay, also to become direct again.
 fn direct_pairs(village: &Village) -> anyhow::Result<impl Fn(&str, &str) -> bool> {
     let mut pairs = Vec::new();
     for from in NODES {
         for to in NODES.into_iter().filter(|to| *to != from) {
-            if village.network().reach(from, to)? != Reach::Relay {
+            if matches!(village.network().reach(from, to)?, Reach::Lan | Reach::Direct) {
                 pairs.push((from, to));
             }
         }

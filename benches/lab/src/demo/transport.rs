@@ -4,7 +4,7 @@ use mesh_proto::status::PathKind;
 
 use super::stage::{Stage, millis};
 use crate::traffic::transfer;
-use crate::village::{COORDINATOR_HOST, Village};
+use crate::village::Village;
 
 /// The size of the file, in bytes.
 const FILE: u64 = 50_000_000;
@@ -23,14 +23,14 @@ pub(super) fn show_neighbours(stage: &mut Stage, village: &Village) -> anyhow::R
     Ok(())
 }
 
-/// `office` is carried by the relay to those whose NATs filter by port, and says why.
-pub(super) fn show_relayed(stage: &mut Stage, village: &Village) -> anyhow::Result<()> {
+/// `office`, whose NAT takes another port for each destination, gets through to those whose NATs filter by port.
+pub(super) fn show_punched(stage: &mut Stage, village: &Village) -> anyhow::Result<()> {
     let (node, to) = (village.node("office")?, "country");
     let peer = node.peer(to)?;
-    let relay = peer.path.relay.clone().unwrap_or_default();
+    let used = peer.path.address.map(|address| address.to_string()).unwrap_or_default();
     stage.promise(
-        peer.path.kind == PathKind::Relay && relay == COORDINATOR_HOST,
-        &format!("office reaches {to} by the relay {relay}"),
+        peer.path.kind == PathKind::Direct,
+        &format!("office reaches {to} straight through two NATs that filter by port, by {used}"),
     );
     let why = node.meshctl(["why", to])?.success()?;
     stage.say(&format!("office $ meshctl why {to}"));

@@ -49,7 +49,7 @@ impl Mesh {
         };
         match wanted {
             Reach::Lan => path.kind == PathKind::Direct && path.address.is_some_and(is_on_lan),
-            Reach::Direct => path.kind == PathKind::Direct && path.address.is_some(),
+            Reach::Direct | Reach::Punched => path.kind == PathKind::Direct && path.address.is_some(),
             Reach::Relay => path.kind == PathKind::Relay && path.relay.is_some() && !path.reason.is_empty(),
         }
     }

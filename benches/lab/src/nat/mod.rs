@@ -10,7 +10,7 @@ use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 pub mod probe;
-mod punching;
+pub(crate) mod punching;
 pub mod rules;
 
 /// How a NAT chooses the outside port of an inside endpoint (RFC 4787 section 4.1).
@@ -79,8 +79,49 @@ pub enum Allocator {
     Typed,
     /// Linux' plain `masquerade`, which keeps the port until there is a conflict; EIM x APDF as long as there is none.
     Masquerade,
-    /// Symmetric with ports at a constant, unknown distance from one another.
-    Sequential,
+    /// Symmetric with ports at a constant distance from one another.
+    Sequential(Step),
+}
+
+/// How far each port of a sequential allocator is from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// 1, upwards.
+    Up1,
+    /// 2, upwards.
+    Up2,
+    /// 256, upwards.
+    Up256,
+    /// 1, downwards.
+    Down1,
+}
+
+impl Step {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Up1, Self::Up2, Self::Up256, Self::Down1];
+
+    /// The distance itself.
+    #[must_use]
+    pub fn distance(self) -> i16 {
+        match self {
+            Self::Up1 => 1,
+            Self::Up2 => 2,
+            Self::Up256 => 256,
+            Self::Down1 => -1,
+        }
+    }
+}
+
+impl Allocator {
+    /// How ports count on, if they do.
+    #[must_use]
+    pub fn step(self) -> Option<Step> {
+        match self {
+            Self::Sequential(step) => Some(step),
+            Self::Typed | Self::Masquerade => None,
+        }
+    }
 }
 
 /// Whether hosts behind the router reach one another by its outside address.
@@ -185,8 +226,8 @@ impl Nat {
     }
 
     /// A symmetric router whose ports can be predicted.
-    pub fn sequential() -> Self {
-        Self { allocator: Allocator::Sequential, ..Self::new(Mapping::Apdm, Filtering::Apdf) }
+    pub fn sequential(step: Step) -> Self {
+        Self { allocator: Allocator::Sequential(step), ..Self::new(Mapping::Apdm, Filtering::Apdf) }
     }
 
     /// Sets whether inside hosts reach one another by the outside address.
@@ -232,7 +273,7 @@ impl Nat {
         let wanted = match self.allocator {
             Allocator::Typed => self.kind.mapping,
             Allocator::Masquerade => Mapping::Eim,
-            Allocator::Sequential => Mapping::Apdm,
+            Allocator::Sequential(_) => Mapping::Apdm,
         };
         if wanted != self.kind.mapping {
             bail!("{:?} ports cannot be {:?}", self.allocator, self.kind.mapping);

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 
-use super::{Allocator, EarlyProbe, Egress, Filtering, Hairpin, Mapping, Nat, Protocol};
+use super::{Allocator, EarlyProbe, Egress, Filtering, Hairpin, Mapping, Nat, Protocol, Step};
 
 /// Where a router stands.
 #[derive(Debug, Clone)]
@@ -52,6 +52,9 @@ pub const OUTSIDE_INTERFACE: &str = "wan";
 
 /// First port, and number of ports, of the range from which symmetric mappings are drawn.
 const SYMMETRIC_PORTS: (u16, u16) = (30_000, 20_000);
+
+/// After so many, ports that count on begin anew: more than a test opens.
+const SEQUENCE_LEN: u16 = 4096;
 
 /// Writes the whole rule set, which replaces what was loaded before.
 pub fn script(nat: &Nat, place: &Place) -> String {
@@ -115,7 +118,7 @@ fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
     }
     let udp = match (nat.allocator, nat.kind.mapping) {
         (Allocator::Masquerade, _) => "masquerade".to_owned(),
-        (Allocator::Sequential, _) => format!("snat to {outside}:numgen inc mod {count} offset {first}"),
+        (Allocator::Sequential(step), _) => format!("snat to {outside}:{}", sequence(step)),
         (Allocator::Typed, Mapping::Eim) => format!("snat to {outside}"),
         (Allocator::Typed, Mapping::Adm) => format!(
             "snat to {outside}:jhash ip saddr . udp sport . ip daddr mod {count} seed 0xfeed offset {first}"
@@ -124,6 +127,25 @@ fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
     };
     let _ = writeln!(out, "  oifname \"wan\" meta l4proto udp {udp}");
     let _ = write!(out, "  oifname \"wan\" snat to {outside}\n }}\n");
+}
+
+/// An expression that gives ports in order. nft writes a bare number in the byte order of this machine, so a step of 1
+/// becomes one of 256, with a carry of 1 after 256 of them; a map's values are ports as they should be.
+fn sequence(step: Step) -> String {
+    let (first, count) = SYMMETRIC_PORTS;
+    let port = |number: u16| match step {
+        Step::Up1 | Step::Up256 => first + number,
+        Step::Up2 => first + 2 * number,
+        Step::Down1 => first + count - number,
+    };
+    match step {
+        Step::Up256 => format!("numgen inc mod {count} offset {first}"),
+        Step::Up1 | Step::Up2 | Step::Down1 => {
+            let ports: Vec<String> =
+                (0..SEQUENCE_LEN).map(|number| format!("{number} : {}", port(number))).collect();
+            format!("numgen inc mod {SEQUENCE_LEN} map {{ {} }}", ports.join(", "))
+        }
+    }
 }
 
 fn forward(out: &mut String, nat: &Nat, place: &Place) {

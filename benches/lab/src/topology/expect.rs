@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{Gateway, Network, Site};
 use crate::linksim::Line;
-use crate::nat::{Filtering, Mapping, NatType};
+use crate::nat::Nat;
+use crate::nat::punching::reach;
 
 /// How two hosts should come together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,7 +14,9 @@ pub enum Reach {
     Lan,
     /// Straight through their NATs.
     Direct,
-    /// Through a relay, because plain probing does not get through their NATs.
+    /// Straight through their NATs, after some seconds on a relay: it takes many sockets, or ports that were predicted.
+    Punched,
+    /// Through a relay, because nothing gets through their NATs.
     Relay,
 }
 
@@ -23,7 +26,7 @@ impl Reach {
     pub fn word(self) -> &'static str {
         match self {
             Self::Lan => "lan",
-            Self::Direct => "direct",
+            Self::Direct | Self::Punched => "direct",
             Self::Relay => "relay",
         }
     }
@@ -40,8 +43,7 @@ impl Network {
         if from == to {
             return Ok(Reach::Lan);
         }
-        let punched = self.nat_type(&from)?.punches(self.nat_type(&to)?);
-        Ok(if punched { Reach::Direct } else { Reach::Relay })
+        Ok(reach(self.nat_or_open(&from)?.as_ref(), self.nat_or_open(&to)?.as_ref()))
     }
 
     /// What the lines add to a round trip between two hosts, by a relay on a third host if one is named.
@@ -64,12 +66,12 @@ impl Network {
         }
     }
 
-    /// The type of a site's NAT; a public site is as open as the most open NAT.
-    fn nat_type(&self, name: &str) -> anyhow::Result<NatType> {
+    /// A site's NAT; a public site has none.
+    fn nat_or_open(&self, name: &str) -> anyhow::Result<Option<Nat>> {
         let is_public = |site: &&Site| site.name == name && site.gateway == Gateway::Public;
         if self.topology().sites.iter().any(|site| is_public(&site)) {
-            return Ok(NatType { mapping: Mapping::Eim, filtering: Filtering::Eif });
+            return Ok(None);
         }
-        Ok(self.nat(name)?.kind)
+        self.nat(name).map(Some)
     }
 }

@@ -77,6 +77,19 @@ impl Village {
         Ok(village)
     }
 
+    /// As [`Village::start`], without efforts at hard pairs of NATs: `office` stays relayed.
+    ///
+    /// # Errors
+    ///
+    /// If any of it fails.
+    pub fn start_relayed(lab: &Lab) -> anyhow::Result<Self> {
+        let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
+        options.agent_args = ["--punch-rate", "0"].map(str::to_owned).to_vec();
+        let village = Self::prepare_with(lab, options)?;
+        village.mesh.start()?;
+        Ok(village)
+    }
+
     /// The mesh.
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
