@@ -63,9 +63,9 @@ bench-soak: bins
 bench-wire: bins
 	$(CARGO) bench --locked -p mesh-benches --bench wire
 
-## bench-links: the same over simulated links: 40 ms and 1 % loss, and a bottleneck of 100 Mbit/s
+## bench-links: the same over slower links: 40 ms and 1 % loss, a far bottleneck of 100 Mbit/s, and one's own
 bench-links: bins
-	$(CARGO) bench --locked -p mesh-benches --bench wire -- lossy narrow
+	$(CARGO) bench --locked -p mesh-benches --bench wire -- lossy narrow uplink
 
 ## bench-profile: where the cycles of one TCP stream go, ours and wireguard-go's
 bench-profile: bins

@@ -26,14 +26,14 @@ fn main() -> anyhow::Result<()> {
         let peers = peers::get(Path::new(peers::FOLDER), |kind| kinds.contains(&kind));
         let ways = match link {
             Link::Lan => Kind::WAYS.into_iter().filter(|way| kinds.contains(way)).collect(),
-            Link::Lossy | Link::Narrow => Vec::new(),
+            Link::Lossy | Link::Narrow | Link::Uplink => Vec::new(),
         };
         let plan = Plan { rounds, seconds, loads, link, ways, profile };
         let report = wire::measure(&Lab::new("wire")?, peers, &plan)?;
         println!("{}", report.table());
         let file = match link {
             Link::Lan => "wire".to_owned(),
-            Link::Lossy | Link::Narrow => format!("wire-{}", link.name()),
+            Link::Lossy | Link::Narrow | Link::Uplink => format!("wire-{}", link.name()),
         };
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
         report.write_json(&folder.join(&file).with_extension("json"))?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_lab::{Filtering, Impairment, Loss, Mapping, Nat, Rate, Site, Topology, topology::Ipv6};
+use mesh_lab::{Filtering, Impairment, Loss, Mapping, Nat, Network, Rate, Site, Topology, topology::Ipv6};
 use serde::Serialize;
 
 use super::{
@@ -27,11 +27,14 @@ pub enum Link {
     Lossy,
     /// Simulated: 40 ms and a bottleneck of 100 Mbit/s with a queue of 50 ms.
     Narrow,
+    /// A LAN, on which the sender's own interface is the bottleneck of 100 Mbit/s, with the plain queue of 1,000
+    /// packets: what a full send buffer does.
+    Uplink,
 }
 
 impl Link {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Lan, Self::Lossy, Self::Narrow];
+    pub const ALL: [Self; 4] = [Self::Lan, Self::Lossy, Self::Narrow, Self::Uplink];
 
     /// Returns its name, also on the command line.
     #[must_use]
@@ -40,6 +43,7 @@ impl Link {
             Self::Lan => "lan",
             Self::Lossy => "lossy",
             Self::Narrow => "narrow",
+            Self::Uplink => "uplink",
         }
     }
 
@@ -48,14 +52,31 @@ impl Link {
     pub const fn loads(self) -> &'static [Load] {
         match self {
             Self::Lan => &Load::ALL,
-            Self::Lossy | Self::Narrow => &[Load::Tcp1, Load::Tcp4, Load::PingIdle, Load::PingLoaded],
+            Self::Lossy | Self::Narrow | Self::Uplink => &[Load::Tcp1, Load::Tcp4, Load::PingIdle, Load::PingLoaded],
         }
+    }
+
+    /// Makes the sender's interface slow, where that is the link.
+    pub(super) fn slow_down(self, network: &Network) -> anyhow::Result<()> {
+        if self != Self::Uplink {
+            return Ok(());
+        }
+        let rate = format!("{NARROW}mbit");
+        let host = network.host(ENDS[0])?;
+        for what in [
+            "qdisc add dev eth0 root handle 1: htb default 1".to_owned(),
+            format!("class add dev eth0 parent 1: classid 1:1 htb rate {rate} ceil {rate}"),
+            "qdisc add dev eth0 parent 1:1 pfifo limit 1000".to_owned(),
+        ] {
+            host.command("tc").args(what.split(' ')).output()?.success()?;
+        }
+        Ok(())
     }
 
     /// Describes a network with the two hosts; on a LAN, with two more that have IPv6 there.
     pub(super) fn topology(self) -> Topology {
         let both = match self {
-            Self::Lan => {
+            Self::Lan | Self::Uplink => {
                 let lan = |name| Site::behind(name, Nat::new(Mapping::Eim, Filtering::Apdf));
                 let plain = ENDS.into_iter().fold(lan("lan"), |lan, name| lan.host(name));
                 let v6 =

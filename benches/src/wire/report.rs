@@ -176,7 +176,7 @@ impl Report {
     pub fn goals(&self) -> Vec<Figure> {
         match self.link {
             Link::Lan => GOALS.iter().filter_map(|goal| self.judge(goal)).collect(),
-            Link::Lossy | Link::Narrow => Vec::new(),
+            Link::Lossy | Link::Narrow | Link::Uplink => Vec::new(),
         }
     }
 

@@ -44,6 +44,7 @@ impl Stage {
     /// When the lab, our own binaries or iperf3's server fail.
     pub fn build(lab: &Lab, peers: Peers, plan: &Plan) -> anyhow::Result<Self> {
         let network = lab.build(plan.link.topology().site(Site::public("coord")))?;
+        plan.link.slow_down(&network)?;
         let address = network.outside("coord")?.to_string();
         let wants = |kind| plan.ways.contains(&kind);
         let mut nodes = ENDS.to_vec();
