@@ -7,7 +7,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack ethtool:ethtool gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab chaos lint bench bench-memory bench-soak bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -33,6 +33,10 @@ test-unit: setup
 # Namespaces, addresses and CPU time are shared: one test at a time.
 test-lab: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
+
+## matrix: the 81 pairs of NAT types on real kernels, one after the other; RUNS=1 SEED=1
+matrix: bins
+	$(BIN)/mesh-lab matrix --runs $(or $(RUNS),1) --seed $(or $(SEED),1)
 
 ## chaos: 500 times kill -9 of anything in the village, under traffic; about half an hour
 chaos: bins

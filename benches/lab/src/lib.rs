@@ -40,6 +40,7 @@ pub mod cli;
 pub mod demo;
 pub mod dns;
 pub mod linksim;
+pub mod matrix;
 pub mod mesh;
 pub mod nat;
 pub mod netns;

@@ -1,6 +1,6 @@
 //! The command `mesh-lab`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod village;
 
+use crate::matrix::{self, Scope};
 use crate::nat::{Nat, NatType};
 use crate::run::Lab;
 use crate::topology::{Site, Topology};
@@ -36,6 +37,24 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
     },
+    /// Asks the 81 pairs of NAT types one after the other and prints how long each takes to become direct
+    Matrix {
+        /// How often every pair is asked
+        #[arg(long, default_value_t = 1)]
+        runs: u32,
+        /// Gives the order of the pairs, and what the lines do
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only the eight pairs that plain probing does not get through
+        #[arg(long)]
+        hard: bool,
+        /// Probes per second of the agents [default: theirs]
+        #[arg(long)]
+        rate: Option<u16>,
+        /// Where every single time is written [default: matrix.json in the target directory]
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// The village in the background
     Village {
         /// Where the running village is described [default: in /run/mesh-lab, or in /tmp for other users than root]
@@ -61,12 +80,32 @@ impl Arguments {
                 crate::run::rootless::become_root()?;
                 crate::demo::run(&report.map_or_else(crate::demo::default_report, Ok)?)
             }
+            Command::Matrix { runs, seed, hard, rate, json } => {
+                crate::run::rootless::become_root()?;
+                let scope = if hard { Scope::Hard } else { Scope::All };
+                let agent_args =
+                    rate.map_or_else(Vec::new, |rate| vec!["--punch-rate".to_owned(), rate.to_string()]);
+                let options = matrix::Options { runs, seed, scope, agent_args };
+                show_matrix(&options, &json.unwrap_or_else(matrix::default_json))
+            }
             Command::Village { state, command } => {
                 let state = state.map_or_else(crate::village::state::default_path, Ok)?;
                 command.run(&state)
             }
         }
     }
+}
+
+fn show_matrix(options: &matrix::Options, json: &Path) -> anyhow::Result<ExitCode> {
+    let outcomes = matrix::measure(options, |outcome| {
+        let took = outcome.direct_ms.map_or("relay".to_owned(), |ms| format!("{ms:.0} ms"));
+        eprintln!("run {} {} to {}: {took}", outcome.run, outcome.from, outcome.to);
+    })?;
+    print!("{}\n{}", matrix::table(&outcomes), matrix::summary(&outcomes));
+    matrix::write_json(&outcomes, json)?;
+    println!("every time: {}", json.display());
+    let is_right = outcomes.iter().all(matrix::Outcome::is_right);
+    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn nat_check() -> anyhow::Result<ExitCode> {
