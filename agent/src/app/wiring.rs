@@ -198,7 +198,7 @@ impl Wiring {
         let event = match event {
             DriverEvent::Engine(event) => event,
             DriverEvent::TunLost => return self.following.look().await,
-            DriverEvent::UdpSilent => return self.control.udp_silent(),
+            DriverEvent::Unanswered => return self.control.unanswered(),
         };
         match event {
             Event::CandidatesChanged(candidates) => self.control.set_candidates(candidates),

@@ -91,8 +91,8 @@ pub(super) struct LocalNews {
     pub(super) network_changed: bool,
     /// The coordinator's relay forgot the channel.
     pub(super) reopen_relay: bool,
-    /// Nothing comes over UDP any more.
-    pub(super) udp_silent: bool,
+    /// What this host sends gets no answers.
+    pub(super) unanswered: bool,
 }
 
 struct Savers {
@@ -424,9 +424,9 @@ impl Client {
 
     /// Does what the outbox asks for and needs no connection, and returns the rest.
     pub(super) fn handle_outbox(&mut self) -> LocalNews {
-        let (network_changed, reopened, worked, udp_silent) = self.shared.with_outbox(|outbox| {
+        let (network_changed, reopened, worked, unanswered) = self.shared.with_outbox(|outbox| {
             let changed = outbox.take_network_changed();
-            (changed, outbox.take_reopened(), outbox.take_worked(), outbox.take_udp_silent())
+            (changed, outbox.take_reopened(), outbox.take_worked(), outbox.take_unanswered())
         });
         if network_changed {
             self.relays.network_changed();
@@ -445,7 +445,7 @@ impl Client {
         if reopen_relay {
             self.sign_at = Some(Instant::now());
         }
-        LocalNews { network_changed, reopen_relay, udp_silent }
+        LocalNews { network_changed, reopen_relay, unanswered }
     }
 
     /// Takes over a new map.

@@ -43,7 +43,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// An answer to a test is expected after this, or after three round trips if that is longer.
 const TEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// A test that is made because nothing comes over UDP any more: an answer takes a round trip, and time is short.
+/// A test that is made because nothing is answered any more: an answer takes a round trip, and time is short.
 const URGENT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Without a byte for this long a byte pipe is dead; heartbeats notice it earlier.
 const PIPE_IDLE: Duration = Duration::from_secs(20);

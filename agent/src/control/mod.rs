@@ -159,9 +159,10 @@ impl ControlHandle {
         self.shared.set_network(network);
     }
 
-    /// Nothing comes over UDP any more: a connection over it is tested, and another way is taken if it does not answer.
-    pub fn udp_silent(&self) {
-        self.shared.update(Outbox::udp_silent);
+    /// What this host sends gets no answers: UDP may be blocked. A connection over it is tested, and another way is taken
+    /// if it does not answer.
+    pub fn unanswered(&self) {
+        self.shared.update(Outbox::unanswered);
     }
 
     /// The host's network changed: the connection is tested, and made again if it does not answer.

@@ -36,7 +36,7 @@ pub(super) struct Outbox {
     calls: BTreeMap<NodeId, Call>,
     reopen: BTreeSet<RelayId>,
     network_changed: bool,
-    udp_silent: bool,
+    unanswered: bool,
     worked: BTreeMap<NodeId, SocketAddr>,
 }
 
@@ -96,9 +96,9 @@ impl Outbox {
         self.network_changed = true;
     }
 
-    /// Says that nothing comes over UDP any more.
-    pub(super) fn udp_silent(&mut self) {
-        self.udp_silent = true;
+    /// Says that what this host sends gets no answers.
+    pub(super) fn unanswered(&mut self) {
+        self.unanswered = true;
     }
 
     /// Says where a peer answered.
@@ -146,9 +146,9 @@ impl Outbox {
         mem::take(&mut self.network_changed)
     }
 
-    /// Takes whether nothing comes over UDP any more.
-    pub(super) fn take_udp_silent(&mut self) -> bool {
-        mem::take(&mut self.udp_silent)
+    /// Takes whether what this host sends gets no answers.
+    pub(super) fn take_unanswered(&mut self) -> bool {
+        mem::take(&mut self.unanswered)
     }
 
     /// Takes where peers answered.

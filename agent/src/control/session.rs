@@ -218,8 +218,8 @@ impl Session<'_> {
                 self.try_quic();
             }
         }
-        if local.udp_silent && !self.link.is_pipe() {
-            debug!("nothing comes over UDP: the connection is tested");
+        if local.unanswered && !self.link.is_pipe() {
+            debug!("nothing is answered: the connection is tested");
             self.link.test_urgently()?;
         }
         if local.reopen_relay {

@@ -82,8 +82,8 @@ pub enum DriverEvent {
     Engine(Event),
     /// Somebody deleted the interface: give the driver a new TUN.
     TunLost,
-    /// Something was sent over UDP for a while, and nothing at all came back.
-    UdpSilent,
+    /// The host has been sending into the mesh for a while, and nothing at all came back.
+    Unanswered,
 }
 
 /// Speaks to the driver.

@@ -45,7 +45,7 @@ struct Shared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Topic {
     Tun,
-    UdpSilent,
+    Unanswered,
     Candidates,
     Relay(RelayId),
     CallMeMaybe(NodeId),
@@ -92,7 +92,7 @@ impl Topic {
     fn of(event: &DriverEvent) -> Self {
         match event {
             DriverEvent::TunLost => Self::Tun,
-            DriverEvent::UdpSilent => Self::UdpSilent,
+            DriverEvent::Unanswered => Self::Unanswered,
             DriverEvent::Engine(event) => match event {
                 Event::CandidatesChanged(_) => Self::Candidates,
                 Event::CallMeMaybe { to, .. } => Self::CallMeMaybe(*to),

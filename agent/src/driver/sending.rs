@@ -36,8 +36,6 @@ pub(super) struct Sending {
     blocked: Option<AsyncFd<OwnedFd>>,
     /// The byte streams of relays; each drops what it has no room for, the oldest first.
     pub(super) streams: BTreeMap<RelayId, TrainSender>,
-    /// Whether something was sent over UDP that was not yet taken note of.
-    sent_udp: bool,
 }
 
 /// Which socket.
@@ -60,26 +58,12 @@ impl Sending {
         let punched = PunchedSockets::new(udp.offloads);
         let v4 = udp.v4.map(watch).transpose()?;
         let v6 = udp.v6.map(watch).transpose()?;
-        Ok(Self {
-            v4,
-            v6,
-            punched,
-            arena,
-            done: (0, 0),
-            blocked: None,
-            streams: BTreeMap::new(),
-            sent_udp: false,
-        })
+        Ok(Self { v4, v6, punched, arena, done: (0, 0), blocked: None, streams: BTreeMap::new() })
     }
 
     /// Returns what to wait on for room, if a socket is full.
     pub(super) fn blocked(&self) -> Option<&AsyncFd<OwnedFd>> {
         self.blocked.as_ref()
-    }
-
-    /// Takes whether something was sent over UDP.
-    pub(super) fn take_sent_udp(&mut self) -> bool {
-        std::mem::take(&mut self.sent_udp)
     }
 
     /// Sends all that is laid out; what the sockets do not take stays for when they do. Errors are counted.
@@ -110,10 +94,8 @@ impl Sending {
                 continue;
             };
             match socket.get_mut().try_send(&train, bytes) {
-                Sent::All => self.sent_udp = true,
+                Sent::All => {}
                 Sent::Refused(error) => {
-                    // As good as sent: a packet filter on this host may be what blocks UDP.
-                    self.sent_udp = true;
                     counters.count(Counter::of_send(&error), segments(&train, bytes));
                 }
                 Sent::Blocked(at) => match watch_for_room(socket.get_ref()) {

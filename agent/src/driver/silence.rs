@@ -1,11 +1,13 @@
-//! Notices that UDP has gone silent: something is sent again and again, and nothing at all comes back.
+//! Notices that the mesh has gone silent: the host sends into it again and again, and nothing at all comes out of it.
 //!
-//! It costs no timer: a sender that goes on sending notices it by itself, and one that has stopped has nothing to miss.
-//! Whether UDP is blocked is for others to find out: a peer that is away is silent, too.
+//! That may be because UDP has been blocked, also in one direction alone, so that probes of others still arrive. It may
+//! have a hundred other reasons (a peer that is away, a stream that nobody answers), and to find out costs little.
+//!
+//! It takes no timer: a host that goes on sending notices it by itself, and one that has stopped has nothing to miss.
 
 use std::time::{Duration, Instant};
 
-/// So long nothing came while something was sent.
+/// So long nothing came while something was sent: more than any round trip takes.
 const SILENCE: Duration = Duration::from_millis(1000);
 /// It is told this often at most.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -18,12 +20,14 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// Something came.
-    pub(super) fn handle_received(&mut self) {
-        self.unanswered_since = None;
+    /// So many packets came out of the mesh.
+    pub(super) fn handle_received(&mut self, packets: usize) {
+        if packets > 0 {
+            self.unanswered_since = None;
+        }
     }
 
-    /// Something was sent; whether it has been silent for too long, and that is news.
+    /// The host has sent something into the mesh; whether it has been silent for too long, and that is news.
     pub(super) fn handle_sent(&mut self, now: Instant) -> bool {
         let since = *self.unanswered_since.get_or_insert(now);
         let is_silent = now.saturating_duration_since(since) >= SILENCE;
@@ -46,7 +50,8 @@ mod tests {
         let mut silence = Silence::default();
         assert!(!silence.handle_sent(at(0)));
         assert!(!silence.handle_sent(at(900)));
-        silence.handle_received();
+        silence.handle_received(0);
+        silence.handle_received(1);
         assert!(!silence.handle_sent(at(1000)));
         assert!(!silence.handle_sent(at(1900)));
         assert!(silence.handle_sent(at(2000)));

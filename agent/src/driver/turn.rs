@@ -289,10 +289,8 @@ impl<T: Tun> Driver<T> {
                 bytes: &mut bytes[..meta.len],
             };
             self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+            self.silence.handle_received(self.packets.packets().len());
             write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
-        }
-        if count > 0 {
-            self.silence.handle_received();
         }
     }
 
@@ -304,6 +302,7 @@ impl<T: Tun> Driver<T> {
             let (via, stride) = (Via::Stream(relay), train.stride.max(1));
             let mut train = RxTrain { via, stride, bytes: &mut train.bytes };
             self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+            self.silence.handle_received(self.packets.packets().len());
             write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
         }
     }
@@ -311,6 +310,9 @@ impl<T: Tun> Driver<T> {
     /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn.
     fn read_tun(&mut self, now: Instant) {
         let mut sealed = 0;
+        if self.silence.handle_sent(now) {
+            self.outbox.push(DriverEvent::Unanswered);
+        }
         for _ in 0..TUN_READS {
             let waits = sealed >= TUN_BYTES || self.engine.has_backlog() || !self.has_room();
             if waits && self.engine.is_backlog_full() {
@@ -368,9 +370,6 @@ impl<T: Tun> Driver<T> {
             if !more || self.sending.blocked().is_some() {
                 break;
             }
-        }
-        if self.sending.take_sent_udp() && self.silence.handle_sent(now) {
-            self.outbox.push(DriverEvent::UdpSilent);
         }
         while let Some(packet) = self.engine.poll_packet() {
             match &self.tun {

@@ -52,7 +52,9 @@ impl Link {
     pub const fn loads(self) -> &'static [Load] {
         match self {
             Self::Lan => &Load::ALL,
-            Self::Lossy | Self::Narrow | Self::Uplink => &[Load::Tcp1, Load::Tcp4, Load::PingIdle, Load::PingLoaded],
+            Self::Lossy | Self::Narrow | Self::Uplink => {
+                &[Load::Tcp1, Load::Tcp4, Load::PingIdle, Load::PingLoaded]
+            }
         }
     }
 

@@ -197,7 +197,11 @@ impl Engine {
         let udp_relay_is_up =
             self.local.relays.values().any(|relay| relay.is_up() && relay.address().is_some());
         let answers = self.peers.iter().any(Peer::has_direct_answer);
-        self.local.netcheck.is_unanswered() && !udp_relay_is_up && !answers
+        // Behind a proxy, names do not resolve: there is nobody to ask, and a relay is reached all the same.
+        let stream_is_up = self.local.relays.values().any(|relay| relay.is_up() && relay.is_stream());
+        let is_unanswered =
+            self.local.netcheck.is_unanswered() || (stream_is_up && self.local.netcheck.has_no_observers());
+        is_unanswered && !udp_relay_is_up && !answers
     }
 
     /// Runs `act` on a peer and re-arms its wakeups.

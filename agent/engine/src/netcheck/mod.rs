@@ -177,6 +177,11 @@ impl NetCheck {
         !self.observers.is_empty() && self.observers.values().all(given_up)
     }
 
+    /// Whether there is nobody to ask.
+    pub(crate) fn has_no_observers(&self) -> bool {
+        self.observers.is_empty()
+    }
+
     /// Returns when [`NetCheck::handle_timeout`] wants to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let queries = self.observers.values().filter_map(|query| query.next);

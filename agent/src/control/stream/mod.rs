@@ -25,6 +25,9 @@ pub use open::PipeError;
 pub use proxy::{InvalidProxy, Proxy, ProxyError, ProxyRules};
 pub use url::{InvalidUrl, WebSocketUrl};
 
+/// Places where the server was that are tried for each URL, the last ones first.
+const MAX_KNOWN: usize = 3;
+
 /// What a person may say about byte pipes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamOptions {
@@ -43,7 +46,7 @@ pub(super) struct StreamTarget {
     pub(super) options: StreamOptions,
     /// Where it says that it is.
     pub(super) names: Vec<HostPort>,
-    /// Where it was, for when its name does not resolve.
+    /// Where it was, the last place first.
     pub(super) known: Vec<SocketAddr>,
     /// The mesh's own ranges, through which it is not reached.
     pub(super) mesh: Vec<IpNet>,
@@ -86,7 +89,8 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
             Some(progress) = dial.pending.next() => match progress {
-                Progress::Resolved(url, proxy, resolved) => dial.handle_resolved(&url, proxy.as_ref(), resolved),
+                Progress::Resolved(url, proxy, Ok(addresses)) => dial.add(&url, proxy.as_ref(), addresses),
+                Progress::Resolved(url, _, Err(error)) => dial.error.push(url.to_string(), None, error.into()),
                 Progress::Opened(way, Ok(opened)) => {
                     let Opened { pipe, fingerprint } = *opened;
                     let Way { url, address, proxy } = *way;
@@ -106,58 +110,56 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
 /// The state of one dial.
 struct Dial<'a> {
     target: &'a StreamTarget,
+    /// Every URL that is tried, the most promising first.
+    urls: Vec<WebSocketUrl>,
     waiting: VecDeque<Way>,
+    tried: Vec<Way>,
     running: Vec<Way>,
-    started: usize,
     pending: Pending<'a>,
     error: DialError,
 }
 
 impl<'a> Dial<'a> {
-    /// Starts to resolve everybody's name.
+    /// Queues the places where the server was, and starts to resolve everybody's name.
     fn new(target: &'a StreamTarget) -> Self {
-        let pending: Pending<'a> = FuturesUnordered::new();
-        for url in urls(target) {
+        let mut dial = Self {
+            target,
+            urls: urls(target),
+            waiting: VecDeque::new(),
+            tried: Vec::new(),
+            running: Vec::new(),
+            pending: FuturesUnordered::new(),
+            error: DialError::default(),
+        };
+        for url in dial.urls.clone() {
             let proxy = target.options.proxy.proxy_for(&url.server).cloned();
+            // It may be that nothing answers the resolver, where UDP is blocked.
+            if proxy.is_none() && target.names.iter().any(|name| name.host() == url.server.host()) {
+                let known = target.known.iter().map(|known| SocketAddr::new(known.ip(), url.server.port()));
+                dial.add(&url, None, known.take(MAX_KNOWN));
+            }
             let server = proxy.as_ref().map_or(&url.server, |proxy| &proxy.server).clone();
-            pending.push(Box::pin(async move {
+            dial.pending.push(Box::pin(async move {
                 let resolved = server.resolve(&target.mesh).await;
                 Progress::Resolved(url, proxy, resolved)
             }));
         }
-        Self {
-            target,
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-            started: 0,
-            pending,
-            error: DialError::default(),
-        }
+        dial
     }
 
-    /// Queues the ways that a name has led to. Where it led nowhere, the server may still be where it was.
-    fn handle_resolved(
+    /// Queues ways to a URL, in the order of the URLs, whichever name was resolved first.
+    fn add(
         &mut self,
         url: &WebSocketUrl,
         proxy: Option<&Proxy>,
-        resolved: Result<Vec<SocketAddr>, ResolveError>,
+        addresses: impl IntoIterator<Item = SocketAddr>,
     ) {
-        let addresses = resolved.unwrap_or_else(|error| {
-            let is_first = self.target.names.first().is_some_and(|name| name.host() == url.server.host());
-            let known = self.target.known.iter().filter(|_| is_first && proxy.is_none());
-            let known: Vec<_> = known.map(|known| SocketAddr::new(known.ip(), url.server.port())).collect();
-            if known.is_empty() {
-                self.error.push(url.to_string(), None, error.into());
-            }
-            known
-        });
         for address in addresses {
             let way = Way { url: url.clone(), address, proxy: proxy.cloned() };
-            let room = self.started + self.waiting.len() < MAX_ATTEMPTS;
-            if room && !self.waiting.contains(&way) && is_usable(address, &self.target.mesh) {
-                // In the order of the URLs, whichever name was resolved first.
-                let order = urls(self.target);
-                let rank = |way: &Way| order.iter().position(|url| *url == way.url);
+            let room = self.tried.len() + self.waiting.len() < MAX_ATTEMPTS;
+            let is_known = self.waiting.contains(&way) || self.tried.contains(&way);
+            if room && !is_known && is_usable(address, &self.target.mesh) {
+                let rank = |way: &Way| self.urls.iter().position(|url| *url == way.url);
                 let at = self.waiting.iter().position(|other| rank(other) > rank(&way));
                 self.waiting.insert(at.unwrap_or(self.waiting.len()), way);
             }
@@ -166,7 +168,7 @@ impl<'a> Dial<'a> {
 
     fn try_start(&mut self) -> bool {
         let Some(way) = self.waiting.pop_front() else { return false };
-        self.started += 1;
+        self.tried.push(way.clone());
         self.running.push(way.clone());
         let config = self.target.config.clone();
         self.pending.push(Box::pin(async move {

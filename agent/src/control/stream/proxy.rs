@@ -51,12 +51,12 @@ pub struct ProxyRules {
 pub enum ProxyError {
     /// It wants to know who asks, or does not believe it.
     #[error(
-        "the proxy asks for a user and a password (407): give them as --proxy http://USER:PASSWORD@HOST:PORT"
+        "the proxy asks for a user and a password ({0}): give them as --proxy http://USER:PASSWORD@HOST:PORT"
     )]
-    WantsCredentials,
+    WantsCredentials(u16),
     /// It does not take these credentials.
-    #[error("the proxy does not accept the user and password (407)")]
-    RefusesCredentials,
+    #[error("the proxy does not accept the user and password ({0})")]
+    RefusesCredentials(u16),
     /// It forbids the destination.
     #[error("the proxy forbids the way to {0} (403): ask who runs it to allow it")]
     Forbidden(HostPort),
@@ -173,8 +173,9 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     let status = read_head(stream).await?;
     match status {
         200..=299 => Ok(()),
-        407 if proxy.credentials.is_some() => Err(ProxyError::RefusesCredentials),
-        407 => Err(ProxyError::WantsCredentials),
+        // 407 is meant; tinyproxy says 401 to a wrong password.
+        401 | 407 if proxy.credentials.is_some() => Err(ProxyError::RefusesCredentials(status)),
+        401 | 407 => Err(ProxyError::WantsCredentials(status)),
         403 => Err(ProxyError::Forbidden(server.clone())),
         status => Err(ProxyError::Status(status)),
     }

@@ -4,6 +4,7 @@
 //! to filter what comes back. [`rules`] writes them as nftables; [`probe`] measures them from outside, as STUN does.
 
 use std::fmt;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -144,6 +145,8 @@ pub enum Egress {
     NoUdp,
     /// Name resolution and TCP to port 443, nothing else.
     OnlyTcp443,
+    /// TCP to an HTTP proxy, nothing else: no name resolution.
+    OnlyProxy(SocketAddrV4),
 }
 
 /// What a packet does that comes to the router before the inside host has sent one.

@@ -184,10 +184,16 @@ fn input(out: &mut String, early_probe: EarlyProbe) {
 fn egress(out: &mut String, egress: Egress) {
     let rules = match egress {
         Egress::Open => return,
-        Egress::NoUdp => "  oifname \"wan\" meta l4proto udp udp dport != 53 drop\n",
+        Egress::NoUdp => "  oifname \"wan\" meta l4proto udp udp dport != 53 drop\n".to_owned(),
         Egress::OnlyTcp443 => {
             "  oifname \"wan\" udp dport 53 accept\n  oifname \"wan\" tcp dport 443 accept\n  oifname \"wan\" drop\n"
+                .to_owned()
         }
+        Egress::OnlyProxy(proxy) => format!(
+            "  oifname \"wan\" ip daddr {} tcp dport {} accept\n  oifname \"wan\" drop\n",
+            proxy.ip(),
+            proxy.port()
+        ),
     };
     let _ = write!(
         out,

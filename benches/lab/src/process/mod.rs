@@ -26,6 +26,9 @@ pub use enter::Surroundings;
 /// How long [`HostCommand::output`] waits unless told otherwise.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What daemons log is set by this variable of the lab, for those who look for something.
+const LOG_VARIABLE: &str = "MESH_LAB_LOG";
+
 /// A program to be run on a host.
 #[derive(Debug)]
 pub struct HostCommand {
@@ -43,6 +46,9 @@ impl HostCommand {
             if key.to_string_lossy().starts_with("MESH_") {
                 command.env_remove(key);
             }
+        }
+        if let Some(filter) = std::env::var_os(LOG_VARIABLE) {
+            command.env("MESH_LOG", filter);
         }
         Self { command, surroundings, logs, patience: OUTPUT_PATIENCE }
     }

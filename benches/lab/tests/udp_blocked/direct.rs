@@ -9,8 +9,9 @@ use nix::sys::signal::Signal;
 use super::rig::{By, build, start, time_to_first_reply, time_to_reply, topology, wait_carried};
 
 /// Drops all UDP but name resolution at a site's router; existing connections of TCP are left alone.
-const BLOCK: &str = "add table inet blocked\nadd chain inet blocked f { type filter hook forward priority -20; policy accept; }\n\
-    add rule inet blocked f meta l4proto udp udp dport != 53 udp sport != 53 drop\n";
+const BLOCK: &str = "add table inet blocked\n\
+    add chain inet blocked f { type filter hook forward priority -20; policy accept; }\n\
+    add rule inet blocked f oifname wan udp dport != 53 drop\n";
 const UNBLOCK: &str = "delete table inet blocked\n";
 
 /// How often UDP is blocked and let through again: each time takes as long as UDP is left alone before it is tried.
