@@ -7,7 +7,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-relay bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -62,6 +62,11 @@ bench-memory: bins
 ## bench-soak: minutes of mixed load in which nothing may grow; MINUTES=10
 bench-soak: bins
 	$(CARGO) bench --locked -p mesh-benches --bench soak
+
+## bench-relay: what our relay pays for a packet, beside coturn
+bench-relay: bins
+	@.ci/setup turnserver:coturn
+	$(CARGO) bench --locked -p mesh-benches --bench relay
 
 ## bench-wire: the data plane beside wireguard-go, boringtun-cli and nebula; ROUNDS=5 SECONDS=3
 bench-wire: bins

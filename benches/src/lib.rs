@@ -12,6 +12,7 @@ pub mod first_packet;
 pub mod footprint;
 pub mod memory;
 pub mod procfs;
+pub mod relay;
 pub mod soak;
 pub mod startup;
 pub mod throughput;
