@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    io::{self, IoSliceMut},
+    io,
     net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
@@ -11,9 +11,8 @@ use std::{
 
 use mesh_engine::{
     Engine,
-    batch::{RxBatch, RxTrain, SocketId, Via},
+    batch::{RxBatch, SocketId},
 };
-use quinn_udp::RecvMeta;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc,
@@ -36,17 +35,11 @@ use crate::io::{
     udp::{RECV_BATCH, RECV_BUFFER_LEN, Socket},
 };
 
-/// Reads of the TUN per turn: more made a UDP flood worse, less costs system calls.
-const TUN_READS: usize = 64;
-
-/// Bytes from the TUN that a turn seals. They take about 0.2 ms: so long may what comes from the network have to wait.
-const TUN_BYTES: usize = 256 * 1024;
+mod inbound;
+mod outbound;
 
 /// A turn that has moved so many bytes may have missed that another source became ready.
 const LONG_TURN: usize = 64 * 1024;
-
-/// Trains of byte streams per turn.
-const STREAM_TRAINS: usize = 64;
 
 /// Requests per turn.
 const REQUESTS: usize = 16;
@@ -253,110 +246,6 @@ impl<T: Tun> Driver<T> {
         }
     }
 
-    /// Gives the engine what a socket has, and the TUN what comes of it.
-    fn receive(&mut self, outlet: Outlet, now: Instant) {
-        let socket = match outlet {
-            Outlet::V4 => self.sending.v4.as_ref(),
-            Outlet::V6 => self.sending.v6.as_ref(),
-            Outlet::Punched(id) => self.sending.punched.get(id),
-        };
-        let Some(socket) = socket else { return };
-        let mut meta = [RecvMeta::default(); RECV_BATCH];
-        let mut chunks = self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN);
-        let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let mut count = 0;
-        let received = socket.try_io(Interest::READABLE, |socket| {
-            count = socket.try_recv(&mut buffers, &mut meta)?;
-            // Fewer than there were buffers for: the socket is empty, and need not be asked once more to say so.
-            if count < RECV_BATCH { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        if received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
-            self.counters.count(Counter::UdpReceive, 1);
-            return;
-        }
-        for (meta, bytes) in meta[..count].iter().zip(self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN)) {
-            if meta.dst_ip.is_some_and(|address| self.overlay.contains(&address)) {
-                self.counters.count(Counter::UdpLoop, 1);
-                continue;
-            }
-            self.moved.add(meta.len, meta.stride);
-            let mut train = RxTrain {
-                via: match outlet {
-                    Outlet::V4 | Outlet::V6 => Via::Udp { remote: meta.addr, local: meta.dst_ip },
-                    Outlet::Punched(socket) => Via::Punched { socket, remote: meta.addr },
-                },
-                stride: meta.stride.max(1),
-                bytes: &mut bytes[..meta.len],
-            };
-            self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
-            self.silence.handle_received(self.packets.packets().len());
-            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
-        }
-    }
-
-    /// Gives the engine what byte streams have, and the TUN what comes of it.
-    fn receive_streams(&mut self, now: Instant) {
-        for _ in 0..STREAM_TRAINS {
-            let Some((relay, mut train)) = self.streams.take() else { return };
-            self.moved.add(train.bytes.len(), train.stride);
-            let (via, stride) = (Via::Stream(relay), train.stride.max(1));
-            let mut train = RxTrain { via, stride, bytes: &mut train.bytes };
-            self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
-            self.silence.handle_received(self.packets.packets().len());
-            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
-        }
-    }
-
-    /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn.
-    fn read_tun(&mut self, now: Instant) {
-        let mut sealed = 0;
-        if self.silence.handle_sent(now) {
-            self.outbox.push(DriverEvent::Unanswered);
-        }
-        for _ in 0..TUN_READS {
-            let waits = sealed >= TUN_BYTES || self.engine.has_backlog() || !self.has_room();
-            if waits && self.engine.is_backlog_full() {
-                return;
-            }
-            let Some(tun) = &self.tun else { return };
-            let buffer = &mut self.tun_buffer;
-            match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
-                Ok(frame) => {
-                    self.moved.add(frame.packet.len(), frame.packet.len());
-                    if waits {
-                        self.engine.handle_backlog(frame, now);
-                    } else {
-                        sealed += frame.packet.len();
-                        self.engine.handle_tun(frame, now, &mut self.sending.arena);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if tun::is_lost(&error) => {
-                    self.tun = None;
-                    self.outbox.push(DriverEvent::TunLost);
-                }
-                Err(_) => self.counters.count(Counter::TunRead, 1),
-            }
-        }
-    }
-
-    /// Has a turn's worth of the backlog sealed.
-    fn seal_backlog(&mut self, now: Instant) {
-        let mut sealed = 0;
-        while sealed < TUN_BYTES && self.engine.has_backlog() && self.has_room() {
-            let Some(len) = self.engine.poll_backlog(now, &mut self.sending.arena) else { return };
-            sealed += len;
-        }
-    }
-
-    /// Whether one more frame of the TUN can be laid out, after what is laid out has been sent if need be.
-    fn has_room(&mut self) -> bool {
-        if self.sending.blocked().is_none() && self.sending.arena.room() < Engine::MAX_TUN_ROOM {
-            self.sending.flush(&mut self.counters);
-        }
-        self.sending.blocked().is_none()
-    }
-
     /// Takes out all that the engine has to give, and sets the timer anew.
     fn drain(&mut self, now: Instant) {
         if let Some(sockets) = self.engine.poll_sockets() {
@@ -389,21 +278,4 @@ impl<T: Tun> Driver<T> {
         }
         self.armed = next;
     }
-}
-
-/// Writes the inner packets of an opened train to the TUN, and forgets them.
-fn write_inner<T: Tun>(
-    tun: &Option<AsyncFd<T>>,
-    train: &mut RxTrain<'_>,
-    packets: &mut RxBatch,
-    counters: &mut Counters,
-) {
-    match tun {
-        Some(tun) => {
-            let refused = tun.get_ref().write_batch(train.bytes, packets.packets());
-            counters.count(Counter::TunWrite, refused);
-        }
-        None => counters.count(Counter::TunAway, packets.packets().len() as u64),
-    }
-    packets.clear();
 }

@@ -1,0 +1,102 @@
+//! From the underlay to the TUN.
+
+use std::{
+    io::{self, IoSliceMut},
+    time::Instant,
+};
+
+use mesh_engine::batch::{RxBatch, RxTrain, Via};
+use quinn_udp::RecvMeta;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Driver;
+use crate::{
+    driver::{
+        counters::{Counter, Counters},
+        sending::Outlet,
+    },
+    io::{
+        tun::Tun,
+        udp::{RECV_BATCH, RECV_BUFFER_LEN},
+    },
+};
+
+/// Trains of byte streams per turn.
+const STREAM_TRAINS: usize = 64;
+
+impl<T: Tun> Driver<T> {
+    /// Gives the engine what a socket has, and the TUN what comes of it.
+    pub(super) fn receive(&mut self, outlet: Outlet, now: Instant) {
+        let socket = match outlet {
+            Outlet::V4 => self.sending.v4.as_ref(),
+            Outlet::V6 => self.sending.v6.as_ref(),
+            Outlet::Punched(id) => self.sending.punched.get(id),
+        };
+        let Some(socket) = socket else { return };
+        let mut meta = [RecvMeta::default(); RECV_BATCH];
+        let mut chunks = self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN);
+        let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let mut count = 0;
+        let received = socket.try_io(Interest::READABLE, |socket| {
+            count = socket.try_recv(&mut buffers, &mut meta)?;
+            // Fewer than it could have been: the socket is empty, and need not be asked once more to say so.
+            if count < RECV_BATCH.min(quinn_udp::BATCH_SIZE) {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        });
+        if received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            self.counters.count(Counter::UdpReceive, 1);
+            return;
+        }
+        for (meta, bytes) in meta[..count].iter().zip(self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN)) {
+            if meta.dst_ip.is_some_and(|address| self.overlay.contains(&address)) {
+                self.counters.count(Counter::UdpLoop, 1);
+                continue;
+            }
+            self.moved.add(meta.len, meta.stride);
+            let mut train = RxTrain {
+                via: match outlet {
+                    Outlet::V4 | Outlet::V6 => Via::Udp { remote: meta.addr, local: meta.dst_ip },
+                    Outlet::Punched(socket) => Via::Punched { socket, remote: meta.addr },
+                },
+                stride: meta.stride.max(1),
+                bytes: &mut bytes[..meta.len],
+            };
+            self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+            self.silence.handle_received(self.packets.packets().len());
+            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
+        }
+    }
+
+    /// Gives the engine what byte streams have, and the TUN what comes of it.
+    pub(super) fn receive_streams(&mut self, now: Instant) {
+        for _ in 0..STREAM_TRAINS {
+            let Some((relay, mut train)) = self.streams.take() else { return };
+            self.moved.add(train.bytes.len(), train.stride);
+            let (via, stride) = (Via::Stream(relay), train.stride.max(1));
+            let mut train = RxTrain { via, stride, bytes: &mut train.bytes };
+            self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
+            self.silence.handle_received(self.packets.packets().len());
+            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
+        }
+    }
+}
+
+/// Writes the inner packets of an opened train to the TUN, and forgets them.
+fn write_inner<T: Tun>(
+    tun: &Option<AsyncFd<T>>,
+    train: &mut RxTrain<'_>,
+    packets: &mut RxBatch,
+    counters: &mut Counters,
+) {
+    match tun {
+        Some(tun) => {
+            let refused = tun.get_ref().write_batch(train.bytes, packets.packets());
+            counters.count(Counter::TunWrite, refused);
+        }
+        None => counters.count(Counter::TunAway, packets.packets().len() as u64),
+    }
+    packets.clear();
+}

@@ -1,0 +1,70 @@
+//! From the TUN to the underlay.
+
+use std::{io, time::Instant};
+
+use mesh_engine::Engine;
+use tokio::io::Interest;
+
+use super::Driver;
+use crate::{
+    driver::{DriverEvent, counters::Counter},
+    io::tun::{self, Tun},
+};
+
+/// Reads of the TUN per turn: more made a UDP flood worse, less costs system calls.
+const TUN_READS: usize = 64;
+
+/// Bytes from the TUN that a turn seals. They take about 0.2 ms: so long may what comes from the network have to wait.
+const TUN_BYTES: usize = 256 * 1024;
+
+impl<T: Tun> Driver<T> {
+    /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn.
+    pub(super) fn read_tun(&mut self, now: Instant) {
+        let mut sealed = 0;
+        if self.silence.handle_sent(now) {
+            self.outbox.push(DriverEvent::Unanswered);
+        }
+        for _ in 0..TUN_READS {
+            let waits = sealed >= TUN_BYTES || self.engine.has_backlog() || !self.has_room();
+            if waits && self.engine.is_backlog_full() {
+                return;
+            }
+            let Some(tun) = &self.tun else { return };
+            let buffer = &mut self.tun_buffer;
+            match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
+                Ok(frame) => {
+                    self.moved.add(frame.packet.len(), frame.packet.len());
+                    if waits {
+                        self.engine.handle_backlog(frame, now);
+                    } else {
+                        sealed += frame.packet.len();
+                        self.engine.handle_tun(frame, now, &mut self.sending.arena);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if tun::is_lost(&error) => {
+                    self.tun = None;
+                    self.outbox.push(DriverEvent::TunLost);
+                }
+                Err(_) => self.counters.count(Counter::TunRead, 1),
+            }
+        }
+    }
+
+    /// Has a turn's worth of the backlog sealed.
+    pub(super) fn seal_backlog(&mut self, now: Instant) {
+        let mut sealed = 0;
+        while sealed < TUN_BYTES && self.engine.has_backlog() && self.has_room() {
+            let Some(len) = self.engine.poll_backlog(now, &mut self.sending.arena) else { return };
+            sealed += len;
+        }
+    }
+
+    /// Whether one more frame of the TUN can be laid out, after what is laid out has been sent if need be.
+    fn has_room(&mut self) -> bool {
+        if self.sending.blocked().is_none() && self.sending.arena.room() < Engine::MAX_TUN_ROOM {
+            self.sending.flush(&mut self.counters);
+        }
+        self.sending.blocked().is_none()
+    }
+}
