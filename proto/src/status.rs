@@ -11,7 +11,7 @@
 //!  "peers":[{"name":"country","node_key":"…","public_key":"…","addresses":["10.90.0.2"],
 //!   "allowed_ips":["10.90.0.2/32","10.244.2.0/24"],"online":true,
 //!   "path":{"kind":"direct|relay|none","address":"198.51.100.7:51820","relay":null,"rtt_ms":18.2,"mtu":1420,
-//!     "since":"RFC 3339","reason":"…"},
+//!     "since":"RFC 3339","code":"answered|…|nats-vary","reason":"…"},
 //!   "last_handshake":"RFC 3339","tx_bytes":0,"rx_bytes":0,"loss":0.0,"drops":{"reason":1}}]}
 //! ```
 //!
@@ -242,8 +242,49 @@ pub struct PathStatus {
     pub mtu: Option<u16>,
     /// Since when it is the primary path.
     pub since: Option<Timestamp>,
-    /// Why the peer is on it.
+    /// Why the peer is on it, for programs.
+    #[serde(default)]
+    pub code: PathReason,
+    /// Why the peer is on it, for people: a clause, and what could be done for a direct path.
     pub reason: String,
+}
+
+/// Why a peer is on the path it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathReason {
+    /// Direct: it answered on the local network.
+    AnsweredOnLan,
+    /// Direct: it answered.
+    Answered,
+    /// Direct: it answered through a hole that was made by many sockets and ports, or by prediction.
+    AnsweredPunched,
+    /// Direct: it answered before, and is being asked again.
+    Doubted,
+    /// Direct: it never answered, but the peer was heard from there; it speaks WireGuard alone.
+    Heard,
+    /// None: no relay is up, and no address of the peer is known.
+    NothingKnown,
+    /// Relayed: the peer has sent no candidates.
+    NoCandidates,
+    /// Relayed: no direct path has been probed, for want of traffic.
+    NotProbed,
+    /// Relayed: no direct path has answered.
+    NoAnswer,
+    /// Relayed: the direct path stopped answering.
+    StoppedAnswering,
+    /// Relayed: many sockets and ports, or prediction, are being tried.
+    Punching,
+    /// Relayed: many sockets and ports, or prediction, found nothing.
+    PunchFailed,
+    /// Relayed: both NATs take a new port at random for each destination, and filter by port.
+    NatsVary,
+    /// Relayed: UDP does not get out of this node's network.
+    UdpBlocked,
+    /// A reason that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Kinds of path.

@@ -98,6 +98,7 @@ fn unknown_values_become_unknown_and_nothing_else_is_lost() {
         ("status", "reference", "/self/coordinator/transport"),
         ("status", "reference", "/self/relay/transport"),
         ("status", "reference", "/peers/0/path/kind"),
+        ("status", "reference", "/peers/0/path/code"),
     ] {
         let mut document = golden_document(folder, name);
         *document.pointer_mut(place).unwrap() = json!(NEWS);
@@ -145,6 +146,7 @@ fn optional_fields_may_be_missing() {
         ("server", "refused_busy", "", "retry_after_ms", json!(null)),
         ("status", "reference", "/self", "ready", json!(false)),
         ("status", "nothing_known", "/self", "drops", json!({})),
+        ("status", "reference", "/peers/0/path", "code", json!("unknown")),
         ("status", "nothing_known", "/self", "warnings", json!([])),
         ("status", "nothing_known", "/self/coordinator", "error", json!(null)),
     ] {

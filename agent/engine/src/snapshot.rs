@@ -8,7 +8,7 @@ use std::{
 use mesh_proto::{
     candidate::Candidate,
     netmap::{NodeId, RelayId},
-    status::Mapping,
+    status::{Mapping, PathReason},
 };
 
 use crate::{drops::DropCounters, event::PathAddress};
@@ -39,8 +39,12 @@ pub struct PeerSnapshot {
     pub online: bool,
     /// The primary path.
     pub path: Option<PathSnapshot>,
-    /// Why it is on this path, or on none: a clause for people.
+    /// Why it is on this path, or on none.
+    pub code: PathReason,
+    /// The same for people: a clause.
     pub reason: String,
+    /// How its NAT maps, if it has said so.
+    pub mapping: Option<Mapping>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
     /// Bytes of inner packets sent.

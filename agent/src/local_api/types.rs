@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_proto::status::Timestamp;
+use mesh_proto::status::{PathReason, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The fixed `Host` of every request: another one comes from a web page that was led here.
@@ -28,7 +28,10 @@ pub struct PingReply {
 pub struct Why {
     /// The peer.
     pub node: String,
-    /// The primary path's reason.
+    /// Why the primary path is what it is, as `meshctl status --json` has it.
+    #[serde(default)]
+    pub code: PathReason,
+    /// The same for people.
     pub reason: String,
     /// Every path that is known, the primary one first.
     pub paths: Vec<WhyPath>,

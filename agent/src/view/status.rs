@@ -14,12 +14,13 @@ use mesh_engine::{
 use mesh_proto::{
     netmap::{NetworkMap, Node, RelayId},
     status::{
-        CoordinatorStatus, NatStatus, PathKind, PathStatus, PeerStatus, PortMapping, RelayStatus,
+        CoordinatorStatus, NatStatus, PathKind, PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus,
         RelayTransport, SelfStatus, Status, Timestamp,
     },
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use super::explain;
 use crate::driver::Counters;
 
 /// What the daemon knows at one moment.
@@ -97,6 +98,10 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
 fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> PeerStatus {
     let counters = peer.map_or((0, 0), |peer| (peer.tx_bytes, peer.rx_bytes));
     let path = peer.and_then(|peer| peer.path.as_ref());
+    let reason = match peer {
+        Some(peer) => explain::reason(input, node.name.as_str(), peer),
+        None => (PathReason::Unknown, "not taken up yet".to_owned()),
+    };
     PeerStatus {
         name: node.name.to_string(),
         node_key: node.node_key,
@@ -104,7 +109,7 @@ fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> P
         addresses: node.addresses.clone(),
         allowed_ips: node.allowed_ips.clone(),
         online: peer.is_some_and(|peer| peer.online),
-        path: path_status(input, path, peer.map_or("not taken up yet", |peer| &peer.reason)),
+        path: path_status(input, path, reason),
         last_handshake: peer.and_then(|peer| peer.last_handshake).map(|at| input.timestamp(at)),
         tx_bytes: counters.0,
         rx_bytes: counters.1,
@@ -113,7 +118,11 @@ fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> P
     }
 }
 
-fn path_status(input: &Input<'_>, path: Option<&PathSnapshot>, reason: &str) -> PathStatus {
+fn path_status(
+    input: &Input<'_>,
+    path: Option<&PathSnapshot>,
+    (code, reason): (PathReason, String),
+) -> PathStatus {
     let (kind, address, relay) = match path.map(|path| path.address) {
         Some(PathAddress::Direct(remote) | PathAddress::Punched { remote, .. }) => {
             (PathKind::Direct, Some(remote), None)
@@ -128,7 +137,8 @@ fn path_status(input: &Input<'_>, path: Option<&PathSnapshot>, reason: &str) -> 
         rtt_ms: path.and_then(|path| path.rtt).map(millis),
         mtu: path.map(|path| path.mtu),
         since: path.and_then(|path| path.since).map(|at| input.timestamp(at)),
-        reason: reason.to_owned(),
+        code,
+        reason,
     }
 }
 
@@ -217,7 +227,9 @@ pub(crate) mod tests {
             id: NodeId(id),
             online: true,
             path: Some(path(address, now)),
+            code: PathReason::NoAnswer,
             reason: reason.into(),
+            mapping: None,
             last_handshake: Some(now - Duration::from_secs(61)),
             tx_bytes: 123_456,
             rx_bytes: 52,
@@ -245,13 +257,17 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn document() -> Status {
-        let now = Instant::now() + Duration::from_secs(1000);
-        let (snapshot, map) = (snapshot(now), map());
+    /// Has something done with a whole input around a snapshot.
+    pub(in crate::view) fn input_of<T>(
+        snapshot: &Snapshot,
+        now: Instant,
+        act: impl FnOnce(&Input<'_>) -> T,
+    ) -> T {
+        let map = map();
         let mut counters = Counters::default();
         counters.count(Counter::UdpUnreachable, 2);
-        status(&Input {
-            snapshot: &snapshot,
+        act(&Input {
+            snapshot,
             counters: &counters,
             now,
             wall: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
@@ -269,6 +285,11 @@ pub(crate) mod tests {
             routes: &[],
             warnings: vec![],
         })
+    }
+
+    pub(crate) fn document() -> Status {
+        let now = Instant::now() + Duration::from_secs(1000);
+        input_of(&snapshot(now), now, status)
     }
 
     #[test]

@@ -245,7 +245,7 @@ nat          endpoint-independent mapping (eim), port mapping none
 NODE    ADDRESS   ON  PATH                      RTT    LOSS SHOOK TX   RX MTU
 country 10.90.0.3 yes direct 198.51.100.7:51820 18.2ms 0%   1m    123K 52 1280
 office  10.90.0.2 yes relay pi                  18.2ms 0%   1m    123K 52 1280
-  relayed: no direct path has answered
+  relayed: no direct path has answered; forward UDP 51820 on either side
 ";
         assert_eq!(status(&document(), now()), expected);
     }

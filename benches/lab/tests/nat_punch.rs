@@ -7,7 +7,7 @@ use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Step;
 use mesh_lab::traffic::Echo;
 use mesh_lab::{Filtering, Lab, Mapping, Mesh, MeshOptions, Nat, Site, Topology};
-use mesh_proto::status::PathKind;
+use mesh_proto::status::{PathKind, PathReason};
 
 const COORDINATOR: &str = "coordinator";
 /// What each site adds to a round trip.
@@ -18,6 +18,9 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const BIRTHDAY_PATIENCE: Duration = Duration::from_secs(1 + 6 + 3);
 /// A second of plain probing, and what prediction takes, on a busy machine.
 const PREDICTED_PATIENCE: Duration = Duration::from_secs(1 + 2 + 3);
+
+/// Both sides' halves of an attempt at 500 probes a second, which finds nothing.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(1 + 10 + 5);
 
 /// Two nodes behind these NATs, and a public coordinator.
 fn pair(lab: &Lab, nats: [Nat; 2]) -> anyhow::Result<Mesh> {
@@ -67,6 +70,26 @@ fn many_sockets_and_many_ports_meet() {
         check([easy(), hard.clone()], BIRTHDAY_PATIENCE).unwrap();
         check([hard, easy()], BIRTHDAY_PATIENCE).unwrap();
     }
+}
+
+#[test]
+fn two_that_vary_stay_relayed_and_say_what_could_be_done() {
+    let hard = || Nat::new(Mapping::Apdm, Filtering::Apdf);
+    let lab = Lab::new("relayed").unwrap();
+    let mesh = pair(&lab, [hard(), hard()]).unwrap();
+    let _echo = Echo::all(&mesh, INTERVAL).unwrap();
+    let wanted = "relayed: a: symmetric NAT with port filtering; b: same; forward UDP 51820 on either side";
+    // With one observer only, that both vary is known when an attempt has failed.
+    wait_until(FAILURE_PATIENCE, "it is said why", || {
+        let path = mesh.node("a")?.peer("b")?.path;
+        anyhow::ensure!(path.code == PathReason::NatsVary && path.kind == PathKind::Relay, "{path:?}");
+        anyhow::ensure!(path.reason == wanted, "{}", path.reason);
+        Ok(true)
+    })
+    .unwrap();
+    let why = mesh.node("a").unwrap().meshctl(["why", "b"]).unwrap().success().unwrap().stdout;
+    assert!(why.starts_with(&format!("b: {wanted}")), "{why}");
+    mesh.check_logs(&[]).unwrap();
 }
 
 #[test]

@@ -93,6 +93,7 @@ const PEER: Shape = Record(&[
             ("rtt_ms", OrNull(&Number)),
             ("mtu", OrNull(&Whole)),
             ("since", OrNull(&Time)),
+            ("code", Text),
             ("reason", Text),
         ]),
     ),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_proto::candidate::Candidate;
+use mesh_proto::{candidate::Candidate, status::PathReason};
 
 use super::{
     Health, Path, PathSet,
@@ -145,6 +145,29 @@ impl PathSet {
     pub(super) fn latest_heard(&self, now: Instant) -> Option<View> {
         let heard = self.paths.iter().filter(|path| path.standing() == Some(Standing::Heard));
         heard.max_by_key(|path| path.last_heard).and_then(|path| Self::view(path, now))
+    }
+
+    /// Tells why the primary path is what it is.
+    pub(crate) fn code(&self) -> PathReason {
+        let Some(primary) = self.primary() else { return PathReason::NothingKnown };
+        if primary.is_direct() {
+            return match (primary.health, primary.class()) {
+                (Health::Alive, Class::Lan) => PathReason::AnsweredOnLan,
+                (Health::Alive, Class::Internet) => PathReason::Answered,
+                (Health::Suspect { .. }, _) => PathReason::Doubted,
+                (Health::Untried | Health::Dead, _) => PathReason::Heard,
+            };
+        }
+        let mut direct = self.paths.iter().filter(|path| path.is_direct());
+        if direct.clone().any(|path| path.last_answer.is_some()) {
+            PathReason::StoppedAnswering
+        } else if direct.clone().any(|path| path.step > 0) {
+            PathReason::NoAnswer
+        } else if direct.next().is_some() {
+            PathReason::NotProbed
+        } else {
+            PathReason::NoCandidates
+        }
     }
 
     /// Says in a clause why the primary path is what it is.

@@ -8,7 +8,7 @@ use std::{
 use mesh_proto::{
     disco::{Message, TxId},
     punch::{Punch, PunchStage},
-    status::Mapping,
+    status::{Mapping, PathReason},
 };
 
 use super::Peer;
@@ -18,7 +18,7 @@ use crate::{
     drops::DropReason,
     engine::Local,
     event::PathAddress,
-    path::guess::is_public,
+    path::{Health, guess::is_public},
     punch::{
         attempt::{Attempt, OBSERVED_MAPPINGS, Observing, Run, Shot, Stage},
         plan::{Plan, Refusal, plan},
@@ -93,6 +93,19 @@ impl Peer {
         attempt.chain(self.paths.iter().filter_map(move |path| of_path(path.address)))
     }
 
+    /// Returns what attempts have to do with the path that the peer is on.
+    pub(super) fn punch_reason(&self) -> Option<PathReason> {
+        let primary = self.paths.primary()?;
+        let has_answered = primary.is_direct() && primary.health == Health::Alive;
+        match (primary.is_direct(), self.punched.outcome) {
+            (true, Some(PunchOutcome::Direct)) if has_answered => Some(PathReason::AnsweredPunched),
+            (false, _) if self.punched.attempt.is_some() => Some(PathReason::Punching),
+            (false, Some(PunchOutcome::BothVary)) => Some(PathReason::NatsVary),
+            (false, Some(PunchOutcome::NoAnswer)) => Some(PathReason::PunchFailed),
+            (true, _) | (false, Some(PunchOutcome::Direct | PunchOutcome::NotAgreed) | None) => None,
+        }
+    }
+
     /// Gives up an attempt because the peer is removed.
     pub(super) fn abandon_punch(&mut self, local: &mut Local) {
         if self.punched.attempt.take().is_some() {
@@ -143,7 +156,12 @@ impl Peer {
                 attempt.stage = Stage::offered(own, *offers + 1, now);
                 self.tell_punch(&own, local);
             }
-            Stage::Running(run) if run.is_over(now) => self.end_punch(PunchOutcome::NoAnswer, local, now),
+            Stage::Running(run) if run.is_over(now) => {
+                // Had either side's port stayed, one of its probes would have hit a socket of the other's.
+                let both = run.plan.spread.is_some() && run.plan.ports.is_some();
+                let outcome = if both { PunchOutcome::BothVary } else { PunchOutcome::NoAnswer };
+                self.end_punch(outcome, local, now);
+            }
             Stage::Running(run) => {
                 let shots = run.poll_shots(now);
                 self.shoot(&shots, local);

@@ -32,8 +32,9 @@ pub fn summary(outcomes: &[Outcome]) -> String {
             _ => all.iter().filter_map(|outcome| outcome.direct_ms).collect(),
         };
         times.sort_by(f64::total_cmp);
-        let at =
-            |percent: usize| times.get(times.len().saturating_sub(1) * percent / 100).map_or(0.0, |ms| *ms);
+        // The nearest rank: of few times, the 99th percentile is the longest.
+        let rank = |percent: usize| (times.len() * percent).div_ceil(100).saturating_sub(1);
+        let at = |percent: usize| times.get(rank(percent)).map_or(0.0, |ms| *ms);
         let label = if wanted == "relay" { "first ping" } else { "direct after" };
         let _ = writeln!(
             text,
