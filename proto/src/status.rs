@@ -5,7 +5,7 @@
 //!   "interface":"mesh0","mtu":1420,"candidates":[{"address":"203.0.113.1:51820","kind":"reflexive"}],
 //!   "nat":{"mapping":"eim|adm|apdm|none|unknown","port_mapping":"pcp|nat-pmp|upnp|none","udp_blocked":false},
 //!   "coordinator":{"state":"connected|connecting|offline","address":"…","transport":"quic|websocket",
-//!     "rtt_ms":1.2,"error":null},
+//!     "rtt_ms":1.2,"error":null,"outer_certificate":null},
 //!   "relay":{"name":"pi","transport":"udp|websocket","rtt_ms":1.2},"routes":["10.244.1.0/24"],
 //!   "ready":true,"warnings":[],"drops":{"reason":1}},
 //!  "peers":[{"name":"country","node_key":"…","public_key":"…","addresses":["10.90.0.2"],
@@ -143,6 +143,10 @@ pub struct CoordinatorStatus {
     /// Why it is not up.
     #[serde(default)]
     pub error: Option<String>,
+    /// The SHA-256 of the certificate of who ended the outer TLS of the WebSocket. It is trusted for nothing; another one
+    /// than the web server's is a sign that somebody stands in between.
+    #[serde(default)]
+    pub outer_certificate: Option<String>,
 }
 
 /// State of a connection.

@@ -24,15 +24,14 @@ use super::{
     address::HostPort,
     backoff::{self, Backoff},
     book::{AddressBook, mesh_ranges},
-    dial::{DIAL_TIMEOUT, DialError, Dialed, Target},
+    dial::{DialError, Dialed},
     link::{Link, LinkError},
-    race::{self, First, QuicAttempt, Reached},
+    race::{QuicAttempt, Reached},
     relays::Relays,
     session::{self, Beginning, End, Moved},
     shared::{LinkState, Shared},
-    stream::{StreamDialed, StreamTarget, WebSocketUrl},
-    tls,
-    winners::Winners,
+    stream::{StreamDialed, WebSocketUrl},
+    ways::{Place, Ways},
 };
 use crate::{
     identity::Identity,
@@ -58,12 +57,8 @@ pub(super) struct Client {
     pub(super) store: Store,
     pub(super) book: AddressBook,
     config: ControlConfig,
-    tls: quinn::ClientConfig,
-    stream_tls: Arc<rustls::ClientConfig>,
-    pub(super) tracker: TaskTracker,
-    winners: Winners,
-    /// UDP has gone silent: nothing is waited for before a byte pipe is tried.
-    in_a_hurry: bool,
+    ways: Ways,
+    tracker: TaskTracker,
     events: mpsc::Sender<ControlEvent>,
     peers: CachedPeers,
     relays: Relays,
@@ -99,7 +94,6 @@ struct Savers {
     map: Saver<CachedMap>,
     peers: Saver<Vec<CachedPeer>>,
     coordinator: Saver<KnownAddresses>,
-    winners: Saver<Winners>,
 }
 
 /// What to do after a failure.
@@ -127,17 +121,13 @@ impl Client {
         tracker: &TaskTracker,
     ) -> Self {
         let identity = Arc::new(config.identity.clone());
-        let tls = tls::client_config(&identity, config.membership.pin)
-            .expect("an identity's node key can be used for TLS");
-        let stream_tls = tls::stream_config(&identity, config.membership.pin)
-            .expect("an identity's node key can be used for TLS");
+        let ways = Ways::new(&config, cancel, tracker);
         let dir = &config.state_dir;
         let caches = Caches::load(dir, &config.membership);
         let savers = Savers {
             map: Saver::spawn(netmap::map_file(dir), MAP_INTERVAL, cancel, tracker),
             peers: Saver::spawn(netmap::peers_file(dir), PEERS_INTERVAL, cancel, tracker),
             coordinator: Saver::spawn(netmap::coordinator_file(dir), Duration::ZERO, cancel, tracker),
-            winners: Saver::spawn(Winners::file(dir), Duration::ZERO, cancel, tracker),
         };
         let joined = HostPort::parse_all(&config.membership.coordinators);
         Self {
@@ -152,14 +142,11 @@ impl Client {
             warned: false,
             tried: None,
             sign_at: None,
-            winners: Winners::load(dir),
+            ways,
             tracker: tracker.clone(),
-            in_a_hurry: false,
-            stream_tls,
             identity,
             shared,
             config,
-            tls,
             events,
             savers,
         }
@@ -234,14 +221,7 @@ impl Client {
     /// Dials, again at once whenever the network changes meanwhile.
     async fn connect(&mut self) -> Result<Result<(Link, Beginning), Next>, Gone> {
         let reached = loop {
-            let last = self.winners.pipe_in(self.shared.network().as_ref());
-            let first = match (&last, std::mem::take(&mut self.in_a_hurry)) {
-                (_, true) => First::Both,
-                (Some(_), false) => First::Pipe,
-                (None, false) => First::Quic,
-            };
-            let deadline = Instant::now() + DIAL_TIMEOUT;
-            let race = race::race(self.target(), self.stream_target(last), first, deadline);
+            let race = self.ways.race(self.place(), self.shared.network().as_ref());
             match self.interruptible(race).await? {
                 Some(Ok(reached)) => break reached,
                 Some(Err(error)) => return Ok(Err(self.handle_unreachable(&error))),
@@ -273,33 +253,19 @@ impl Client {
         Ok((link, Beginning { quic: None, relay }))
     }
 
-    /// Whom to reach over QUIC.
-    fn target(&self) -> Target {
+    /// Where the coordinator is.
+    fn place(&self) -> Place {
         let map = self.store.map().map(Arc::as_ref);
-        Target {
-            config: self.tls.clone(),
+        Place {
             names: self.book.names(map),
             known: self.book.known().as_slice().to_vec(),
             mesh: mesh_ranges(map),
-        }
-    }
-
-    /// Whom to reach in a byte pipe.
-    fn stream_target(&self, last: Option<WebSocketUrl>) -> StreamTarget {
-        let map = self.store.map().map(Arc::as_ref);
-        StreamTarget {
-            config: self.stream_tls.clone(),
-            options: self.config.stream.clone(),
-            names: self.book.names(map),
-            known: self.book.known().as_slice().to_vec(),
-            mesh: mesh_ranges(map),
-            last,
         }
     }
 
     /// Starts an attempt over QUIC beside a session in a byte pipe.
     pub(super) fn try_quic(&self) -> QuicAttempt {
-        race::quic(self.target(), Instant::now() + DIAL_TIMEOUT)
+        self.ways.try_quic(self.place())
     }
 
     async fn open(&mut self, dialed: Dialed) -> Result<Link, LinkError> {
@@ -327,9 +293,7 @@ impl Client {
 
     /// Notes that the coordinator was reached, and how.
     fn handle_reached(&mut self, pipe: Option<&WebSocketUrl>) {
-        if self.winners.set(self.shared.network().as_ref(), pipe) {
-            self.savers.winners.save(Arc::new(self.winners.clone()));
-        }
+        self.ways.handle_won(self.shared.network().as_ref(), pipe);
         self.warned = false;
         self.tried = None;
         self.sign_at = None;
@@ -364,7 +328,8 @@ impl Client {
         let mut wait = self.backoff.next_wait(backoff::random());
         if matches!(error, LinkError::Silent) && self.backoff.failures() == 1 {
             // Time was lost already, and whoever is silent is not overrun by those who come back.
-            (wait, self.in_a_hurry) = (Duration::ZERO, true);
+            wait = Duration::ZERO;
+            self.ways.hurry();
         }
         debug!(%error, "the connection to the coordinator is gone");
         self.set_down(error.to_string());

@@ -294,9 +294,9 @@ impl DialError {
         self.attempts.iter().rev().find_map(|attempt| attempt.address)
     }
 
-    /// Adds what was tried, and how it failed.
-    pub(super) fn push(&mut self, what: String, address: Option<SocketAddr>, error: AttemptError) {
-        self.attempts.push(Attempt { what, address, name: None, error });
+    /// Adds what else than an address was tried, and how it failed.
+    pub(super) fn push(&mut self, what: String, error: AttemptError) {
+        self.attempts.push(Attempt { what, address: None, name: None, error });
     }
 
     /// Adds everything of another.

@@ -76,6 +76,7 @@ enum Carrier {
     Pipe {
         remote: SocketAddr,
         rtt: Arc<Rtt>,
+        certificate: Option<String>,
         /// For the driver, until it has them.
         relay: Option<RelayPipe>,
         task: JoinHandle<()>,
@@ -93,6 +94,8 @@ pub(super) enum LinkView {
         remote: SocketAddr,
         /// The smoothed round-trip time.
         rtt: Arc<Rtt>,
+        /// The outer certificate's SHA-256.
+        certificate: Option<String>,
     },
 }
 
@@ -154,7 +157,7 @@ impl Link {
 
     /// Says Hello in a byte pipe, which a task carries until this link is dropped.
     pub(super) fn open_pipe(dialed: StreamDialed, tracker: &TaskTracker) -> Result<Self, LinkError> {
-        let StreamDialed { pipe, remote, url: _, proxy: _, fingerprint: _ } = dialed;
+        let StreamDialed { pipe, remote, url: _, proxy: _, fingerprint: certificate } = dialed;
         let (near, control) = duplex(CONTROL_ROOM);
         let (relay, outbound, inbound) = RelayPipe::new();
         let ends = Ends { control, outbound, inbound };
@@ -165,7 +168,7 @@ impl Link {
         });
         let (recv, send) = split(near);
         let rtt = Arc::new(Rtt::default());
-        let carrier = Carrier::Pipe { remote, rtt, relay: Some(relay), task };
+        let carrier = Carrier::Pipe { remote, rtt, certificate, relay: Some(relay), task };
         let mut link = Self::over(carrier, Box::new(send), Box::new(recv))?;
         // The first measurement.
         link.start_test(HEARTBEAT_TIMEOUT)?;
@@ -205,7 +208,9 @@ impl Link {
     pub(super) fn view(&self) -> LinkView {
         match &self.carrier {
             Carrier::Quic { connection, .. } => LinkView::Quic(connection.clone()),
-            Carrier::Pipe { remote, rtt, .. } => LinkView::Pipe { remote: *remote, rtt: rtt.clone() },
+            Carrier::Pipe { remote, rtt, certificate, .. } => {
+                LinkView::Pipe { remote: *remote, rtt: rtt.clone(), certificate: certificate.clone() }
+            }
         }
     }
 

@@ -36,6 +36,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod ways;
 mod winners;
 
 use std::{

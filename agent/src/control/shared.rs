@@ -105,15 +105,19 @@ impl Shared {
             transport: None,
             rtt_ms: None,
             error: None,
+            outer_certificate: None,
         };
         match &self.lock().link {
             LinkState::Starting => down,
             LinkState::Connected(link) => {
-                let (address, transport, rtt) = match link {
+                let (address, transport, rtt, outer_certificate) = match link {
                     LinkView::Quic(connection) => {
-                        (connection.remote_address(), ControlTransport::Quic, Some(connection.rtt()))
+                        let rtt = Some(connection.rtt());
+                        (connection.remote_address(), ControlTransport::Quic, rtt, None)
                     }
-                    LinkView::Pipe { remote, rtt } => (*remote, ControlTransport::Websocket, rtt.get()),
+                    LinkView::Pipe { remote, rtt, certificate } => {
+                        (*remote, ControlTransport::Websocket, rtt.get(), certificate.clone())
+                    }
                 };
                 CoordinatorStatus {
                     state: ConnectionState::Connected,
@@ -121,6 +125,7 @@ impl Shared {
                     transport: Some(transport),
                     rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
                     error: None,
+                    outer_certificate,
                 }
             }
             LinkState::Down { address, error, failures } => CoordinatorStatus {

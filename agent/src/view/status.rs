@@ -278,6 +278,7 @@ pub(crate) mod tests {
                 transport: Some(ControlTransport::Quic),
                 rtt_ms: Some(8.5),
                 error: None,
+                outer_certificate: None,
             },
             interface: "mesh0",
             mtu: 1280,

@@ -90,7 +90,7 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
             () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
             Some(progress) = dial.pending.next() => match progress {
                 Progress::Resolved(url, proxy, Ok(addresses)) => dial.add(&url, proxy.as_ref(), addresses),
-                Progress::Resolved(url, _, Err(error)) => dial.error.push(url.to_string(), None, error.into()),
+                Progress::Resolved(url, _, Err(error)) => dial.error.push(url.to_string(), error.into()),
                 Progress::Opened(way, Ok(opened)) => {
                     let Opened { pipe, fingerprint } = *opened;
                     let Way { url, address, proxy } = *way;
@@ -98,7 +98,7 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
                 }
                 Progress::Opened(way, Err(error)) => {
                     dial.running.retain(|running| *running != *way);
-                    dial.error.push(way.url.to_string(), Some(way.address), error);
+                    dial.error.push(way.url.to_string(), error);
                     next_start = Instant::now();
                 }
             },
@@ -186,7 +186,7 @@ impl<'a> Dial<'a> {
     /// Says of everything that is still open that it did not answer.
     fn give_up(mut self) -> DialError {
         for way in self.running {
-            self.error.push(way.url.to_string(), Some(way.address), AttemptError::Timeout);
+            self.error.push(way.url.to_string(), AttemptError::Timeout);
         }
         self.error
     }

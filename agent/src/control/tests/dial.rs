@@ -8,6 +8,8 @@ use super::super::{
     address::HostPort,
     dial::{Target, dial},
     fake::FakeCoordinator,
+    race::{First, Reached, race},
+    stream::{StreamOptions, StreamTarget},
     tls,
 };
 use crate::identity::Identity;
@@ -66,4 +68,55 @@ async fn nothing_is_dialled_through_the_mesh() {
     target.known = vec!["127.9.0.2:7443".parse().unwrap()];
     let error = dial(&target, deadline()).await.unwrap_err().to_string();
     assert_eq!(error, "127.9.0.1:7443: the name resolves to no address outside the mesh");
+}
+
+/// A byte pipe to where nobody speaks anything.
+fn pipe(fake: &FakeCoordinator, url: &str) -> StreamTarget {
+    StreamTarget {
+        config: tls::stream_config(&Identity::generate().unwrap(), fake.pin()).unwrap(),
+        options: StreamOptions { url: Some(url.parse().unwrap()), ..StreamOptions::default() },
+        names: Vec::new(),
+        known: Vec::new(),
+        mesh: Vec::new(),
+        last: None,
+    }
+}
+
+#[tokio::test]
+async fn quic_wins_over_a_pipe_that_goes_first_and_is_silent() {
+    let fake = FakeCoordinator::start();
+    // Connections are accepted by the system, and nobody ever says anything.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let pipe = pipe(&fake, &format!("wss://{}/mesh", listener.local_addr().unwrap()));
+    let target = target(&fake, &[fake.address().to_string()]);
+    for first in [First::Quic, First::Pipe, First::Both] {
+        let race = race(target.clone(), pipe.clone(), first, deadline());
+        let (reached, _) = tokio::join!(race, fake.accept_connection());
+        assert!(matches!(reached, Ok(Reached::Quic(_))), "{first:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_failed_is_said_of_both_ways() {
+    let fake = FakeCoordinator::start();
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let pipe = pipe(&fake, &format!("wss://{closed}/mesh"));
+    let target = target(&fake, &[silent.local_addr().unwrap().to_string()]);
+    let race = race(target, pipe, First::Quic, Instant::now() + Duration::from_secs(1));
+    let error = race.await.err().unwrap().to_string();
+    assert!(error.contains(&format!("{}: no answer", silent.local_addr().unwrap())), "{error}");
+    assert!(error.contains(&format!("wss://{closed}/mesh")) && error.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn somebody_with_another_key_ends_a_race() {
+    let fake = FakeCoordinator::start();
+    let impostor = FakeCoordinator::start();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let pipe = pipe(&fake, &format!("wss://{}/mesh", listener.local_addr().unwrap()));
+    let target = target(&fake, &[impostor.address().to_string()]);
+    let (reached, _) =
+        tokio::join!(race(target, pipe, First::Quic, deadline()), impostor.accept_connection());
+    assert!(reached.err().unwrap().is_pin_mismatch());
 }

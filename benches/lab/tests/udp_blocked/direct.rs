@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh_lab::Lab;
 use mesh_lab::nat::Egress;
+use mesh_lab::traffic::transfer;
 use nix::sys::signal::Signal;
 
 use super::rig::{By, build, start, time_to_first_reply, time_to_reply, topology, wait_carried};
@@ -16,6 +17,9 @@ const UNBLOCK: &str = "delete table inet blocked\n";
 
 /// How often UDP is blocked and let through again: each time takes as long as UDP is left alone before it is tried.
 const ROUNDS: usize = 1;
+
+/// Bytes of a file that is sent through two byte pipes.
+const TRANSFER: u64 = 20 << 20;
 
 #[test]
 fn a_node_without_udp_joins_and_reaches_one_with_it() {
@@ -50,6 +54,10 @@ fn two_nodes_without_udp_reach_each_other() {
     let seen = office.host().ping_every(address, 50, Duration::from_millis(20)).unwrap();
     println!("{} of 50 replies, median {:?}", seen.received(), seen.median());
     assert_eq!(seen.received(), 50);
+    let home = mesh.node("home").unwrap();
+    let sent = transfer(office.host(), (home.host(), address), TRANSFER).unwrap();
+    assert!(sent.bytes == TRANSFER && sent.sent == sent.received, "{sent:?}");
+    println!("{} MB in TCP through two byte pipes: {:.0} Mbit/s", TRANSFER >> 20, sent.mbit_per_second());
 }
 
 #[test]
