@@ -43,6 +43,27 @@ fn peers_that_nobody_talks_to_cost_no_packet_and_no_timer() {
 }
 
 #[test]
+fn a_mesh_of_twenty_at_rest_sends_hardly_anything() {
+    let mut world = mesh(20, 25);
+    for from in 0..20 {
+        for to in (0..20).filter(|to| *to != from) {
+            world.ping(from, to);
+        }
+    }
+    // Handshakes, paths and their MTUs are done with, and every pair is idle.
+    world.run_for(Duration::from_secs(120));
+    let before: Vec<_> = world.nodes.iter().map(|node| node.meter.bytes).collect();
+    let time = Duration::from_secs(3600);
+    world.run_for(time);
+    assert_eq!(world.violation(), None, "{}", world.trace);
+    let rates =
+        world.nodes.iter().zip(before).map(|(node, before)| (node.meter.bytes - before) / time.as_secs());
+    let most = rates.max().unwrap();
+    println!("most bytes per second of a node: {most}");
+    assert!(most <= 200, "{most} bytes per second");
+}
+
+#[test]
 fn a_third_node_is_left_in_peace_by_two_that_talk() {
     let mut world = mesh(3, 22);
     assert_eq!(world.nodes[2].meter.to_peers, 0, "{}", world.trace);

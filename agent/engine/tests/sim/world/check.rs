@@ -12,6 +12,8 @@ use crate::{ledger::Sent, packet, trace::Line};
 
 /// Length of a data message with nothing in it: a keepalive.
 const EMPTY_DATA_LEN: usize = 32;
+/// IPv4 and UDP headers.
+const HEADERS: usize = 28;
 /// First byte of a data message.
 const TYPE_DATA: u8 = 4;
 /// Data messages for one inner packet: it may be sent on two paths at once.
@@ -40,6 +42,7 @@ impl World {
         };
         let message = relayed.unwrap_or(bytes);
         let meter = &mut self.nodes[node].meter;
+        meter.bytes += (bytes.len() + HEADERS) as u64;
         if classify(bytes) == DatagramKind::Disco {
             meter.disco += 1;
             meter.probed.insert(to.ip());

@@ -100,6 +100,8 @@ pub(crate) struct Meter {
     /// The time in which it had traffic, and until when it has.
     pub(crate) busy: Duration,
     pub(crate) busy_until: Duration,
+    /// Bytes sent, with their headers.
+    pub(crate) bytes: u64,
     /// STUN requests and relay binds.
     pub(crate) upkeep: u64,
     /// Changes of a peer's primary path.
