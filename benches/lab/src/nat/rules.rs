@@ -25,6 +25,8 @@ pub struct Place {
     pub forwards: Vec<Ipv4Addr>,
     /// The IPv6 side, if the site has one.
     pub v6: Option<PlaceV6>,
+    /// The network that the outside address is in, and its router, if the site stands behind another.
+    pub uplink: Option<(Ipv4Net, Ipv4Addr)>,
 }
 
 /// The IPv6 side of a router, which translates nothing.

@@ -12,9 +12,10 @@ use super::network::{Network, RunningGateway, RunningSite};
 use super::router::{Router, place_v6};
 use super::{Gateway, INTERNET, Ipv6, NAME_SERVER, OBSERVERS, Site, Topology};
 use crate::dns::DnsServer;
-use crate::linksim::{Line, LinkSim, MAX_MTU, QUEUE};
+use crate::linksim::{Line, LineId, LinkSim, MAX_MTU, QUEUE};
 use crate::nat::Nat;
 use crate::nat::rules::{OUTSIDE_INTERFACE, Place};
+use crate::netns::Netns;
 use crate::run::Lab;
 
 /// The network of the host `internet`.
@@ -42,7 +43,8 @@ impl Network {
                 let host = Host::make(lab, name, &site.name).with_context(|| format!("host {name}"))?;
                 ensure!(hosts.insert(name.clone(), host).is_none(), "two hosts are called {name}");
             }
-            let running = start(lab, &linksim, &hosts, site, number);
+            let built = Built { lab, linksim: &linksim, hosts: &hosts, sites: &sites };
+            let running = start(&built, site, number);
             sites.insert(site.name.clone(), running.with_context(|| format!("site {}", site.name))?);
         }
         Ok(Self { topology, hosts, sites, dns, linksim, lab: lab.clone() })
@@ -68,15 +70,25 @@ fn internet(lab: &Lab, linksim: &LinkSim) -> anyhow::Result<Host> {
     Ok(host)
 }
 
-fn start(
-    lab: &Lab,
-    linksim: &LinkSim,
-    hosts: &BTreeMap<String, Host>,
-    site: &Site,
-    number: u16,
-) -> anyhow::Result<RunningSite> {
+/// What stands already when a site is started.
+struct Built<'a> {
+    lab: &'a Lab,
+    linksim: &'a LinkSim,
+    hosts: &'a BTreeMap<String, Host>,
+    sites: &'a BTreeMap<String, RunningSite>,
+}
+
+fn start(built: &Built<'_>, site: &Site, number: u16) -> anyhow::Result<RunningSite> {
+    let Built { lab, linksim, hosts, sites } = *built;
     ensure!((1280..=MAX_MTU).contains(&site.mtu), "MTU {} is not within 1280..={MAX_MTU}", site.mtu);
-    let outside = site.outside.unwrap_or(Ipv4Addr::from_bits(OUTSIDE_BASE + u32::from(number)));
+    let carrier = match &site.carrier {
+        Some(name) => Some(sites.get(name).with_context(|| format!("there is no carrier {name}"))?),
+        None => None,
+    };
+    let (outside, uplink) = match carrier {
+        Some(carrier) => carrier.customer()?,
+        None => (site.outside.unwrap_or(Ipv4Addr::from_bits(OUTSIDE_BASE + u32::from(number))), None),
+    };
     let (line, gateway) = match &site.gateway {
         Gateway::Public => {
             let [name] = site.hosts.as_slice() else { bail!("a public site has exactly one host") };
@@ -95,12 +107,16 @@ fn start(
         }
         Gateway::Router(nat) => {
             let netns = lab.namespace(&format!("{}-router", site.name))?;
-            let line = linksim.attach(&netns, OUTSIDE_INTERFACE, site.line)?;
+            let line = match carrier {
+                Some(carrier) => carrier.attach(&netns)?,
+                None => linksim.attach(&netns, OUTSIDE_INTERFACE, site.line)?,
+            };
             let inside = site
                 .inside
                 .unwrap_or(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, number.to_le_bytes()[0], 0), 24));
             let addresses = forward_addresses(nat, &site.hosts, inside)?;
-            let place = Place { outside, inside, forwards: addresses, v6: place_v6(site.ipv6, number) };
+            let place =
+                Place { outside, inside, forwards: addresses, v6: place_v6(site.ipv6, number), uplink };
             (line, RunningGateway::Router(Router::start(netns, nat.clone(), place, site.mtu)?))
         }
     };
@@ -113,7 +129,9 @@ fn start(
         outside: Mutex::new(outside),
         next_host: Mutex::new(FIRST_HOST),
     };
-    linksim.set_routes(line, running.routes(site.ipv6))?;
+    if carrier.is_none() {
+        linksim.set_routes(line, running.routes(site.ipv6))?;
+    }
     if let RunningGateway::Router(_) = running.gateway {
         for name in &site.hosts {
             running.plug(&hosts[name])?;
@@ -131,6 +149,23 @@ impl RunningSite {
             routes.push(IpNet::new_assert(segment.into(), 48));
         }
         routes
+    }
+
+    /// The next free address of the LAN, for a router whose access line ends here.
+    fn customer(&self) -> anyhow::Result<(Ipv4Addr, Option<(Ipv4Net, Ipv4Addr)>)> {
+        let RunningGateway::Router(router) = &self.gateway else { bail!("site {} has no LAN", self.name) };
+        let inside = router.place().inside;
+        let mut next = self.next_host.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *next += 1;
+        let address = Ipv4Addr::from_bits(inside.network().to_bits() + *next - 1);
+        Ok((address, Some((inside, router.gateway()))))
+    }
+
+    /// Connects a customer's router to the LAN; it shares this site's line.
+    fn attach(&self, customer: &Netns) -> anyhow::Result<LineId> {
+        let RunningGateway::Router(router) = &self.gateway else { bail!("site {} has no LAN", self.name) };
+        router.plug_as(customer, OUTSIDE_INTERFACE)?;
+        Ok(self.line)
     }
 
     /// Connects a host to the LAN, with the next free address.

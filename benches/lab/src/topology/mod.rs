@@ -111,6 +111,8 @@ pub struct Site {
     pub ipv6: Ipv6,
     /// The MTU of its access line.
     pub mtu: u16,
+    /// The site whose LAN its access line ends at, as with a carrier that translates for its customers.
+    pub carrier: Option<String>,
 }
 
 /// Ethernet's.
@@ -128,6 +130,7 @@ impl Site {
             inside: None,
             ipv6: Ipv6::None,
             mtu: DEFAULT_MTU,
+            carrier: None,
         }
     }
 
@@ -188,6 +191,13 @@ impl Site {
     #[must_use]
     pub fn ipv6(self, ipv6: Ipv6) -> Self {
         Self { ipv6, ..self }
+    }
+
+    /// Has the access line end at the LAN of another site, which must be described before this one: double NAT. Delay
+    /// and public address are the other site's then.
+    #[must_use]
+    pub fn customer_of(self, carrier: &str) -> Self {
+        Self { carrier: Some(carrier.to_owned()), ..self }
     }
 
     /// Sets the MTU of the access line, as 1492 for PPPoE.

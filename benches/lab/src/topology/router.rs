@@ -32,10 +32,18 @@ impl Router {
         // A bridge without a live port has no carrier and drops all until long after it gets one: hence the stub.
         let mut batch = format!(
             "link add stub type veth peer name stub-end\nlink set stub-end up\nlink add lan type bridge\nlink set stub master lan up\nlink set lan up\naddr add {gateway}/{} dev lan\n\
-             link set wan mtu {mtu} txqueuelen {QUEUE} up\naddr add {}/32 dev wan\nroute add default dev wan\n",
+             link set wan mtu {mtu} txqueuelen {QUEUE} up\n",
             place.inside.prefix_len(),
-            place.outside,
         );
+        let outside = place.outside;
+        let _ = match place.uplink {
+            Some((network, router)) => writeln!(
+                batch,
+                "addr add {outside}/{} dev wan\nroute add default via {router} dev wan",
+                network.prefix_len()
+            ),
+            None => writeln!(batch, "addr add {outside}/32 dev wan\nroute add default dev wan"),
+        };
         if let Some(v6) = place.v6 {
             let _ = write!(
                 batch,
@@ -96,6 +104,11 @@ impl Router {
 
     /// Joins `eth0` of another namespace to the LAN.
     pub(super) fn plug(&self, host: &Netns) -> anyhow::Result<()> {
+        self.plug_as(host, "eth0")
+    }
+
+    /// Joins an interface of another namespace to the LAN.
+    pub(super) fn plug_as(&self, host: &Netns, interface: &str) -> anyhow::Result<()> {
         let port = {
             let mut next = self.next_port.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
@@ -103,7 +116,7 @@ impl Router {
         };
         let index = PORT_INDEX + port;
         self.netns.ip(&format!(
-            "link add port{port} index {index} type veth peer name eth0 netns {}\nlink set port{port} master lan up\n",
+            "link add port{port} index {index} type veth peer name {interface} netns {}\nlink set port{port} master lan up\n",
             host.name()
         ))
     }
