@@ -15,7 +15,9 @@ use mesh_proto::{
     disco,
     key::{KeyPin, NodeKey, PublicKey},
     relay,
-    status::{ConnectionState, ControlTransport, Mapping, PathKind, PortMapping, RelayTransport, Status},
+    status::{
+        ConnectionState, ControlTransport, Mapping, PathKind, PathReason, PortMapping, RelayTransport, Status,
+    },
     stream, stun,
     token::{JoinToken, TokenHash},
 };
@@ -252,6 +254,7 @@ struct Spellings {
     control_transport: Vec<ControlTransport>,
     relay_transport: Vec<RelayTransport>,
     path_kind: Vec<PathKind>,
+    path_reason: Vec<PathReason>,
 }
 
 /// Keys, pins and tokens as people copy them, and what is computed from them and kept.
@@ -284,6 +287,7 @@ fn text_forms() {
             control_transport: vec![ControlTransport::Quic, ControlTransport::Websocket],
             relay_transport: vec![RelayTransport::Udp, RelayTransport::Websocket],
             path_kind: vec![PathKind::Direct, PathKind::Relay, PathKind::None],
+            path_reason: samples::path_reasons(),
         },
     );
     let node_key = NodeKey([0x1f; 32]);

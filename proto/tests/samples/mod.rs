@@ -28,6 +28,27 @@ pub(crate) fn disco_header() -> (disco::Header, Vec<u8>) {
     (header, vec![0x33; 14 + disco::TAG_LEN])
 }
 
+/// Why peers are on their paths: all that there is.
+pub(crate) fn path_reasons() -> Vec<PathReason> {
+    vec![
+        PathReason::AnsweredOnLan,
+        PathReason::Answered,
+        PathReason::AnsweredPunched,
+        PathReason::Doubted,
+        PathReason::Heard,
+        PathReason::NothingKnown,
+        PathReason::NoCandidates,
+        PathReason::NotProbed,
+        PathReason::NoAnswer,
+        PathReason::StoppedAnswering,
+        PathReason::Punching,
+        PathReason::PunchFailed,
+        PathReason::NatsVary,
+        PathReason::UdpBlocked,
+        PathReason::Unknown,
+    ]
+}
+
 /// The bodies of disco messages.
 pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
     use disco::Message::{CallMeMaybe, Ping, Pong, Punch};
