@@ -243,8 +243,13 @@ impl Client {
     async fn resume(&mut self, moved: Moved) -> Result<(Link, Beginning), Next> {
         let Moved { dialed, relay, old } = moved;
         // The coordinator ends the old session once it has the new one.
+        let cancel = self.cancel.clone();
         self.tracker.spawn(async move {
-            tokio::time::sleep(OLD_LINK_LIFETIME).await;
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(OLD_LINK_LIFETIME) => {}
+            }
             old.close().await;
         });
         let link = self.open(dialed).await.map_err(|error| self.handle_lost(&error))?;

@@ -161,6 +161,7 @@ impl Session<'_> {
                         Err(error) => debug!(%error, "UDP is blocked still"),
                     }
                 }
+                // As if the link were gone: either way there is the other one to go on with.
                 () = at(self.moving.as_ref().map(|(at, _)| *at)) => return Err(End::Lost(LinkError::Closed)),
                 () = at(self.quic_at) => self.try_quic(),
                 message = self.link.recv() => self.handle(message?).await?,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// So long nothing came while something was sent: more than any round trip takes.
 const SILENCE: Duration = Duration::from_millis(1000);
-/// It is told this often at most.
+/// While it stays so, it is told this often.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What was sent and came.
@@ -23,7 +23,7 @@ impl Silence {
     /// So many packets came out of the mesh.
     pub(super) fn handle_received(&mut self, packets: usize) {
         if packets > 0 {
-            self.unanswered_since = None;
+            *self = Self::default();
         }
     }
 
@@ -57,5 +57,8 @@ mod tests {
         assert!(silence.handle_sent(at(2000)));
         assert!(!silence.handle_sent(at(2100)), "told already");
         assert!(silence.handle_sent(at(7000)), "still silent");
+        silence.handle_received(1);
+        assert!(!silence.handle_sent(at(7100)));
+        assert!(silence.handle_sent(at(8100)), "silent anew");
     }
 }

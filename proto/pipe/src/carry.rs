@@ -18,8 +18,8 @@ use crate::trains::{Train, TrainReceiver};
 /// Bytes of the control stream that wait between it and the pipe, each way: as much as a caller wants to hand to
 /// [`tokio::io::duplex`].
 pub const CONTROL_ROOM: usize = 64 << 10;
-/// Bytes that are gathered for one write.
-const MAX_WRITE: usize = 128 << 10;
+/// Bytes that are gathered for one write, or one train: what is gathered waits where nothing is dropped any more.
+const MAX_WRITE: usize = 64 << 10;
 /// Piece of the control stream that is sent at once.
 const MAX_PIECE: usize = 16 << 10;
 /// Bytes that are read at once.

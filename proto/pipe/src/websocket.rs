@@ -27,10 +27,10 @@ use tokio_tungstenite::{
 
 use crate::{BoxedStream, ByteStream};
 
-/// Longest message that is taken. One that is written has up to [`MAX_MESSAGE`] bytes.
-const MAX_RECEIVED: usize = 1 << 20;
-/// Longest message that is written: a write of the TLS session above, a few of its records.
-const MAX_MESSAGE: usize = 128 << 10;
+/// Longest message that is written: what the TLS session above has ready at once, a few of its records.
+const MAX_MESSAGE: usize = 64 << 10;
+/// Longest message that is taken, from somebody who may have proved nothing yet.
+const MAX_RECEIVED: usize = 2 * MAX_MESSAGE;
 /// Bytes that are read at once.
 const READ_BUFFER: usize = 16 << 10;
 /// Who is behind a proxy on the same host, as nginx is told to say it.

@@ -13,10 +13,12 @@ use super::rig::{By, build, start, time_to_first_reply, time_to_reply, topology,
 const BLOCK: &str = "add table inet blocked\n\
     add chain inet blocked f { type filter hook forward priority -20; policy accept; }\n\
     add rule inet blocked f oifname wan udp dport != 53 drop\n";
+/// The same, and nothing comes in either.
+const BLOCK_BOTH_WAYS: &str = "add table inet blocked\n\
+    add chain inet blocked f { type filter hook forward priority -20; policy accept; }\n\
+    add rule inet blocked f oifname wan udp dport != 53 drop\n\
+    add rule inet blocked f iifname wan udp sport != 53 drop\n";
 const UNBLOCK: &str = "delete table inet blocked\n";
-
-/// How often UDP is blocked and let through again: each time takes as long as UDP is left alone before it is tried.
-const ROUNDS: usize = 1;
 
 /// Bytes of a file that is sent through two byte pipes.
 const TRANSFER: u64 = 20 << 20;
@@ -68,10 +70,11 @@ fn udp_that_is_blocked_and_let_through_again_is_left_and_found() {
     let (office, to) = (mesh.node("office").unwrap(), mesh.node("home").unwrap().address().unwrap());
     wait_carried(&mesh, "office", By::Udp).unwrap();
     let router = network.router("company").unwrap();
-    for _ in 0..ROUNDS {
+    // Each takes as long as UDP is left alone before it is tried again.
+    for block in [BLOCK, BLOCK_BOTH_WAYS] {
         // Replies flow, as they do in a session.
         office.host().ping_every(to, 20, Duration::from_millis(50)).unwrap();
-        router.nft(BLOCK).unwrap();
+        router.nft(block).unwrap();
         let took = time_to_reply(office.host(), to, Instant::now()).unwrap();
         println!("UDP blocked in mid-session, next reply after {took:?}");
         wait_carried(&mesh, "office", By::WebSocket).unwrap();

@@ -34,6 +34,8 @@ pub(crate) enum Upstream {
 pub(crate) enum Auth {
     Nobody,
     Basic,
+    /// Another password than it was.
+    Changed,
 }
 
 fn deploy(path: &str) -> PathBuf {
@@ -95,6 +97,7 @@ pub(crate) fn tinyproxy(network: &Network, auth: Auth) -> anyhow::Result<Process
     let auth = match auth {
         Auth::Nobody => String::new(),
         Auth::Basic => format!("BasicAuth {USER} {PASSWORD}\n"),
+        Auth::Changed => format!("BasicAuth {USER} changed\n"),
     };
     fs::write(
         &file,
