@@ -2,11 +2,12 @@
 //!
 //! Addresses that worked before are tried at once, while names are being resolved. Attempts start 250 ms
 //! apart, or as soon as one has failed, and alternate between IPv6 and IPv4. The first connection whose
-//! handshake is complete wins, and its key was checked by then. Every dial has sockets of its own, so that no
+//! handshake is complete wins, and its key was checked by then. A dial that has not succeeded soon asks the networks
+//! that this host is in ([`neighbours`]). Every dial has sockets of its own, so that no
 //! state that a NAT or a firewall keeps for an older one is in its way.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     future::Future,
     io,
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     address::{HostPort, ResolveError, Resolved, is_usable},
+    neighbours,
     stream::PipeError,
     tls::{self, SERVER_NAME},
 };
@@ -101,6 +103,7 @@ pub enum AttemptError {
 
 enum Progress {
     Resolved(HostPort, Result<Vec<SocketAddr>, ResolveError>),
+    Neighbours(Vec<SocketAddr>),
     Connected(SocketAddr, Result<Connection, AttemptError>),
 }
 
@@ -112,6 +115,8 @@ struct Dial<'a> {
     sockets: Sockets,
     waiting: VecDeque<SocketAddr>,
     tried: Vec<SocketAddr>,
+    /// Of them, those that nobody has named: whose they are is not known.
+    neighbours: Vec<SocketAddr>,
     pending: Pending<'a>,
     resolved: Resolved,
     error: DialError,
@@ -146,6 +151,7 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
                     dial.resolved.insert(name, addresses);
                 }
                 Progress::Resolved(name, Err(error)) => dial.fail_name(&name, error),
+                Progress::Neighbours(addresses) => dial.add_neighbours(addresses),
                 Progress::Connected(address, Ok(connection)) => {
                     let endpoint = dial.sockets.take(address).expect("a connection has its endpoint");
                     return Ok(Dialed { connection, endpoint, resolved: dial.resolved });
@@ -181,11 +187,17 @@ impl<'a> Dial<'a> {
             sockets: Sockets::default(),
             waiting: VecDeque::new(),
             tried: Vec::new(),
+            neighbours: Vec::new(),
             pending: FuturesUnordered::new(),
             resolved: Resolved::new(),
             error: DialError::default(),
         };
         dial.add(&target.known);
+        dial.pending.push(Box::pin(async {
+            let ports = target.names.iter().map(HostPort::port).collect::<BTreeSet<_>>();
+            tokio::time::sleep(neighbours::DELAY).await;
+            Progress::Neighbours(neighbours::find(&ports).await)
+        }));
         for name in &target.names {
             dial.pending
                 .push(Box::pin(async { Progress::Resolved(name.clone(), name.resolve(&target.mesh).await) }));
@@ -218,6 +230,10 @@ impl<'a> Dial<'a> {
     }
 
     fn fail(&mut self, address: SocketAddr, error: AttemptError) {
+        if self.neighbours.contains(&address) {
+            // Some other mesh's, perhaps.
+            return tracing::debug!(%address, %error, "a neighbour is not the coordinator");
+        }
         let what = address.to_string();
         let mut names = self.resolved.iter().filter(|(_, addresses)| addresses.contains(&address));
         // A name may be the address itself.
@@ -233,6 +249,12 @@ impl<'a> Dial<'a> {
                 self.waiting.push_back(*address);
             }
         }
+    }
+
+    fn add_neighbours(&mut self, mut addresses: Vec<SocketAddr>) {
+        addresses.retain(|address| !self.tried.contains(address) && !self.waiting.contains(address));
+        self.add(&addresses);
+        self.neighbours = addresses;
     }
 
     /// Starts the next attempt, of the other family than the last one if there is one.

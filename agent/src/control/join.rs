@@ -74,7 +74,7 @@ pub enum JoinError {
     #[error("the coordinator's key does not match the given hash, and nothing was sent to it: {0}")]
     PinMismatch(DialError),
     /// Nobody answered.
-    #[error("the coordinator was not reached in {} s: {error}", patience.as_secs())]
+    #[error("the coordinator was not reached in {} s: {error}; on its own network, name its address there", patience.as_secs())]
     Unreachable {
         /// How long it was tried.
         patience: Duration,

@@ -27,6 +27,7 @@ mod dial;
 mod fake;
 mod join;
 mod link;
+mod neighbours;
 mod outbox;
 mod race;
 mod relays;

@@ -84,12 +84,18 @@ impl HostInterface {
     /// Whether peers may be reached through it.
     #[must_use]
     pub fn is_underlay(&self) -> bool {
-        let matches = |pattern: &&str| match pattern.strip_suffix('*') {
-            Some(start) => self.name.starts_with(start),
-            None => self.name == **pattern,
-        };
-        self.up && !NOT_UNDERLAY.iter().any(matches)
+        self.up && is_underlay(&self.name)
     }
+}
+
+/// Whether peers may be reached through an interface of this name.
+#[must_use]
+pub fn is_underlay(interface: &str) -> bool {
+    let matches = |pattern: &&str| match pattern.strip_suffix('*') {
+        Some(start) => interface.starts_with(start),
+        None => interface == *pattern,
+    };
+    !NOT_UNDERLAY.iter().any(matches)
 }
 
 impl HostNetworks {

@@ -248,7 +248,7 @@ impl Front {
             // A reply that cannot be sent is lost like any datagram: the agent asks again.
             match way {
                 Way::Udp(source) => {
-                    let _ = self.socket.try_send_train(source, bytes, bytes.len());
+                    let _ = self.socket.try_answer(source, bytes);
                 }
                 Way::Stream { id, .. } => {
                     let _ = self.streams.get(&id).map(|trains| trains.push(bytes, bytes.len()));
@@ -292,7 +292,7 @@ impl Front {
             return;
         }
         let answer = stun::Message::BindingSuccess { transaction, mapped: source.address }.encode();
-        match self.socket.try_send_train(source, &answer, answer.len()) {
+        match self.socket.try_answer(source, &answer) {
             Ok(()) => self.stats.count_stun_answer(),
             Err(_) => self.stats.count_stun_drop(),
         }

@@ -37,6 +37,8 @@ pub struct FrontSocket {
     /// For trains that are forwarded. Separate from quinn's, as it remembers failures of GSO.
     relay: UdpSocketState,
     quic: UdpSocketState,
+    /// For answers, with the same reason: one to a broadcast cannot come from where the question went.
+    answers: UdpSocketState,
     local: SocketAddr,
 }
 
@@ -49,11 +51,12 @@ impl FrontSocket {
         let io = UdpSocket::from_std(bind_std(address)?)?;
         let relay = UdpSocketState::new((&io).into())?;
         let quic = UdpSocketState::new((&io).into())?;
+        let answers = UdpSocketState::new((&io).into())?;
         // Best effort: a smaller buffer costs packets under load, nothing else.
         let _ = relay.set_recv_buffer_size((&io).into(), SOCKET_BUFFER);
         let _ = relay.set_send_buffer_size((&io).into(), SOCKET_BUFFER);
         let local = io.local_addr()?;
-        Ok(Self { io, relay, quic, local })
+        Ok(Self { io, relay, quic, answers, local })
     }
 
     /// Returns the bound address.
@@ -119,6 +122,22 @@ impl FrontSocket {
             }
         }
         Ok(())
+    }
+
+    /// Answers with one datagram, without waiting; from the address that was asked, if it is one of ours.
+    ///
+    /// # Errors
+    /// When the answer was not sent.
+    pub fn try_answer(&self, to: Source, answer: &[u8]) -> io::Result<()> {
+        let send = |src_ip: Option<IpAddr>| {
+            let destination = self.outgoing(to.address);
+            let transmit = Transmit { destination, ecn: None, contents: answer, segment_size: None, src_ip };
+            self.io.try_io(Interest::WRITABLE, || self.answers.try_send((&self.io).into(), &transmit))
+        };
+        match send(to.local) {
+            Err(error) if to.local.is_some() && error.kind() != io::ErrorKind::WouldBlock => send(None),
+            sent => sent,
+        }
     }
 
     /// Sends what quinn wants to send, without waiting.
