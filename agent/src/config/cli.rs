@@ -50,11 +50,12 @@ pub struct JoinArgs {
     /// Where keys and state are kept [env: MESH_STATE_DIR] [default: /var/lib/mesh-agent].
     #[arg(long)]
     pub state_dir: Option<String>,
-    /// An HTTP proxy to the coordinator where UDP is blocked: http://[USER:PASSWORD@]HOST[:PORT], or off
+    /// An HTTP proxy to the coordinator where UDP is blocked: http://HOST:PORT, with USER:PASSWORD@
+    /// before HOST if it asks for one, or off
     /// [env: MESH_PROXY] [default: HTTPS_PROXY, ALL_PROXY and NO_PROXY].
     #[arg(long, value_name = "URL")]
     pub proxy: Option<Secret>,
-    /// The coordinator's WebSocket, where UDP is blocked: wss://HOST[:PORT][/PATH] [env: MESH_WEBSOCKET_URL]
+    /// The coordinator's WebSocket, where UDP is blocked: wss://HOST:PORT/PATH [env: MESH_WEBSOCKET_URL]
     /// [default: on the coordinator's port, and on port 443].
     #[arg(long, value_name = "URL")]
     pub websocket_url: Option<String>,
@@ -84,11 +85,12 @@ pub struct RunArgs {
     /// The interface's MTU, 1280 to 1420 [env: MESH_MTU] [default: 1420].
     #[arg(long)]
     pub mtu: Option<String>,
-    /// An HTTP proxy to the coordinator where UDP is blocked: http://[USER:PASSWORD@]HOST[:PORT], or off
+    /// An HTTP proxy to the coordinator where UDP is blocked: http://HOST:PORT, with USER:PASSWORD@
+    /// before HOST if it asks for one, or off
     /// [env: MESH_PROXY] [default: HTTPS_PROXY, ALL_PROXY and NO_PROXY].
     #[arg(long, value_name = "URL")]
     pub proxy: Option<Secret>,
-    /// The coordinator's WebSocket, where UDP is blocked: wss://HOST[:PORT][/PATH] [env: MESH_WEBSOCKET_URL]
+    /// The coordinator's WebSocket, where UDP is blocked: wss://HOST:PORT/PATH [env: MESH_WEBSOCKET_URL]
     /// [default: what the join was told].
     #[arg(long, value_name = "URL")]
     pub websocket_url: Option<String>,

@@ -170,6 +170,19 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_on_this_host_may_bring_as_many_as_there_are_places() {
+        let now = Instant::now();
+        let gate = Gate::new(now);
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        for _ in 0..20 {
+            let places: Vec<Admission> =
+                (0..MAX_WAITING).map(|_| gate.try_enter(now, loopback, AddressProof::Proved)).collect();
+            assert!(places.iter().all(|admission| matches!(admission, Admission::Enter(_))));
+            assert!(matches!(gate.try_enter(now, loopback, AddressProof::Proved), Admission::Full));
+        }
+    }
+
+    #[test]
     fn the_door_is_full_at_some_point() {
         let now = Instant::now();
         let gate = Gate::new(now);

@@ -13,7 +13,7 @@
 //!
 //! Tasks: the listener; one per connection, which serves it to its end; and one per open stream, which carries it. The
 //! listener and the connections end when cancelled; a stream ends with its connection, and is dropped at the latest
-//! [`GOODBYE`] after cancellation. Accepting is cancel-safe; a handshake that is cancelled is dropped with its socket.
+//! two seconds after cancellation. Accepting is cancel-safe; a handshake that is cancelled is dropped with its socket.
 
 mod open;
 mod tls;

@@ -1,7 +1,7 @@
 //! The byte pipe for networks that let no UDP out.
 //!
 //! ```text
-//! control messages, trains of relay frames      [`carry`], framed as in [`mesh_proto::stream`]
+//! control messages, trains of relay frames      [`carry()`], framed as in [`mesh_proto::stream`]
 //! TLS 1.3, both sides' keys proved              the callers'
 //! WebSocket, binary messages cut anywhere       [`WebSocketPipe`]
 //! TLS of whoever stands in between, TCP         the callers'
@@ -10,7 +10,7 @@
 //! Only the inner TLS session is trusted. What is below it may be cut off, delayed or read by anyone.
 //!
 //! Nothing here grows: the control stream pushes back on who writes it, and the trains that wait are dropped, the
-//! oldest first ([`trains`]).
+//! oldest first ([`trains()`]).
 
 mod carry;
 mod socket;
