@@ -202,10 +202,13 @@ impl Run {
     ) -> Self {
         let most =
             |rate: u16, budget: u16| Duration::from_secs_f64(f64::from(budget) / f64::from(rate.max(1)));
+        // Who does not know which side is which does both halves.
+        let halves: u16 = if plan.spread.is_some() && plan.ports.is_some() { 2 } else { 1 };
         let time = if plan.is_predicted() {
             PREDICTED_TIME
         } else {
-            most(limits.rate, limits.budget).max(most(peer.rate, peer.budget)) + LAST_ANSWERS
+            let slower = most(limits.rate, limits.budget / halves).max(most(peer.rate, peer.budget / halves));
+            slower + LAST_ANSWERS
         };
         Self {
             plan,
@@ -213,9 +216,7 @@ impl Run {
             next: now,
             ends: now + time.min(MAX_TIME),
             rate: limits.rate.into(),
-            // Who does not know which side is which does both halves.
-            budget: u32::from(limits.budget)
-                / if plan.spread.is_some() && plan.ports.is_some() { 2 } else { 1 },
+            budget: u32::from(limits.budget / halves),
             sockets: limits.sockets,
             sent: 0,
             spread: 0,

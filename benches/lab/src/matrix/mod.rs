@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use mesh_proto::status::{PathKind, PathStatus};
+use mesh_proto::status::{PathKind, PathReason, PathStatus};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 use serde::Serialize;
@@ -40,6 +40,9 @@ const PLAIN_PATIENCE: Duration = Duration::from_secs(5);
 const PUNCH_PATIENCE: Duration = Duration::from_secs(1 + 30);
 /// For so long a pair is watched that must stay relayed: a whole attempt, if it made one.
 const RELAY_WATCH: Duration = Duration::from_secs(4);
+
+/// As long as an attempt takes that finds nothing.
+const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -168,7 +171,9 @@ impl Pair<'_> {
             if let [Some(one_since), Some(other_since)] = direct {
                 break (Some(one_since.max(other_since)), one.reason);
             }
-            if Instant::now() >= deadline {
+            // An attempt that goes on would keep these two from the next one.
+            let is_busy = [&one, &other].iter().any(|path| path.code == PathReason::Punching);
+            if Instant::now() >= deadline && (!is_busy || Instant::now() >= deadline + ATTEMPT) {
                 break (None, one.reason);
             }
             std::thread::sleep(POLL);
