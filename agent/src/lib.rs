@@ -27,5 +27,6 @@ pub mod netmap;
 mod netns;
 pub mod os;
 pub mod plan;
+pub mod portmap;
 pub mod reconcile;
 pub mod view;

@@ -3,7 +3,8 @@
 //! ```json
 //! {"self":{"name":"pi","node_key":"64 hex digits","public_key":"base64","addresses":["10.90.0.1","fd…"],
 //!   "interface":"mesh0","mtu":1420,"candidates":[{"address":"203.0.113.1:51820","kind":"reflexive"}],
-//!   "nat":{"mapping":"eim|adm|apdm|none|unknown","port_mapping":"pcp|nat-pmp|upnp|none","udp_blocked":false},
+//!   "nat":{"mapping":"eim|adm|apdm|none|unknown","port_mapping":"pcp|nat-pmp|upnp|none","udp_blocked":false,
+//!     "mapped_address":"203.0.113.1:51820"},
 //!   "coordinator":{"state":"connected|connecting|offline","address":"…","transport":"quic|websocket",
 //!     "rtt_ms":1.2,"error":null,"outer_certificate":null},
 //!   "relay":{"name":"pi","transport":"udp|websocket","rtt_ms":1.2},"routes":["10.244.1.0/24"],
@@ -87,10 +88,14 @@ pub struct SelfStatus {
 pub struct NatStatus {
     /// How external ports are chosen.
     pub mapping: Mapping,
-    /// Which port mapping protocol the router answers.
+    /// Which port mapping protocol the router has mapped this node's port by.
     pub port_mapping: PortMapping,
     /// Whether UDP does not get out.
     pub udp_blocked: bool,
+    /// Where the router leads packets to this node, if it does; a private address says that there is another NAT before
+    /// the router.
+    #[serde(default)]
+    pub mapped_address: Option<SocketAddr>,
 }
 
 /// RFC 4787's mapping behaviours.

@@ -13,6 +13,7 @@ use crate::{
     driver::EngineHandle,
     io::tun::Tun,
     local_api::{Agent, ApiError, PingReply, Why},
+    portmap::PortMapHandle,
     view,
 };
 
@@ -23,6 +24,7 @@ pub(super) struct Face<T> {
     pub(super) facts: Arc<Facts>,
     pub(super) interface: String,
     pub(super) mtu: u16,
+    pub(super) port_map: PortMapHandle,
 }
 
 impl<T: Tun> Face<T> {
@@ -38,6 +40,7 @@ impl<T: Tun> Face<T> {
             coordinator: self.control.status(),
             interface: &self.interface,
             mtu: self.mtu,
+            port_mapping: self.port_map.report(),
             ready: known.ready,
             routes: &known.routes,
             warnings: known.warnings.clone(),

@@ -10,7 +10,7 @@
 //!
 //! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
 //! whole bursts), the wiring (this function; it is stopped between two events), and those of the control client, the
-//! driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go with the process's TUN.
+//! port mapping, the driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go with the process's TUN.
 
 mod face;
 mod facts;
@@ -38,6 +38,7 @@ use crate::{
         Host as _,
         linux::{Netlink, Watch},
     },
+    portmap,
     reconcile::Reconciler,
 };
 
@@ -103,12 +104,14 @@ async fn run_once(
         network: netlink.networks().await.ok().and_then(|networks| networks.id()),
     };
     let (control, control_events) = control::spawn(control_config, &front, &tracker);
+    let port_map = portmap::spawn(config.port_mapping, port, state_dir, &front, &tracker);
     let face = Face {
         engine: engine.clone(),
         control: control.clone(),
         facts: Arc::clone(&facts),
         interface: config.interface.clone(),
         mtu: config.mtu,
+        port_map: port_map.clone(),
     };
     local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);
@@ -123,7 +126,7 @@ async fn run_once(
         port,
     };
     let following = Following::new(engine.clone(), Arc::clone(&facts), reconciler, own);
-    let mut wiring = Wiring::new(engine, control, facts, following);
+    let mut wiring = Wiring::new(engine, control, facts, following, port_map);
     let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes };
     let ended = wiring.run(inputs, &front, &back).await;
 

@@ -5,6 +5,7 @@
 //!          peer states, call-me -> engine                    underlay changed -> engine, control, candidates
 //!          relay, observers -----> engine, plan        driver: candidates, call-me, lost relays -> control
 //!          guess ----------------> candidates -> engine        pongs -> local API; TUN lost -> a new TUN
+//! port mapping: mapped ----------> candidates -> engine
 //! ```
 //!
 //! Changes of the host come by notification; see [`Following`] for what is tried again and when.
@@ -38,6 +39,7 @@ use crate::{
     driver::{DriverEvent, EngineHandle, Events},
     io::tun::Device,
     os::linux::{Changes, Watch},
+    portmap::PortMapHandle,
 };
 
 /// Bursts of host changes that wait; the watch gathers on while the queue is full.
@@ -70,6 +72,7 @@ pub(super) struct Wiring {
     relays: BTreeMap<RelayId, RelayConfig>,
     observers: Vec<SocketAddr>,
     guess: Option<IpAddr>,
+    port_map: PortMapHandle,
     /// What the engine was told last.
     candidates: Option<Vec<Candidate>>,
 }
@@ -107,6 +110,7 @@ impl Wiring {
         control: ControlHandle,
         facts: Arc<Facts>,
         following: Following,
+        port_map: PortMapHandle,
     ) -> Self {
         Self {
             engine,
@@ -117,6 +121,7 @@ impl Wiring {
             relays: BTreeMap::new(),
             observers: Vec::new(),
             guess: None,
+            port_map,
             candidates: None,
         }
     }
@@ -129,6 +134,7 @@ impl Wiring {
         back: &CancellationToken,
     ) -> anyhow::Result<Ended> {
         self.following.read_networks().await?;
+        self.port_map.set_networks(self.following.networks());
         self.set_candidates().await?;
         loop {
             tokio::select! {
@@ -145,6 +151,7 @@ impl Wiring {
                 changes = inputs.changes.recv() => {
                     self.handle_changes(&changes.context("the network watch ended by itself")?).await?;
                 }
+                () = self.port_map.changed() => self.set_candidates().await?,
                 () = sleep_until(self.following.look_at()) => {
                     self.handle_changes(&Changes::default()).await?;
                 }
@@ -238,6 +245,7 @@ impl Wiring {
         let lost = old.interfaces.iter().any(|interface| changes.lost.contains(&interface.index));
         if lost || old != new {
             tracing::debug!("the network changed");
+            self.port_map.set_networks(self.following.networks());
             self.set_candidates().await?;
             self.engine.command(Command::NetworkChanged).await?;
             self.control.set_network(self.following.networks().id());
@@ -283,6 +291,10 @@ impl Wiring {
     /// Tells the engine where this node is reached, if that is news.
     async fn set_candidates(&mut self) -> anyhow::Result<()> {
         let mut candidates = self.following.candidates();
+        if let Some(mapped) = self.port_map.report().mapped {
+            candidates.truncate(MAX_CANDIDATES - 1);
+            candidates.insert(0, mapped.candidate());
+        }
         if let Some(address) = self.guess {
             candidates.truncate(MAX_CANDIDATES - 1);
             let address = SocketAddr::new(address, self.following.own.port);

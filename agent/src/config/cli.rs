@@ -94,6 +94,10 @@ pub struct RunArgs {
     /// [default: what the join was told].
     #[arg(long, value_name = "URL")]
     pub websocket_url: Option<String>,
+    /// Whether the router is asked to lead the UDP port to this node, by PCP, NAT-PMP or UPnP-IGD: on or off
+    /// [env: MESH_PORT_MAPPING] [default: on].
+    #[arg(long)]
+    pub port_mapping: Option<String>,
     /// Probes per second against NATs that plain probing does not get through, 0 for none, at most 4096
     /// [env: MESH_PUNCH_RATE] [default: 500].
     #[arg(long)]

@@ -27,6 +27,7 @@ use mesh_proto::{
 use crate::{
     control::StreamOptions,
     io::offload::{InvalidOffloads, Offloads},
+    portmap,
 };
 
 pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
@@ -66,6 +67,8 @@ pub struct RunConfig {
     pub stream: StreamOptions,
     /// What may be done to get through hard pairs of NATs.
     pub punch: PunchLimits,
+    /// Whether the router is asked for a mapping of the port.
+    pub port_mapping: portmap::Mode,
 }
 
 /// What `mesh-agent join` does.
@@ -108,6 +111,7 @@ impl RunConfig {
         let mtu = settings.take("mtu", args.mtu.as_deref(), parse_mtu);
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         let punch = punch::take(&mut settings, args);
+        let port_mapping = settings.take("port-mapping", args.port_mapping.as_deref(), parse_port_mapping);
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -118,6 +122,7 @@ impl RunConfig {
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             stream,
             punch,
+            port_mapping: port_mapping.unwrap_or_default(),
         })
     }
 }
@@ -226,6 +231,10 @@ fn parse_offloads(text: &str) -> Result<Offloads, String> {
     text.parse().map_err(|error: InvalidOffloads| error.to_string())
 }
 
+fn parse_port_mapping(text: &str) -> Result<portmap::Mode, String> {
+    text.parse().map_err(|error: portmap::InvalidMode| error.to_string())
+}
+
 fn parse_mtu(text: &str) -> Result<u16, String> {
     let mtu = text.parse().ok().filter(|mtu| (MIN_MTU..=DEFAULT_MTU).contains(mtu));
     mtu.ok_or_else(|| format!("an MTU is a number from {MIN_MTU} to {DEFAULT_MTU}"))
@@ -270,12 +279,13 @@ mod tests {
     fn flags_win_over_environment_over_file_over_defaults() {
         let args = RunArgs { interface: Some("flag0".into()), ..RunArgs::default() };
         let variables = [("MESH_INTERFACE", "env0"), ("MESH_LISTEN_PORT", "7")];
-        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'";
+        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'\nport-mapping = 'off'";
         let config = run(&args, &variables, file).unwrap();
         assert_eq!(config.interface, "flag0");
         assert_eq!(config.listen_port, 7);
         assert_eq!(config.mtu, DEFAULT_MTU);
         assert_eq!(config.punch, PunchLimits::default());
+        assert_eq!(config.port_mapping, portmap::Mode::Off);
         assert_eq!(config.socket, Path::new("/file.sock"));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
     }
@@ -284,9 +294,10 @@ mod tests {
     fn all_problems_are_reported_at_once() {
         let args =
             RunArgs { listen_port: Some("70000".into()), mtu: Some("1500".into()), ..RunArgs::default() };
-        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''\noffloads = 'fast'";
+        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''\noffloads = 'fast'\nport-mapping = 'upnp'";
         let problems = run(&args, &[("MESH_STATE_DIR", "")], file).unwrap_err().to_string();
-        for key in ["--listen-port", "--mtu", "MESH_STATE_DIR", "interface", "colour", "socket", "offloads"] {
+        let keys = ["--listen-port", "--mtu", "MESH_STATE_DIR", "interface", "colour", "socket", "offloads"];
+        for key in keys.into_iter().chain(["port-mapping"]) {
             assert!(problems.contains(key), "{key} is missing in: {problems}");
         }
     }

@@ -21,10 +21,13 @@ use mesh_proto::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::explain;
-use crate::driver::Counters;
+use crate::{
+    driver::Counters,
+    portmap::{Counts, Mapped, Report},
+};
 
 /// What the daemon knows at one moment.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Input<'a> {
     /// The engine.
     pub snapshot: &'a Snapshot,
@@ -42,6 +45,8 @@ pub struct Input<'a> {
     pub interface: &'a str,
     /// Its MTU, in bytes.
     pub mtu: u16,
+    /// The router's mapping of the UDP port.
+    pub port_mapping: Report,
     /// Whether interface, addresses and routes are up.
     pub ready: bool,
     /// The routes that are installed for peers, beyond their mesh addresses.
@@ -73,6 +78,7 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         transport: if relay.address.is_some() { RelayTransport::Udp } else { RelayTransport::Websocket },
         rtt_ms: relay.rtt.map(millis),
     });
+    let mapped = input.port_mapping.mapped;
     SelfStatus {
         name: this.name.to_string(),
         node_key: this.node_key,
@@ -83,16 +89,27 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         candidates: input.snapshot.candidates.clone(),
         nat: NatStatus {
             mapping: input.snapshot.mapping,
-            port_mapping: PortMapping::None,
+            port_mapping: mapped.map_or(PortMapping::None, |mapped| mapped.protocol.into()),
             udp_blocked: input.snapshot.udp_blocked,
+            mapped_address: mapped.map(|mapped| mapped.external.into()),
         },
         coordinator: input.coordinator.clone(),
         relay,
         routes: input.routes.to_vec(),
         ready: input.ready,
-        warnings: input.warnings.clone(),
+        warnings: warnings(input),
         drops: own_drops(input),
     }
+}
+
+/// What a person should know: a mapping that only those beside the router reach comes last, for there is the relay.
+fn warnings(input: &Input<'_>) -> Vec<String> {
+    let mapped = input.port_mapping.mapped.filter(Mapped::is_behind_another_nat);
+    let double = mapped.map(|mapped| {
+        let address = mapped.external.ip();
+        format!("the port is mapped at {address} only: there is another NAT before the router")
+    });
+    input.warnings.iter().cloned().chain(double).collect()
 }
 
 fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> PeerStatus {
@@ -146,10 +163,14 @@ fn drops(counters: &DropCounters) -> BTreeMap<String, u64> {
     counters.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
 }
 
-/// What belongs to no peer: the engine's drops and the driver's, whose names are all different.
+/// What belongs to no peer: the engine's drops, the driver's and the port mapping's, whose names are all different.
 fn own_drops(input: &Input<'_>) -> BTreeMap<String, u64> {
     let driver = input.counters.iter().map(|(counter, count)| (counter.name().to_owned(), count));
-    drops(&input.snapshot.drops).into_iter().chain(driver).collect()
+    let Counts { refused, garbage } = input.port_mapping.counts;
+    let port_mapping = [("port-mapping-refused", refused), ("port-mapping-garbage", garbage)];
+    let port_mapping = port_mapping.into_iter().filter(|(_, count)| *count > 0);
+    let port_mapping = port_mapping.map(|(reason, count)| (reason.to_owned(), count));
+    drops(&input.snapshot.drops).into_iter().chain(driver).chain(port_mapping).collect()
 }
 
 pub(super) fn millis(duration: Duration) -> f64 {
@@ -182,7 +203,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
-    use crate::driver::Counter;
+    use crate::{driver::Counter, portmap::Protocol};
 
     pub(in crate::view) fn node(id: u32, name: &str) -> Node {
         let address = std::net::IpAddr::from([10, 90, 0, u8::try_from(id).unwrap()]);
@@ -282,6 +303,7 @@ pub(crate) mod tests {
             },
             interface: "mesh0",
             mtu: 1280,
+            port_mapping: Report::default(),
             ready: true,
             routes: &[],
             warnings: vec![],
@@ -305,9 +327,23 @@ pub(crate) mod tests {
         assert_eq!(country.last_handshake.as_deref(), Some("2027-01-15T07:58:59Z"));
         assert_eq!(office.path.relay.as_deref(), Some("pi"));
         assert_eq!(office.drops["wrong-source"], 1);
-        let own = [("malformed-datagram".to_owned(), 1), ("udp-unreachable".to_owned(), 2)];
-        assert_eq!(document.this.drops, own.into());
+        let own = [("malformed-datagram", 1), ("udp-unreachable", 2)];
+        assert_eq!(document.this.drops, own.map(|(reason, count)| (reason.to_owned(), count)).into());
         assert_eq!(document.this.relay.as_ref().unwrap().name, "pi");
         assert!(!document.this.nat.udp_blocked);
+    }
+
+    #[test]
+    fn a_mapping_behind_another_nat_is_shown_as_such() {
+        let mapped = Mapped { protocol: Protocol::NatPmp, external: "192.168.0.2:51820".parse().unwrap() };
+        let counts = Counts { refused: 1, garbage: 0 };
+        let port_mapping = Report { mapped: Some(mapped), counts };
+        let now = Instant::now();
+        let this =
+            input_of(&snapshot(now), now, |input| status(&Input { port_mapping, ..input.clone() })).this;
+        assert_eq!(this.drops["port-mapping-refused"], 1);
+        assert_eq!(this.nat.port_mapping, PortMapping::NatPmp);
+        assert_eq!(this.nat.mapped_address, Some("192.168.0.2:51820".parse().unwrap()));
+        assert!(this.warnings.iter().any(|warning| warning.contains("another NAT")), "{:?}", this.warnings);
     }
 }

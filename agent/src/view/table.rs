@@ -51,7 +51,8 @@ pub fn netcheck(this: &SelfStatus) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "udp          {}", if this.nat.udp_blocked { "blocked" } else { "works" });
     let _ = writeln!(out, "nat          {}", mapping(this.nat.mapping));
-    let _ = writeln!(out, "port mapping {}", port_mapping(this.nat.port_mapping));
+    let mapped = this.nat.mapped_address.map(|address| format!(", {address}")).unwrap_or_default();
+    let _ = writeln!(out, "port mapping {}{mapped}", port_mapping(this.nat.port_mapping));
     let _ = writeln!(out, "coordinator  {}", coordinator(this));
     let _ = writeln!(out, "relay        {}", relay(this));
     for (index, candidate) in this.candidates.iter().enumerate() {

@@ -186,7 +186,12 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         interface: "mesh0".into(),
         mtu: 1420,
         candidates: vec![Candidate { address: socket(V4), kind: CandidateKind::Reflexive }],
-        nat: NatStatus { mapping: Mapping::Eim, port_mapping: PortMapping::NatPmp, udp_blocked: false },
+        nat: NatStatus {
+            mapping: Mapping::Eim,
+            port_mapping: PortMapping::NatPmp,
+            udp_blocked: false,
+            mapped_address: Some("203.0.113.1:51820".parse().unwrap()),
+        },
         coordinator: CoordinatorStatus {
             state: ConnectionState::Connected,
             address: Some("203.0.113.1:7443".into()),
@@ -260,7 +265,12 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
     };
     let lonely = SelfStatus {
         candidates: vec![],
-        nat: NatStatus { mapping: Mapping::Unknown, port_mapping: PortMapping::None, udp_blocked: true },
+        nat: NatStatus {
+            mapping: Mapping::Unknown,
+            port_mapping: PortMapping::None,
+            udp_blocked: true,
+            mapped_address: None,
+        },
         coordinator: CoordinatorStatus {
             state: ConnectionState::Offline,
             address: None,
