@@ -86,8 +86,16 @@ impl<'a> Segments<'a> {
                     SegmentProtocol::Tcp => TCP_HEADER_LEN,
                     SegmentProtocol::Udp => UDP_HEADER_LEN,
                 };
+                let number = match protocol {
+                    SegmentProtocol::Tcp => PROTOCOL_TCP,
+                    SegmentProtocol::Udp => PROTOCOL_UDP,
+                };
+                // Between IPv6's header and the transport's there may be others, which are not looked into.
+                let is_other = start == header.header_len && header.protocol != number;
                 let headers = start + transport_len;
-                if start < header.header_len
+                if is_other
+                    || start < header.header_len
+                    || (header.source.is_ipv4() && start > header.header_len)
                     || transport_len < least
                     || headers > packet.len()
                     || segment_len == 0
@@ -325,6 +333,8 @@ mod tests {
         };
         let bad = [
             segment(0, 20),
+            Offload::Segment { protocol: SegmentProtocol::Udp, segment_len: 10, start: 20, offset: 6 },
+            segment(10, 24),
             segment(10, 0),
             segment(10, 80),
             segment(10, 65535),
