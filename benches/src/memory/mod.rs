@@ -28,7 +28,7 @@ const RUNS: usize = 3;
 /// The agent's UDP port.
 const PORT: u16 = 51820;
 /// How long sessions and paths with all peers may take to be made.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the agent is left alone before it is looked at: handshakes and probes are over.
 const SETTLE: Duration = Duration::from_secs(15);
 /// How often it is asked meanwhile, which costs it memory, too.
