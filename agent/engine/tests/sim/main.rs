@@ -15,6 +15,7 @@
 //! | an inner packet comes out at a node that owns its destination, from a peer that owns its source, once and in time | `ledger.rs`, `world/check.rs`, at every packet |
 //! | no path loop: no engine sends into the overlay, or sends on what it was sent | `world/check.rs`, at every datagram |
 //! | connected, and direct, when the reference model says so; not direct when it says that this can't be | `scenario/verify.rs`, after every step |
+//! | hard pairs are punched in time, at a bounded rate, and only where the peer is seen; others are left to the relay | `punch.rs` |
 //! | stable pairs lose nothing, and keep their paths | `scenario/verify.rs` |
 //! | queues are bounded, and what waits too long goes | `scenario/schedule.rs` (floods), `ledger.rs` (ages) |
 //! | no timer spins | `world/mod.rs`, at every wakeup |
