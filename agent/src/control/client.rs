@@ -22,9 +22,10 @@ use tracing::{debug, info, warn};
 use super::{
     ControlConfig, ControlEvent,
     address::HostPort,
+    attempt::DialError,
     backoff::{self, Backoff},
     book::{AddressBook, mesh_ranges},
-    dial::{DialError, Dialed},
+    dial::Dialed,
     link::{Link, LinkError},
     race::{QuicAttempt, Reached},
     relays::Relays,

@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    fmt,
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -19,25 +18,18 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use ipnet::IpNet;
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::time::Instant;
 
 use super::{
     address::{HostPort, ResolveError, Resolved, is_usable},
+    attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
     neighbours,
-    stream::PipeError,
     tls::{self, SERVER_NAME},
 };
 
-/// Head start of each attempt before the next one (RFC 8305, section 5).
-pub(super) const STAGGER: Duration = Duration::from_millis(250);
-/// Four transmissions of the first packet fit into it.
-pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// A dial that has not succeeded by then starts over: names may resolve to something else by now.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Addresses tried in one dial; what goes beyond is cut.
-pub(super) const MAX_ATTEMPTS: usize = 16;
-
 /// Whom to reach, and where.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -59,46 +51,6 @@ pub(super) struct Dialed {
     pub(super) endpoint: Endpoint,
     /// What names resolved to on the way.
     pub(super) resolved: Resolved,
-}
-
-/// Why nothing was reached: every name and address that was tried.
-#[derive(Debug, Default)]
-pub struct DialError {
-    attempts: Vec<Attempt>,
-}
-
-#[derive(Debug)]
-struct Attempt {
-    /// The name or address that was tried.
-    what: String,
-    /// It, as an address.
-    address: Option<SocketAddr>,
-    /// The name that led to the address.
-    name: Option<String>,
-    error: AttemptError,
-}
-
-/// Why one attempt failed.
-#[derive(Debug, thiserror::Error)]
-pub enum AttemptError {
-    /// The name.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// This host has no way to the address.
-    #[error("not reachable from here: {0}")]
-    Socket(#[from] io::Error),
-    /// Nobody answered in time.
-    #[error("no answer")]
-    Timeout,
-    /// Somebody else answered.
-    #[error("the coordinator's key does not match the pinned key")]
-    PinMismatch,
-    /// The connection failed.
-    #[error("{0}")]
-    Connection(ConnectionError),
-    /// The byte pipe failed.
-    #[error(transparent)]
-    Pipe(#[from] PipeError),
 }
 
 enum Progress {
@@ -221,12 +173,7 @@ impl<'a> Dial<'a> {
     }
 
     fn fail_name(&mut self, name: &HostPort, error: ResolveError) {
-        self.error.attempts.push(Attempt {
-            what: name.to_string(),
-            address: None,
-            name: None,
-            error: error.into(),
-        });
+        self.error.push(name.to_string(), error.into());
     }
 
     fn fail(&mut self, address: SocketAddr, error: AttemptError) {
@@ -238,7 +185,7 @@ impl<'a> Dial<'a> {
         let mut names = self.resolved.iter().filter(|(_, addresses)| addresses.contains(&address));
         // A name may be the address itself.
         let name = names.next().map(|(name, _)| name.to_string()).filter(|name| *name != what);
-        self.error.attempts.push(Attempt { what, address: Some(address), name, error });
+        self.error.push_address(address, name, error);
     }
 
     fn add(&mut self, addresses: &[SocketAddr]) {
@@ -302,50 +249,5 @@ impl Sockets {
             SocketAddr::V4(_) => self.v4.take(),
             SocketAddr::V6(_) => self.v6.take(),
         }
-    }
-}
-
-impl DialError {
-    /// Returns whether somebody answered who does not have the pinned key.
-    pub(super) fn is_pin_mismatch(&self) -> bool {
-        self.attempts.iter().any(|attempt| matches!(attempt.error, AttemptError::PinMismatch))
-    }
-
-    /// Returns the address that failed last, if any was tried.
-    pub(super) fn last_address(&self) -> Option<SocketAddr> {
-        self.attempts.iter().rev().find_map(|attempt| attempt.address)
-    }
-
-    /// Adds what else than an address was tried, and how it failed.
-    pub(super) fn push(&mut self, what: String, error: AttemptError) {
-        self.attempts.push(Attempt { what, address: None, name: None, error });
-    }
-
-    /// Adds everything of another.
-    pub(super) fn append(&mut self, mut other: Self) {
-        self.attempts.append(&mut other.attempts);
-    }
-
-    fn is_of(&self, what: &impl ToString) -> bool {
-        let what = what.to_string();
-        self.attempts.iter().any(|attempt| attempt.what == what)
-    }
-}
-
-impl std::error::Error for DialError {}
-
-impl fmt::Display for DialError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.attempts.is_empty() {
-            return f.write_str("there is no address to try");
-        }
-        for (index, Attempt { what, address: _, name, error }) in self.attempts.iter().enumerate() {
-            f.write_str(if index == 0 { "" } else { "; " })?;
-            match name {
-                Some(name) => write!(f, "{name} ({what}): {error}")?,
-                None => write!(f, "{what}: {error}")?,
-            }
-        }
-        Ok(())
     }
 }

@@ -22,7 +22,8 @@ use tracing::info;
 
 use super::{
     address::{HostPort, InvalidHostPort},
-    dial::{DialError, Target},
+    attempt::DialError,
+    dial::Target,
     link::{Link, LinkError},
     race::{First, Reached, race},
     stream::{StreamOptions, StreamTarget},

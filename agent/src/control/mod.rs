@@ -19,6 +19,7 @@
 //! the latest state alone, and is said again after every reconnect.
 
 mod address;
+mod attempt;
 mod backoff;
 mod book;
 mod client;
@@ -62,7 +63,7 @@ use outbox::Outbox;
 use shared::Shared;
 
 pub use address::{HostPort, InvalidHostPort, ResolveError};
-pub use dial::{AttemptError, DialError};
+pub use attempt::{AttemptError, DialError};
 pub use join::{JOIN_PATIENCE, JoinError, JoinRequest, join};
 pub use link::LinkError;
 pub use stream::{

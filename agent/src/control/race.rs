@@ -14,7 +14,8 @@ use std::{future::Future, pin::Pin};
 use tokio::time::Instant;
 
 use super::{
-    dial::{self, DialError, Dialed, STAGGER, Target},
+    attempt::{DialError, STAGGER},
+    dial::{self, Dialed, Target},
     stream::{self, StreamDialed, StreamTarget},
 };
 

@@ -9,7 +9,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     ControlConfig,
     address::HostPort,
-    dial::{DIAL_TIMEOUT, DialError, Target},
+    attempt::DialError,
+    dial::{DIAL_TIMEOUT, Target},
     race::{self, First, QuicAttempt, Reached},
     stream::{StreamOptions, StreamTarget, WebSocketUrl},
     tls,

@@ -4,7 +4,7 @@
 //! Ways start 250 ms apart, or as soon as one has failed; the first whose session is complete wins. In the session both
 //! keys are proved, so that nobody on the way (proxy, web server, a box that opens TLS) can read along or stand in.
 
-mod open;
+pub(super) mod open;
 mod outer;
 mod proxy;
 mod url;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     address::{HostPort, ResolveError, is_usable},
-    dial::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
+    attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
 };
 use open::{Opened, Pipe, Way, open};
 
