@@ -5,7 +5,8 @@ BIN := target/release
 RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -p mesh-lab
 # The network lab's tools; each is looked up by a file that its package brings.
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
-	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool gcc:build-essential
+	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
+	miniupnpd:miniupnpd-nftables gcc:build-essential
 
 .PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-relay bench-wire bench-links bench-profile bench-core bins setup clean
 

@@ -29,21 +29,21 @@ pub(super) fn listen() -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Waits for the next datagram; the router's epoch if it is an announcement from `gateway`.
-pub(super) async fn next(socket: Option<&UdpSocket>, gateway: Option<Ipv4Addr>) -> Option<u32> {
+/// Waits for the next announcement from `gateway`. Cancel-safe.
+pub(super) async fn next(socket: Option<&UdpSocket>, gateway: Option<Ipv4Addr>) {
     let Some(socket) = socket else { return std::future::pending().await };
     let mut buffer = [0; pcp::MAX_LEN];
-    // An error of the socket is that of one datagram.
-    let (len, from) = socket.recv_from(&mut buffer).await.ok()?;
-    if gateway.map(IpAddr::V4) != Some(from.ip()) {
-        return None;
+    loop {
+        // An error of the socket is that of one datagram.
+        let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
+        if gateway.map(IpAddr::V4) == Some(from.ip()) && is_announcement(&buffer[..len]) {
+            return;
+        }
     }
-    read(&buffer[..len])
 }
 
-fn read(datagram: &[u8]) -> Option<u32> {
-    let natpmp = natpmp::read_address(datagram).ok().map(|outside| outside.epoch);
-    natpmp.or_else(|| pcp::read_announce(datagram).ok())
+fn is_announcement(datagram: &[u8]) -> bool {
+    natpmp::read_address(datagram).is_ok() || pcp::read_announce(datagram).is_ok()
 }
 
 #[cfg(test)]
@@ -52,9 +52,9 @@ mod tests {
 
     #[test]
     fn both_kinds_of_news_are_understood() {
-        assert_eq!(read(&hex::decode("0080000000000003cb007101").unwrap()), Some(3));
+        assert!(is_announcement(&hex::decode("0080000000000003cb007101").unwrap()));
         let announce = hex::decode("028000000000000000000004000000000000000000000000").unwrap();
-        assert_eq!(read(&announce), Some(4));
-        assert_eq!(read(b"NOTIFY * HTTP/1.1"), None);
+        assert!(is_announcement(&announce));
+        assert!(!is_announcement(b"NOTIFY * HTTP/1.1"));
     }
 }

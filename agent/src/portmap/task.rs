@@ -57,11 +57,7 @@ pub(super) async fn run(
                 task.handle_networks(&now);
             }
             Some(outcome) = task.asked.next() => task.handle_outcome(outcome),
-            epoch = announced::next(announcements.as_ref(), gateway) => {
-                if let Some(epoch) = epoch {
-                    task.policy.handle_announced(epoch, std_now());
-                }
-            }
+            () = announced::next(announcements.as_ref(), gateway) => task.policy.handle_announced(std_now()),
             () = sleep_until(timeout.map_or_else(Instant::now, Instant::from_std)), if timeout.is_some() => {
                 task.policy.handle_timeout(std_now());
             }

@@ -36,8 +36,9 @@ const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const MIN_RENEWAL: Duration = Duration::from_secs(4);
 /// How long better protocols may answer after the first: more than one retransmission.
 const GRACE: Duration = Duration::from_millis(300);
-/// How often the router is asked whether it still has the mapping: a reboot without an announcement costs no more.
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the router is asked whether it still has the mapping. Announcements of a reboot are multicast, which Wi-Fi loses
+/// and many routers do not send; a datagram of 60 bytes is little for not being relayed any longer than this.
+const CHECK_INTERVAL: Duration = Duration::from_secs(20);
 /// The same over UPnP, which takes a TCP connection.
 const CHECK_INTERVAL_UPNP: Duration = Duration::from_secs(300);
 /// Least time between renewals for announcements, which anybody on the LAN can forge (RFC 6887, section 8.5).
@@ -281,26 +282,19 @@ impl Policy {
         }
     }
 
-    /// Takes what the router says of itself without being asked.
-    pub(super) fn handle_announced(&mut self, epoch: u32, now: Instant) {
-        let is_soon = self.announced_at.is_some_and(|at| now < at + ANNOUNCED_INTERVAL);
-        match self.phase {
-            _ if is_soon => {}
-            Phase::Held(_) => {
-                // Anybody can have said so: what the clock really shows comes with the answer.
-                if self.epoch.is_none()
-                    || Epoch::observe(&mut self.epoch.clone(), epoch, now) == Continuity::Lost
-                {
-                    self.announced_at = Some(now);
-                    self.renew(now);
-                }
-            }
-            Phase::Resting { .. } => {
-                self.announced_at = Some(now);
-                self.start(now);
-            }
-            Phase::Idle | Phase::Probing { .. } | Phase::Mapping { .. } => {}
+    /// Takes that the router announced itself, as it does when it has lost its mappings or has another address.
+    ///
+    /// Anybody on the LAN can have said so: it is the router's own answer that counts.
+    pub(super) fn handle_announced(&mut self, now: Instant) {
+        if self.announced_at.is_some_and(|at| now < at + ANNOUNCED_INTERVAL) {
+            return;
         }
+        match self.phase {
+            Phase::Held(_) => self.renew(now),
+            Phase::Resting { .. } => self.start(now),
+            Phase::Idle | Phase::Probing { .. } | Phase::Mapping { .. } => return,
+        }
+        self.announced_at = Some(now);
     }
 
     /// Notes something that came from the router's address and makes no sense.

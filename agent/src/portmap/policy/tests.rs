@@ -149,7 +149,7 @@ fn a_router_that_has_lost_its_mappings_is_asked_again_at_once() {
     let mut policy = holding(start);
     let now = start + CHECK_INTERVAL;
     check(&mut policy, now);
-    policy.handle_checked(Ok(Standing { epoch: Some(1060), address: None }), now);
+    policy.handle_checked(Ok(Standing { epoch: Some(1020), address: None }), now);
     assert_eq!(asks(&mut policy), []);
     let now = now + CHECK_INTERVAL;
     check(&mut policy, now);
@@ -171,13 +171,11 @@ fn a_router_that_has_lost_its_mappings_is_asked_again_at_once() {
 fn announcements_are_believed_once_in_a_while() {
     let now = Instant::now();
     let mut policy = holding(now);
-    policy.handle_announced(1001, now + seconds(1));
-    assert_eq!(asks(&mut policy), [], "nothing new");
-    policy.handle_announced(0, now + seconds(1));
+    policy.handle_announced(now + seconds(1));
     assert_eq!(asks(&mut policy), [map(Protocol::Pcp, PORT)]);
     policy.handle_mapped(granted(PORT, 7200, 1), now + seconds(1));
     for _ in 0..100 {
-        policy.handle_announced(500_000, now + seconds(2));
+        policy.handle_announced(now + seconds(2));
     }
     assert_eq!(asks(&mut policy), [], "not at every forged one");
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
+pub mod miniupnpd;
 pub mod probe;
 pub(crate) mod punching;
 pub mod rules;

@@ -52,6 +52,12 @@ pub enum FilterV6 {
 /// The interface towards the internet, on every router.
 pub const OUTSIDE_INTERFACE: &str = "wan";
 
+/// Borne by packets from outside that a port mapping daemon on the router has let in.
+pub(crate) const MAPPED_MARK: u32 = 0x6d61;
+
+/// Borne by connections that came to a port that the NAT itself has given to a host: for those its filter alone holds.
+const LEARNED_MARK: u32 = 0x6c65;
+
 /// First port, and number of ports, of the range from which symmetric mappings are drawn.
 const SYMMETRIC_PORTS: (u16, u16) = (30_000, 20_000);
 
@@ -108,7 +114,10 @@ fn prerouting(out: &mut String, nat: &Nat, place: &Place) {
             forward.port, forward.to
         );
     }
-    let _ = write!(out, "  {from}ip daddr {outside} meta l4proto udp dnat to udp dport map @port_of\n }}\n");
+    let _ = write!(
+        out,
+        "  {from}ip daddr {outside} meta l4proto udp ct mark set {LEARNED_MARK} dnat to udp dport map @port_of\n }}\n"
+    );
 }
 
 fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
@@ -164,6 +173,10 @@ fn forward(out: &mut String, nat: &Nat, place: &Place) {
             forward.to
         );
     }
+    let _ = writeln!(
+        out,
+        "  iifname \"wan\" meta mark {MAPPED_MARK} ct mark != {LEARNED_MARK} ct status dnat accept"
+    );
     out.push_str(match nat.kind.filtering {
         Filtering::Eif => "  iifname \"wan\" meta l4proto udp ct status dnat accept\n",
         Filtering::Adf => "  iifname \"wan\" ip daddr . udp dport . ip saddr @contacts accept\n",

@@ -1,6 +1,7 @@
 //! A network that runs.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 
@@ -14,7 +15,8 @@ use crate::dns::DnsServer;
 use crate::linksim::{Line, LineId, LineStats, LinkSim};
 use crate::nat::probe::Observers;
 use crate::nat::{Egress, Nat};
-use crate::netns::Netns;
+use crate::netns::{self, Netns};
+use crate::process::{HostCommand, Surroundings};
 use crate::run::Lab;
 
 /// A running network. Everything may be changed while it runs; all methods take `&self`.
@@ -104,6 +106,17 @@ impl Network {
     /// If there is no such site, or it has none.
     pub fn router(&self, site: &str) -> anyhow::Result<&Netns> {
         Ok(self.site(site)?.router()?.netns())
+    }
+
+    /// A program to be run on a site's router.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such site, or it has no router.
+    pub fn router_command(&self, site: &str, program: impl AsRef<OsStr>) -> anyhow::Result<HostCommand> {
+        let netns = netns::path_of(self.router(site)?.name());
+        let surroundings = Surroundings { netns, hostname: site.to_owned(), files: Vec::new() };
+        Ok(HostCommand::new(program.as_ref(), surroundings, self.lab.directory().join("logs")))
     }
 
     /// A site's public address.
