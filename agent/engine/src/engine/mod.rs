@@ -10,21 +10,20 @@ use rand_core::{RngCore, SeedableRng};
 
 mod commands;
 mod inbound;
-mod local;
 mod outbound;
 mod slots;
 
-pub(crate) use local::{Local, Route};
-
-use self::{local::Outbox, slots::Slots};
+use self::slots::Slots;
 use crate::{
     backlog::{Backlog, MAX_MEMORY},
     batch::{MAX_TRAIN_BYTES, SocketId},
     config::Config,
     drops::DropCounters,
     event::{Event, Wakeup, WakeupReason},
+    local::{Local, Outbox},
     netcheck::NetCheck,
-    peer::Peer,
+    packet::icmp::IcmpLimit,
+    peer::{Peer, Scratch},
     punch::Punching,
     queue::{Budget, MAX_TOTAL_BYTES},
     router::{Own, Refusal, Router},
@@ -72,15 +71,6 @@ pub struct Engine {
     refusals: Vec<Refusal>,
 }
 
-/// Buffers that are used again and again.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    /// A cut or complete inner packet.
-    pub(crate) packet: Vec<u8>,
-    /// A sealed message.
-    pub(crate) datagram: Vec<u8>,
-}
-
 impl Engine {
     /// Most bytes that one [`Engine::handle_tun`] lays out: the driver leaves this much room in the arena.
     ///
@@ -111,7 +101,7 @@ impl Engine {
                 outbox: Outbox::default(),
                 budget: Budget::default(),
                 drops: DropCounters::default(),
-                icmp: outbound::IcmpLimit::default(),
+                icmp: IcmpLimit::default(),
                 punching: Punching::new(config.punch),
                 unsettled: false,
             },

@@ -1,6 +1,6 @@
 //! From the TUN to the underlay.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Engine;
 use crate::{
@@ -9,27 +9,6 @@ use crate::{
     peer::Room,
     segment::Segments,
 };
-
-/// ICMP errors per second at most (Linux: `icmp_msgs_per_sec`, one per millisecond and host; this is for one node).
-const ICMP_PER_SECOND: u32 = 50;
-
-/// Counts ICMP errors of the running second.
-#[derive(Debug, Default)]
-pub(crate) struct IcmpLimit {
-    since: Option<Instant>,
-    sent: u32,
-}
-
-impl IcmpLimit {
-    pub(super) fn admit(&mut self, now: Instant) -> bool {
-        let is_over = |since: Instant| now.saturating_duration_since(since) >= Duration::from_secs(1);
-        if self.since.is_none_or(is_over) {
-            *self = Self { since: Some(now), sent: 0 };
-        }
-        self.sent += 1;
-        self.sent <= ICMP_PER_SECOND
-    }
-}
 
 impl Engine {
     /// Takes what one read of the TUN gave. The caller leaves [`Engine::MAX_TUN_ROOM`] free in `out`.

@@ -1,6 +1,9 @@
 //! ICMP answers to packets that cannot be sent on.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     Header, IPV4_HEADER_LEN, IPV6_HEADER_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
@@ -11,8 +14,29 @@ use super::{
 const MAX_IPV4: usize = 576;
 /// Most bytes of an ICMPv6 error (RFC 4443, section 3.2: the minimum MTU).
 const MAX_IPV6: usize = 1280;
+/// ICMP errors per second at most (Linux: `icmp_msgs_per_sec`, one per millisecond and host; this is for one node).
+const ICMP_PER_SECOND: u32 = 50;
 const ICMP_LEN: usize = 8;
 const TTL: u8 = 64;
+
+/// Counts ICMP errors of the running second.
+#[derive(Debug, Default)]
+pub(crate) struct IcmpLimit {
+    since: Option<Instant>,
+    sent: u32,
+}
+
+impl IcmpLimit {
+    /// Whether one more may be sent.
+    pub(crate) fn admit(&mut self, now: Instant) -> bool {
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= Duration::from_secs(1);
+        if self.since.is_none_or(is_over) {
+            *self = Self { since: Some(now), sent: 0 };
+        }
+        self.sent += 1;
+        self.sent <= ICMP_PER_SECOND
+    }
+}
 
 /// Builds the answer to a packet that is larger than `mtu` (RFC 1191, RFC 4443).
 ///

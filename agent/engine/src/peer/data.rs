@@ -6,8 +6,8 @@ use super::Peer;
 use crate::{
     batch::TxArena,
     drops::DropReason,
-    engine::{Local, Route, Scratch},
     event::PathAddress,
+    local::{Local, Route},
     packet::{Header, fragment, mss},
     path::{Targets, mtu::Carries},
     segment::Segments,
@@ -21,6 +21,15 @@ pub(crate) enum Room {
     Left,
     /// The arena is full.
     None,
+}
+
+/// Buffers that are used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// A cut or complete inner packet.
+    pub(crate) packet: Vec<u8>,
+    /// A sealed message.
+    pub(crate) datagram: Vec<u8>,
 }
 
 /// Where packets go at one moment.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::Peer;
 use crate::{
     drops::DropReason,
-    engine::Local,
     event::PathAddress,
+    local::Local,
     session::{Due, Handshake, Initiation, Session},
 };
 

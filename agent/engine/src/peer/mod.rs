@@ -26,15 +26,15 @@ mod handshake;
 mod probing;
 mod punching;
 
-pub(crate) use data::Room;
+pub(crate) use data::{Room, Scratch};
 use punching::Punched;
 
 use crate::{
     config::PeerConfig,
     disco::DiscoKey,
     drops::{DropCounters, DropReason},
-    engine::Local,
     event::{Event, WakeupReason},
+    local::Local,
     path::{Health, Path, PathSet},
     queue::Queue,
     session::{REJECT_AFTER_TIME, Session, Timestamp},

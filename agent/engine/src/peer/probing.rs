@@ -12,8 +12,8 @@ use super::{AskedPing, Peer};
 use crate::{
     disco::{DiscoKey, PING_PADDING},
     drops::DropReason,
-    engine::Local,
     event::{Event, PathAddress},
+    local::Local,
     netcheck::Observer,
     path::{Path, Targets, mtu::padding},
 };

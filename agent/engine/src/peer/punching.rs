@@ -16,8 +16,8 @@ use crate::{
     batch::{SocketId, Via},
     disco::PING_PADDING,
     drops::DropReason,
-    engine::Local,
     event::PathAddress,
+    local::Local,
     path::{Health, guess::is_public},
     punch::{
         attempt::{Attempt, OBSERVED_MAPPINGS, Observing, Run, Shot, Stage},

@@ -14,13 +14,15 @@ use mesh_proto::{
 use rand_chacha::ChaCha8Rng;
 use rand_core::RngCore;
 
-use super::outbound::IcmpLimit;
 use crate::{
     batch::{TxArena, Via},
     drops::DropCounters,
     event::{Event, PathAddress},
     netcheck::NetCheck,
-    packet::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN, icmp},
+    packet::{
+        IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN,
+        icmp::{self, IcmpLimit},
+    },
     path::{guess::guesses, is_probable, mtu::Bounds},
     punch::Punching,
     queue::{Budget, footprint, trim},
@@ -60,7 +62,7 @@ pub(crate) struct Local {
     pub(crate) icmp: IcmpLimit,
     /// What is done to get through hard pairs of NATs.
     pub(crate) punching: Punching,
-    /// Something changed that [`super::Engine::settle`] is to see to.
+    /// Something changed that [`crate::Engine::settle`] is to see to.
     pub(crate) unsettled: bool,
 }
 
