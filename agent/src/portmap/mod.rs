@@ -39,6 +39,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use router::is_private;
+
 use crate::{identity::StateDir, os::HostNetworks};
 
 /// Whether the router is asked at all.

@@ -13,6 +13,8 @@ use super::wire::Reader;
 
 /// The only version.
 const VERSION: u8 = 0;
+/// The version of PCP, whose servers listen on the same port.
+const PCP: u8 = 2;
 /// Asks for the external address.
 const ADDRESS: u8 = 0;
 /// Asks for a mapping of a UDP port.
@@ -94,8 +96,10 @@ fn read_header(reader: &mut Reader<'_>, opcode: u8) -> Result<u32, NatPmpError> 
     if answered < ANSWER {
         return Err(NatPmpError::Unrelated);
     }
-    if version != VERSION {
-        return Err(NatPmpError::Version);
+    match version {
+        VERSION => {}
+        PCP => return Err(NatPmpError::Version),
+        _ => return Err(NatPmpError::Unrelated),
     }
     if answered != ANSWER + opcode {
         return Err(NatPmpError::Unrelated);

@@ -123,8 +123,10 @@ fn read_header(reader: &mut Reader<'_>, opcode: u8) -> Result<(u32, u32), PcpErr
     if answered & ANSWER == 0 {
         return Err(PcpError::Unrelated);
     }
-    if version != VERSION {
-        return Err(PcpError::Version);
+    match version {
+        VERSION => {}
+        older if older < VERSION => return Err(PcpError::Version),
+        _ => return Err(PcpError::Unrelated),
     }
     if answered != ANSWER | opcode {
         return Err(PcpError::Unrelated);

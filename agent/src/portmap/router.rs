@@ -50,7 +50,7 @@ pub(super) fn router(networks: &HostNetworks, local: Ipv4Addr) -> Option<Router>
 }
 
 /// Whether an address is not of the internet: RFC 1918, RFC 3927 and the carriers' RFC 6598.
-pub(super) fn is_private(address: Ipv4Addr) -> bool {
+pub(crate) fn is_private(address: Ipv4Addr) -> bool {
     let [first, second, ..] = address.octets();
     address.is_private() || address.is_link_local() || (first == 100 && second & 0xc0 == 64)
 }

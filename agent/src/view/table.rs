@@ -1,6 +1,9 @@
 //! Tables and texts for people. They fit [`WIDTH`] columns.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use mesh_proto::status::{
     ConnectionState, ControlTransport, Mapping, PathKind, PeerStatus, PortMapping, RelayTransport,
@@ -9,7 +12,7 @@ use mesh_proto::status::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::units;
-use crate::local_api::Why;
+use crate::{local_api::Why, portmap};
 
 /// Widest line of a table.
 pub const WIDTH: usize = 100;
@@ -51,7 +54,11 @@ pub fn netcheck(this: &SelfStatus) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "udp          {}", if this.nat.udp_blocked { "blocked" } else { "works" });
     let _ = writeln!(out, "nat          {}", mapping(this.nat.mapping));
-    let mapped = this.nat.mapped_address.map(|address| format!(", {address}")).unwrap_or_default();
+    let mapped = this.nat.mapped_address.map(|address| {
+        let note = if is_private(address) { ", behind another nat" } else { "" };
+        format!(", {address}{note}")
+    });
+    let mapped = mapped.unwrap_or_default();
     let _ = writeln!(out, "port mapping {}{mapped}", port_mapping(this.nat.port_mapping));
     let _ = writeln!(out, "coordinator  {}", coordinator(this));
     let _ = writeln!(out, "relay        {}", relay(this));
@@ -161,6 +168,14 @@ fn port_mapping(protocol: PortMapping) -> &'static str {
     }
 }
 
+/// Whether a router that has this address is behind a NAT itself.
+fn is_private(address: SocketAddr) -> bool {
+    match address.ip() {
+        IpAddr::V4(v4) => portmap::is_private(v4),
+        IpAddr::V6(_) => false,
+    }
+}
+
 fn row(peer: &PeerStatus, now: OffsetDateTime) -> Row {
     let path = &peer.path;
     let via = match path.kind {
@@ -230,6 +245,17 @@ fn clock(timestamp: &str) -> String {
 mod tests {
     use super::*;
     use crate::view::status::tests::document;
+
+    #[test]
+    fn a_netcheck_shows_where_the_port_is_mapped() {
+        let mut this = document().this;
+        assert!(netcheck(&this).contains("\nport mapping none\n"));
+        this.nat.port_mapping = PortMapping::Upnp;
+        this.nat.mapped_address = Some("203.0.113.1:51820".parse().unwrap());
+        assert!(netcheck(&this).contains("\nport mapping upnp, 203.0.113.1:51820\n"));
+        this.nat.mapped_address = Some("100.64.0.1:51820".parse().unwrap());
+        assert!(netcheck(&this).contains("\nport mapping upnp, 100.64.0.1:51820, behind another nat\n"));
+    }
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()

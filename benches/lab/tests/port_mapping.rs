@@ -1,6 +1,7 @@
 //! Two nodes behind symmetric, port-filtering NATs, which nothing gets through but a port mapping: one of the routers has a
 //! real `miniupnpd`.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -163,6 +164,59 @@ fn a_router_that_starts_over_is_asked_again() {
     rig.wait_mapped_within(REBOOT_PATIENCE, PortMapping::Pcp).unwrap();
     println!("not announced: mapped again {:?} after the router went down", start.elapsed());
     rig.wait_direct().unwrap();
+    rig.mesh.check_logs(&[]).unwrap();
+}
+
+/// Two nodes of one home, both on the usual port, as the router sees them.
+fn check_two_nodes(speaks: Speaks, by: PortMapping) -> anyhow::Result<()> {
+    let lab = Lab::new("portmap")?;
+    let home = Site::behind("home", Nat::masquerade()).host("home-a").host("home-b").outside(OUTSIDE);
+    let network = Arc::new(lab.build(Topology::new().site(Site::public(COORDINATOR)).site(home))?);
+    let router = Miniupnpd::start(&network, "home", speaks)?;
+    let address = network.host(COORDINATOR)?.address().to_string();
+    let mesh =
+        Mesh::new(Arc::clone(&network), &MeshOptions::new(COORDINATOR, &address, &["home-a", "home-b"]))?;
+    mesh.start()?;
+    wait_until(PATIENCE, &format!("each has a port by {by:?}"), || {
+        let nats =
+            mesh.nodes().map(|node| Ok(node.status()?.this.nat)).collect::<anyhow::Result<Vec<_>>>()?;
+        ensure!(nats.iter().all(|nat| nat.port_mapping == by), "{nats:?}");
+        let ports: BTreeSet<_> = nats.iter().filter_map(|nat| nat.mapped_address).collect();
+        ensure!(ports.len() == 2 && ports.iter().all(|port| port.ip() == OUTSIDE), "{nats:?}");
+        ensure!(router.mappings()?.len() == 2, "{:?}", router.mappings()?);
+        Ok(true)
+    })?;
+    mesh.stop()?;
+    ensure!(router.mappings()?.is_empty(), "left at the end: {:?}", router.mappings()?);
+    mesh.check_logs(&[])
+}
+
+#[test]
+fn two_nodes_behind_one_router_get_a_port_each() {
+    check_two_nodes(Speaks::Pcp, PortMapping::Pcp).unwrap();
+    check_two_nodes(Speaks::NatPmp, PortMapping::NatPmp).unwrap();
+    check_two_nodes(Speaks::Upnp, PortMapping::Upnp).unwrap();
+}
+
+#[test]
+fn a_node_that_roams_is_mapped_where_it_is() {
+    let rig = Rig::start(Speaks::All, &[]).unwrap();
+    rig.wait_mapped(PortMapping::Pcp).unwrap();
+    let wait = |wanted: PortMapping| {
+        let start = Instant::now();
+        wait_until(PATIENCE, &format!("port mapping is {wanted:?}"), || {
+            let nat = rig.mesh.node(NEAR.1)?.status()?.this.nat;
+            ensure!(nat.port_mapping == wanted, "{nat:?}");
+            ensure!(nat.mapped_address.is_some() == (wanted != PortMapping::None), "{nat:?}");
+            Ok(true)
+        })
+        .unwrap();
+        println!("{wanted:?} {:?} after the move", start.elapsed());
+    };
+    rig.mesh.network().move_host(NEAR.1, FAR.0).unwrap();
+    wait(PortMapping::None);
+    rig.mesh.network().move_host(NEAR.1, NEAR.0).unwrap();
+    wait(PortMapping::Pcp);
     rig.mesh.check_logs(&[]).unwrap();
 }
 

@@ -221,3 +221,7 @@ impl From<NatPmpError> for Bad {
 fn seconds(time: Duration) -> u32 {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests;
