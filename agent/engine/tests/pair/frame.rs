@@ -11,6 +11,8 @@ use crate::world::mesh_address;
 /// Most frames of one batch.
 pub(crate) const MAX_FRAMES: usize = 6;
 const MTU: usize = 1420;
+/// Payload that fits into the MTU whatever the headers are: IPv6's with options, and TCP's longest.
+const MOST_PAYLOAD: usize = MTU - 48 - 60;
 /// Most pieces of one superpacket here.
 const MAX_PIECES: usize = 50;
 const TCP: u8 = 6;
@@ -62,7 +64,7 @@ pub(crate) fn frames() -> impl Strategy<Value = Vec<Frame>> {
     let left = prop_oneof![
         1 => Just(Left::Nothing),
         1 => Just(Left::Checksum),
-        4 => prop_oneof![1..64_usize, Just(1000), 1000..1320_usize].prop_map(Left::Pieces),
+        4 => prop_oneof![1..64_usize, Just(1000), 1000..=MOST_PAYLOAD].prop_map(Left::Pieces),
     ];
     let shape = (any::<bool>(), any::<bool>(), any::<bool>(), 0..=10_usize);
     // Numbers near their ends, so that they wrap.
@@ -70,9 +72,9 @@ pub(crate) fn frames() -> impl Strategy<Value = Vec<Frame>> {
     let seq = prop_oneof![any::<u32>(), 0xffff_0000..=0xffff_ffff_u32];
     let drawn = (shape, any::<u8>(), (id, seq), left, any::<prop::sample::Index>(), any::<u8>());
     let frame = drawn.prop_map(|((v6, udp, options, tcp_options), flags, numbers, left, payload, seed)| {
-        // All of them fit into the MTU whatever their headers are; a superpacket may lack a payload, too.
+        // A superpacket may lack a payload, too.
         let most = match left {
-            Left::Nothing | Left::Checksum => MTU - 48 - 60,
+            Left::Nothing | Left::Checksum => MOST_PAYLOAD,
             Left::Pieces(payload) => payload * MAX_PIECES,
         };
         let payload = payload.index(most.min(60_000) + 1);
