@@ -4,14 +4,14 @@
 //! The thread turns like this:
 //!
 //! ```text
-//! wait for any of: cancel, a request, a stream readable, UDP readable, UDP writable (if full), TUN readable (unless the backlog is full),
-//!                  a backlog (unless UDP is full), the timer
+//! wait for any of: cancel, a request, a stream readable, UDP readable, UDP writable (if full), the timer,
+//!                  TUN readable (unless the backlog is full), a backlog (unless UDP is full)
 //! now = clock                                            once per turn
 //! requests -> engine
 //! byte streams, up to 64 trains          -> engine, inner packets -> TUN
 //! UDP, up to 8 trains per socket         -> engine, inner packets -> TUN
 //! TUN, up to 64 reads                    -> engine, up to 256 KiB to be sealed, the rest to the backlog
-//! backlog, up to 256 KiB                 -> engine
+//! backlog, what is left of the 256 KiB   -> engine
 //! timer                                  -> engine
 //! drain: trains -> UDP, packets of the engine's own -> TUN, events -> outbox, next timer
 //! ```

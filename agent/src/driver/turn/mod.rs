@@ -210,10 +210,8 @@ impl<T: Tun> Driver<T> {
         if ready.writable {
             self.sending.flush(&mut self.counters);
         }
-        if ready.tun {
-            self.read_tun(now);
-        }
-        self.seal_backlog(now);
+        let sealed = if ready.tun { self.read_tun(now) } else { 0 };
+        self.seal_backlog(sealed, now);
         if self.armed.is_some_and(|at| at <= now) {
             self.armed = None;
             self.engine.handle_timeout(now);

@@ -18,8 +18,9 @@ const TUN_READS: usize = 64;
 const TUN_BYTES: usize = 256 * 1024;
 
 impl<T: Tun> Driver<T> {
-    /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn.
-    pub(super) fn read_tun(&mut self, now: Instant) {
+    /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn. Returns
+    /// how many bytes were sealed.
+    pub(super) fn read_tun(&mut self, now: Instant) -> usize {
         let mut sealed = 0;
         if self.silence.handle_sent(now) {
             self.outbox.push(DriverEvent::Unanswered);
@@ -27,9 +28,9 @@ impl<T: Tun> Driver<T> {
         for _ in 0..TUN_READS {
             let waits = sealed >= TUN_BYTES || self.engine.has_backlog() || !self.has_room();
             if waits && self.engine.is_backlog_full() {
-                return;
+                break;
             }
-            let Some(tun) = &self.tun else { return };
+            let Some(tun) = &self.tun else { break };
             let buffer = &mut self.tun_buffer;
             match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
                 Ok(frame) => {
@@ -41,7 +42,7 @@ impl<T: Tun> Driver<T> {
                         self.engine.handle_tun(frame, now, &mut self.sending.arena);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if tun::is_lost(&error) => {
                     self.tun = None;
                     self.outbox.push(DriverEvent::TunLost);
@@ -49,11 +50,11 @@ impl<T: Tun> Driver<T> {
                 Err(_) => self.counters.count(Counter::TunRead, 1),
             }
         }
+        sealed
     }
 
-    /// Has a turn's worth of the backlog sealed.
-    pub(super) fn seal_backlog(&mut self, now: Instant) {
-        let mut sealed = 0;
+    /// Has as much of the backlog sealed as a turn may seal after this many bytes.
+    pub(super) fn seal_backlog(&mut self, mut sealed: usize, now: Instant) {
         while sealed < TUN_BYTES && self.engine.has_backlog() && self.has_room() {
             let Some(len) = self.engine.poll_backlog(now, &mut self.sending.arena) else { return };
             sealed += len;
