@@ -5,12 +5,16 @@
 //! | 1 | a direct path that answers, before a relay, before what has not answered (see [`Standing`]) |
 //! | 2 | among direct paths: the local network before the internet |
 //! | 3 | one that has answered lately before one that has not |
-//! | 4 | smoothed round-trip time |
+//! | 4 | smoothed round-trip time, with a head start for IPv6 on the internet |
 //!
 //! Within one standing and class the present path is left only for one that is faster by [`MIN_GAIN`], by
 //! [`MIN_GAIN_RATIO`], and by more than both paths' measurements scatter, all at once: so that two paths that are as
 //! good as each other don't take turns, and one lucky answer moves nothing. What it is left for has answered lately: how
 //! fast a path was an hour ago says nothing.
+//!
+//! IPv6 goes before IPv4 where they are about as fast: no NAT stands in between that may run out of ports, forget its
+//! mapping or be restarted. The head start is less than what a path must gain to be chosen instead, so the two don't take
+//! turns either.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,6 +27,9 @@ use crate::event::PathAddress;
 pub(crate) const MIN_GAIN: Duration = Duration::from_millis(10);
 /// A challenger must be faster by this part of the present path's round-trip time.
 pub(crate) const MIN_GAIN_RATIO: f64 = 0.2;
+
+/// How much slower a path over IPv6 may be than one over IPv4 to go before it: half of what anybody would notice.
+const V6_HEAD_START: Duration = Duration::from_millis(5);
 
 /// What a path can be chosen for, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +92,30 @@ pub(crate) fn select(views: &[View], present: Option<PathAddress>) -> Option<Vie
 }
 
 fn rank(view: &View) -> (Standing, Class, bool, Duration, PathAddress) {
-    (view.standing, view.class, !view.fresh, view.rtt.unwrap_or(Duration::MAX), view.address)
+    (view.standing, view.class, !view.fresh, handicapped_rtt(view), view.address)
+}
+
+/// The round-trip time that counts.
+fn handicapped_rtt(view: &View) -> Duration {
+    let handicap = if family(view) == Some(Family::V4) { V6_HEAD_START } else { Duration::ZERO };
+    view.rtt.unwrap_or(Duration::MAX).saturating_add(handicap)
+}
+
+/// The family of a path that may have one of the other family beside it: a direct one on the internet.
+fn family(view: &View) -> Option<Family> {
+    match (view.address, view.class) {
+        (PathAddress::Direct(remote), Class::Internet) if remote.is_ipv6() => Some(Family::V6),
+        (PathAddress::Direct(_) | PathAddress::Punched { .. }, Class::Internet) => Some(Family::V4),
+        (PathAddress::Direct(_) | PathAddress::Punched { .. }, Class::Lan) | (PathAddress::Relay(_), _) => {
+            None
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
 }
 
 fn same_tier(a: &View, b: &View) -> bool {
@@ -97,6 +127,11 @@ fn is_worth_it(present: &View, challenger: &View) -> bool {
         return false;
     }
     match (present.rtt, challenger.rtt) {
+        (Some(now), Some(then))
+            if (family(present), family(challenger)) == (Some(Family::V4), Some(Family::V6)) =>
+        {
+            then < now + V6_HEAD_START
+        }
         (Some(now), Some(then)) => {
             let gain = now.saturating_sub(then);
             let scatter = present.variation + challenger.variation;
@@ -143,6 +178,7 @@ mod tests {
         let lan = |rtt| direct("192.168.1.5:1", Direct, rtt);
         let wan = |rtt| direct("203.0.113.5:1", Direct, rtt);
         let wan2 = |rtt| direct("203.0.113.6:1", Direct, rtt);
+        let wan6 = |rtt| direct("[2001:db8::5]:1", Direct, rtt);
         let heard = direct("203.0.113.7:1", Heard, 0);
         // (what there is, which of it is the present path, which is chosen)
         let table: &[(&[View], Option<usize>, usize)] = &[
@@ -158,6 +194,13 @@ mod tests {
             (&[wan(100), wan2(85)], Some(0), 0),
             (&[wan(100), wan2(79)], Some(0), 1),
             (&[lan(1), direct("192.168.1.6:1", Direct, 9)], Some(1), 1),
+            // IPv6 where it is about as fast; IPv4 only if it is faster by what one would leave any path for.
+            (&[wan(40), wan6(44)], Some(0), 1),
+            (&[wan(40), wan6(45)], Some(0), 0),
+            (&[wan(40), wan6(44)], None, 1),
+            (&[wan(35), wan6(44)], Some(1), 1),
+            (&[wan(34), wan6(44)], Some(1), 0),
+            (&[wan6(5), lan(50)], Some(0), 1),
             // Among relays: the one that answers, then the one the peer is said to be at.
             (&[relay(1, Listed, 0), relay(2, Relayed, 90)], Some(0), 1),
             (&[relay(1, Hoped, 0), relay(2, Listed, 0)], None, 1),

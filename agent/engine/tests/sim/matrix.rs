@@ -6,7 +6,7 @@ use crate::{
     model::{is_punchable, plain_pair_is_direct},
     net::{NatProfile, NatType, PortChoice},
     rng::Rng,
-    topology::Topology,
+    topology::{SiteV6, Topology},
     world::World,
 };
 
@@ -68,6 +68,22 @@ fn time_to_direct(world: &mut World) -> Option<Duration> {
         }
     }
     None
+}
+
+#[test]
+fn over_ipv6_every_pair_is_direct_through_filters_on_both_sides() {
+    let mut times = Vec::new();
+    for (a, b) in all_pairs().filter(|(a, b)| !is_punchable([*a, *b])) {
+        let mut topology =
+            Topology::one_node_behind_each(&[NatProfile::new(a), NatProfile::new(b)], LINE_DELAY);
+        topology.sites.iter_mut().for_each(|site| site.v6 = SiteV6::Filtered);
+        let mut world = pair_of(&topology, 1);
+        times.extend(time_to_direct(&mut world));
+        check(&world, &format!("{a:?} with {b:?}"));
+        assert!(world.is_direct(0, 1) && world.is_direct(1, 0), "{a:?} with {b:?}\n{}", world.trace);
+    }
+    times.sort_unstable();
+    assert!(times.last().is_some_and(|longest| *longest <= DIRECT_P99), "{times:?}");
 }
 
 fn all_pairs() -> impl Iterator<Item = (NatType, NatType)> {
