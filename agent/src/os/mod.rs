@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, future::Future};
 
 use ipnet::IpNet;
 
-pub use networks::{DefaultRoute, HostInterface, HostNetworks, NetworkId, is_underlay};
+pub use networks::{DefaultRoute, Family, HostInterface, HostNetworks, NetworkId, is_underlay};
 
 /// The operating system's side of the agent's interface.
 pub trait Host: Send + Sync + 'static {

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use mesh_proto::candidate::{Candidate, CandidateKind, MAX_CANDIDATES};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -40,6 +40,17 @@ const NOT_UNDERLAY: &[&str] = &[
     "mesh*",
 ];
 
+/// Addresses that are offered to peers. With those that are learned elsewhere there is still room for what an observer
+/// or the router names: a peer reads no more than [`MAX_CANDIDATES`].
+const MAX_HOST_CANDIDATES: usize = MAX_CANDIDATES / 2;
+
+/// IPv6 addresses of one interface that are offered: a stable and a temporary one (RFC 8981) in each of two prefixes, as
+/// where a router announces a global and a unique local one.
+const MAX_V6_OF_INTERFACE: usize = 4;
+
+/// The addresses that a host has towards its own translator (RFC 7335, 464XLAT and DS-Lite): the same on every host.
+const TRANSLATOR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 0, 0), 29);
+
 /// Bytes of a network's name: enough to tell the networks of one host apart.
 const ID_LEN: usize = 8;
 
@@ -50,6 +61,9 @@ pub struct HostNetworks {
     pub interfaces: Vec<HostInterface>,
     /// The default routes.
     pub default_routes: BTreeSet<DefaultRoute>,
+    /// The addresses that the system sends from to the internet, one of each family at most. A peer behind a stateful
+    /// filter hears this host only from addresses that it was told of.
+    pub sources: BTreeSet<IpAddr>,
 }
 
 /// An interface of the host.
@@ -108,7 +122,17 @@ impl HostNetworks {
             interfaces.iter().any(|interface: &HostInterface| interface.index == route.interface)
         };
         let default_routes = self.default_routes.iter().filter(here).cloned().collect();
-        Self { interfaces, default_routes }
+        let is_here = |source: &&IpAddr| {
+            interfaces.iter().any(|interface| interface.addresses.iter().any(|net| net.addr() == **source))
+        };
+        let sources = self.sources.iter().filter(is_here).copied().collect();
+        Self { interfaces, default_routes, sources }
+    }
+
+    /// Returns whether there is a default route of a family.
+    #[must_use]
+    pub fn has_way_out(&self, family: Family) -> bool {
+        self.underlay().sources.iter().any(|source| Family::of(*source) == family)
     }
 
     /// Returns which network this is; `None` while there is no way out.
@@ -135,28 +159,51 @@ impl HostNetworks {
             .flat_map(|interface| interface.addresses.iter().map(IpNet::trunc))
     }
 
-    /// Returns the addresses at which peers on the same network, or without any NAT, reach a socket on `port`:
-    /// the ones on interfaces with a default route first, for they are the most useful, cut at [`MAX_CANDIDATES`].
+    /// Returns the addresses at which peers on the same network, or without any NAT, reach a socket on `port`: those that
+    /// the system sends from first, then those of interfaces with a default route, for they are the most useful, cut at
+    /// [`MAX_HOST_CANDIDATES`].
     #[must_use]
     pub fn candidates(&self, port: u16) -> Vec<Candidate> {
         let underlay = self.underlay();
-        let routed = |index: u32| underlay.default_routes.iter().any(|route| route.interface == index);
-        let mut interfaces: Vec<_> = underlay.interfaces.iter().collect();
-        interfaces.sort_by_key(|interface| (!routed(interface.index), interface.index));
-        interfaces
-            .iter()
-            .flat_map(|interface| &interface.addresses)
-            .filter(|net| is_candidate(net.addr()))
-            .map(|net| Candidate { address: SocketAddr::new(net.addr(), port), kind: CandidateKind::Host })
-            .take(MAX_CANDIDATES)
-            .collect()
+        let is_source = |net: &IpNet| underlay.sources.contains(&net.addr());
+        let mut found = Vec::new();
+        for interface in &underlay.interfaces {
+            let is_routed = underlay.default_routes.iter().any(|route| route.interface == interface.index);
+            let usable = interface.addresses.iter().copied().filter(|net| is_candidate(net.addr()));
+            let (v4, mut v6): (Vec<_>, Vec<_>) = usable.partition(|net| net.addr().is_ipv4());
+            v6.sort_by_key(|net| !is_source(net));
+            v6.truncate(MAX_V6_OF_INTERFACE);
+            let rank = |net: &IpNet| (!is_source(net), !is_routed, interface.index);
+            found.extend(v4.into_iter().chain(v6).map(|net| (rank(&net), net.addr())));
+        }
+        // Stable: addresses of one interface stay in their order.
+        found.sort_by_key(|(rank, _)| *rank);
+        let candidate = |ip| Candidate { address: SocketAddr::new(ip, port), kind: CandidateKind::Host };
+        found.into_iter().map(|(_, ip)| candidate(ip)).take(MAX_HOST_CANDIDATES).collect()
     }
 }
 
-/// Whether others can send to an address: neither this host itself nor bound to a link.
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Returns the family of an address.
+    #[must_use]
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// Whether others can send to an address: neither this host itself nor bound to a link, nor to the host's own translator.
 fn is_candidate(address: IpAddr) -> bool {
     let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || TRANSLATOR.contains(&v4),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     !(link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
@@ -190,7 +237,39 @@ mod tests {
                 DefaultRoute { interface: 3, gateway: None },
             ]
             .into(),
+            sources: BTreeSet::new(),
         }
+    }
+
+    fn addresses(networks: &HostNetworks) -> Vec<String> {
+        networks.candidates(7).iter().map(|candidate| candidate.address.ip().to_string()).collect()
+    }
+
+    #[test]
+    fn what_the_system_sends_from_is_offered_however_many_addresses_there_are() {
+        let temporary = "2001:db8::ffff:7";
+        let many: Vec<String> = (1..60).map(|number| format!("2001:db8::{number:x}/64")).collect();
+        let mut all: Vec<&str> = many.iter().map(String::as_str).collect();
+        all.extend(["2001:db8::ffff:7/64", "fd00::7/64", "192.168.1.7/24", "192.0.0.4/32"]);
+        let mut networks = networks();
+        networks.interfaces[3] = interface(4, "wlan0", &all);
+        networks.sources = [temporary.parse().unwrap(), "10.99.0.1".parse().unwrap()].into();
+        let found = addresses(&networks);
+        assert_eq!(found[0], temporary);
+        assert_eq!(found.iter().filter(|text| text.contains(':')).count(), MAX_V6_OF_INTERFACE);
+        assert!(found.contains(&"192.168.1.7".to_owned()) && found.contains(&"10.0.0.5".to_owned()));
+        assert!(!found.contains(&"192.0.0.4".to_owned()), "every host with a translator has that one");
+        let many: Vec<String> = (1..60).map(|number| format!("192.168.1.{number}/24")).collect();
+        networks.interfaces[3] = interface(4, "wlan0", &many.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(addresses(&networks).len(), MAX_HOST_CANDIDATES);
+    }
+
+    #[test]
+    fn a_way_out_is_a_source_on_the_underlay() {
+        let mut networks = networks();
+        networks.sources = ["10.244.1.1".parse().unwrap(), "2001:db8::7".parse().unwrap()].into();
+        assert!(!networks.has_way_out(Family::V4), "that is a container network");
+        assert!(networks.has_way_out(Family::V6));
     }
 
     #[test]

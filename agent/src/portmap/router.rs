@@ -81,6 +81,7 @@ mod tests {
                 route(4, Some("10.0.0.1".parse().unwrap())),
             ]
             .into(),
+            ..HostNetworks::default()
         }
     }
 
