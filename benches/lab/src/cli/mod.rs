@@ -48,6 +48,9 @@ enum Command {
         /// Only the eight pairs that plain probing does not get through
         #[arg(long)]
         hard: bool,
+        /// All 81 with IPv6 behind a stateful filter at every site, over which every pair has to become direct
+        #[arg(long, conflicts_with = "hard")]
+        ipv6: bool,
         /// Probes per second of the agents [default: theirs]
         #[arg(long)]
         rate: Option<u16>,
@@ -80,9 +83,13 @@ impl Arguments {
                 crate::run::rootless::become_root()?;
                 crate::demo::run(&report.map_or_else(crate::demo::default_report, Ok)?)
             }
-            Command::Matrix { runs, seed, hard, rate, json } => {
+            Command::Matrix { runs, seed, hard, ipv6, rate, json } => {
                 crate::run::rootless::become_root()?;
-                let scope = if hard { Scope::Hard } else { Scope::All };
+                let scope = match (hard, ipv6) {
+                    (true, _) => Scope::Hard,
+                    (false, true) => Scope::Ipv6,
+                    (false, false) => Scope::All,
+                };
                 let agent_args =
                     rate.map_or_else(Vec::new, |rate| vec!["--punch-rate".to_owned(), rate.to_string()]);
                 let options = matrix::Options { runs, seed, scope, agent_args };

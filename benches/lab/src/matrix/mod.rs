@@ -3,10 +3,11 @@
 //! Two sites of each type stand around a public coordinator; every line adds 20 ms to a round trip. In each run every pair
 //! is asked once, in an order that the seed gives: the first side pings the second, which it has never spoken to, until
 //! both say that their path is direct, or long enough if it is to stay relayed. The time is that from the first ping to
-//! the moment that the later of the two agents names.
+//! the moment that the later of the two agents names. All sites may have IPv6 besides, behind a stateful filter: then every
+//! pair has to become direct over that.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,7 +26,7 @@ pub use table::{summary, table};
 use crate::mesh::{Mesh, MeshOptions};
 use crate::nat::{Nat, NatType};
 use crate::run::Lab;
-use crate::topology::{Reach, Site, Topology};
+use crate::topology::{Ipv6, Reach, Site, Topology};
 
 const COORDINATOR: &str = "coordinator";
 /// What each site adds to a round trip: 40 ms between two nodes, and to the coordinator.
@@ -64,6 +65,8 @@ pub enum Scope {
     All,
     /// The eight that plain probing does not get through.
     Hard,
+    /// All 81, and every site has IPv6 behind a stateful filter besides: over that, no NAT is in the way.
+    Ipv6,
 }
 
 /// One pair in one run.
@@ -75,8 +78,10 @@ pub struct Outcome {
     pub from: NatType,
     /// The other one's.
     pub to: NatType,
-    /// What it should come to: `direct`, `punched` or `relay`.
+    /// What it should come to: `direct`, `punched`, `relay`, or `ipv6`: direct over that.
     pub wanted: &'static str,
+    /// Where the first side's path led in the end, if it was direct.
+    pub address: Option<SocketAddr>,
     /// After how many milliseconds both sides were direct; none if they were not.
     pub direct_ms: Option<f64>,
     /// The round trip of the first ping in milliseconds, which goes through the relay; none if it was lost.
@@ -89,7 +94,9 @@ impl Outcome {
     /// Whether it is as it should be.
     #[must_use]
     pub fn is_right(&self) -> bool {
-        self.first_ping_ms.is_some() && (self.wanted != "relay") == self.direct_ms.is_some()
+        let is_family_right = self.wanted != "ipv6" || self.address.is_some_and(|address| address.is_ipv6());
+        let is_direct = self.direct_ms.is_some();
+        self.first_ping_ms.is_some() && (self.wanted != "relay") == is_direct && is_family_right
     }
 }
 
@@ -103,7 +110,7 @@ pub fn measure(options: &Options, mut tell: impl FnMut(&Outcome)) -> anyhow::Res
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     for run in 0..options.runs {
         let lab = Lab::new("matrix")?;
-        let mesh = build(&lab, rng.next_u64(), &options.agent_args)?;
+        let mesh = build(&lab, rng.next_u64(), options)?;
         mesh.start()?;
         let addresses = mesh
             .nodes()
@@ -154,7 +161,9 @@ impl Pair<'_> {
         let Self { mesh, run, from, to } = *self;
         let (a, b) = (node("a", from), node("b", to));
         let reach = mesh.network().reach(&a, &b)?;
+        let over_ipv6 = mesh.network().has_ipv6(&mesh.node(&a)?.host().site());
         let (wanted, patience) = match reach {
+            Reach::Lan | Reach::Direct if over_ipv6 => ("ipv6", PLAIN_PATIENCE),
             Reach::Lan | Reach::Direct => ("direct", PLAIN_PATIENCE),
             Reach::Punched => ("punched", PUNCH_PATIENCE),
             Reach::Relay => ("relay", RELAY_WATCH),
@@ -163,18 +172,21 @@ impl Pair<'_> {
         let first_ping = mesh.node(&a)?.host().ping(address);
         let pings = mesh.node(&a)?.host().command("ping").args(["-n", "-i", PING_INTERVAL]);
         let pings = pings.arg(address.to_string()).spawn("matrix-ping")?;
-        let (direct, reason) = loop {
+        let (direct, last) = loop {
             let paths = [(&a, &b), (&b, &a)].map(|(node, peer)| Ok(mesh.node(node)?.peer(peer)?.path));
             let [one, other]: [anyhow::Result<PathStatus>; 2] = paths;
             let (one, other) = (one?, other?);
             let direct = [&one, &other].map(direct_since);
-            if let [Some(one_since), Some(other_since)] = direct {
-                break (Some(one_since.max(other_since)), one.reason);
+            let is_family_right = !over_ipv6 || [&one, &other].into_iter().all(is_over_ipv6);
+            if let [Some(one_since), Some(other_since)] = direct
+                && (is_family_right || Instant::now() >= deadline)
+            {
+                break (Some(one_since.max(other_since)), one);
             }
             // An attempt that goes on would keep these two from the next one.
             let is_busy = [&one, &other].iter().any(|path| path.code == PathReason::Punching);
             if Instant::now() >= deadline && (!is_busy || Instant::now() >= deadline + ATTEMPT) {
-                break (None, one.reason);
+                break (None, one);
             }
             std::thread::sleep(POLL);
         };
@@ -183,7 +195,8 @@ impl Pair<'_> {
         let took = direct.map(|at| at.duration_since(started).unwrap_or_default());
         let millis = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
         let (direct_ms, first_ping_ms) = (took.map(millis), first_ping.ok().map(millis));
-        Ok(Outcome { run, from, to, wanted, direct_ms, first_ping_ms, reason })
+        let PathStatus { address, reason, .. } = last;
+        Ok(Outcome { run, from, to, wanted, address, direct_ms, first_ping_ms, reason })
     }
 }
 
@@ -193,34 +206,42 @@ fn direct_since(path: &PathStatus) -> Option<SystemTime> {
     OffsetDateTime::parse(since, &Rfc3339).ok().map(SystemTime::from)
 }
 
+fn is_over_ipv6(path: &PathStatus) -> bool {
+    path.address.is_some_and(|address| address.is_ipv6())
+}
+
 /// The name of a node: `a-eimxeif`.
 fn node(side: &str, kind: NatType) -> String {
     format!("{side}-{kind}").to_lowercase()
 }
 
-fn build(lab: &Lab, seed: u64, agent_args: &[String]) -> anyhow::Result<Mesh> {
+fn build(lab: &Lab, seed: u64, options: &Options) -> anyhow::Result<Mesh> {
+    let ipv6 = match options.scope {
+        Scope::All | Scope::Hard => Ipv6::None,
+        Scope::Ipv6 => Ipv6::Filtered,
+    };
     let mut topology = Topology::new().seed(seed).site(Site::public(COORDINATOR).latency(LATENCY));
     let mut names = Vec::new();
     for side in ["a", "b"] {
         for kind in NatType::all() {
             let name = node(side, kind);
             let site = Site::behind(&format!("at-{name}"), Nat::of(kind)).host(&name).latency(LATENCY);
-            topology = topology.site(site);
+            topology = topology.site(site.ipv6(ipv6));
             names.push(name);
         }
     }
     let network = lab.build(topology)?;
     let address = network.host(COORDINATOR)?.address().to_string();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let options =
-        MeshOptions { agent_args: agent_args.to_vec(), ..MeshOptions::new(COORDINATOR, &address, &names) };
+    let agent_args = options.agent_args.clone();
+    let options = MeshOptions { agent_args, ..MeshOptions::new(COORDINATOR, &address, &names) };
     Mesh::new(network, &options)
 }
 
 /// The pairs in an order of the seed's (Fisher and Yates).
 fn pairs(scope: Scope, rng: &mut ChaCha8Rng) -> Vec<(NatType, NatType)> {
     let all = NatType::all().flat_map(|from| NatType::all().map(move |to| (from, to)));
-    let mut pairs: Vec<_> = all.filter(|(from, to)| scope == Scope::All || !from.punches(*to)).collect();
+    let mut pairs: Vec<_> = all.filter(|(from, to)| scope != Scope::Hard || !from.punches(*to)).collect();
     for last in (1..pairs.len()).rev() {
         let other = rng.next_u64() % (last as u64 + 1);
         pairs.swap(last, usize::try_from(other).expect("an index of a short list"));

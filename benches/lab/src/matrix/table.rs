@@ -24,8 +24,13 @@ pub fn table(outcomes: &[Outcome]) -> String {
 #[must_use]
 pub fn summary(outcomes: &[Outcome]) -> String {
     let mut text = String::new();
-    for (wanted, what) in [("direct", "plain"), ("punched", "punched"), ("relay", "relayed")] {
+    for (wanted, what) in
+        [("direct", "plain"), ("ipv6", "ipv6"), ("punched", "punched"), ("relay", "relayed")]
+    {
         let all: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.wanted == wanted).collect();
+        if all.is_empty() {
+            continue;
+        }
         let right = all.iter().filter(|outcome| outcome.is_right()).count();
         let mut times: Vec<f64> = match wanted {
             "relay" => all.iter().filter_map(|outcome| outcome.first_ping_ms).collect(),
@@ -47,7 +52,7 @@ pub fn summary(outcomes: &[Outcome]) -> String {
         );
     }
     for wrong in outcomes.iter().filter(|outcome| !outcome.is_right()) {
-        let Outcome { run, from, to, wanted, direct_ms, first_ping_ms, reason } = wrong;
+        let Outcome { run, from, to, wanted, address: _, direct_ms, first_ping_ms, reason } = wrong;
         let _ = writeln!(
             text,
             "wrong in run {run}: {from} to {to} should be {wanted}: direct after {direct_ms:?}, first ping {first_ping_ms:?}, \"{reason}\""
@@ -82,6 +87,7 @@ mod tests {
             from: kinds[2],
             to: kinds[8],
             wanted: "punched",
+            address: None,
             direct_ms,
             first_ping_ms: Some(80.0),
             reason: "why".to_owned(),

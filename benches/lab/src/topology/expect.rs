@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Gateway, Network, Site};
+use super::{Gateway, Ipv6, Network, Site};
 use crate::linksim::Line;
 use crate::nat::Nat;
 use crate::nat::punching::reach;
@@ -33,7 +33,8 @@ impl Reach {
 }
 
 impl Network {
-    /// How two hosts should come together where they are now, by the types of their NATs.
+    /// How two hosts should come together where they are now, by the types of their NATs: where both have IPv6, no NAT is
+    /// in the way, and what filters there are let answers in.
     ///
     /// # Errors
     ///
@@ -42,6 +43,9 @@ impl Network {
         let (from, to) = (self.host(from)?.site(), self.host(to)?.site());
         if from == to {
             return Ok(Reach::Lan);
+        }
+        if self.has_ipv6(&from) && self.has_ipv6(&to) {
+            return Ok(Reach::Direct);
         }
         Ok(reach(self.nat_or_open(&from)?.as_ref(), self.nat_or_open(&to)?.as_ref()))
     }
@@ -64,6 +68,11 @@ impl Network {
             Some(relay) => Ok(hop(from, relay)? + hop(relay, to)?),
             None => hop(from, to),
         }
+    }
+
+    /// Whether a site's hosts have IPv6 addresses.
+    pub fn has_ipv6(&self, name: &str) -> bool {
+        self.topology().sites.iter().any(|site| site.name == name && site.ipv6 != Ipv6::None)
     }
 
     /// A site's NAT; a public site has none.

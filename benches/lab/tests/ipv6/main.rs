@@ -1,0 +1,4 @@
+//! IPv6 beside IPv4 and instead of it.
+
+mod firewall;
+mod rig;
