@@ -1,11 +1,11 @@
 //! The driver: owns one engine, and moves bytes and time between it and the sockets.
 //!
-//! It has a thread and a single-threaded runtime of its own, so that nothing else in the process delays a packet.
-//! The thread turns like this:
+//! It has a thread of its own and no runtime, so that nothing else in the process delays a packet. The thread turns
+//! like this:
 //!
 //! ```text
-//! wait for any of: cancel, a request, a stream readable, UDP readable, UDP writable (if full), the timer,
-//!                  TUN readable (unless the backlog is full), a backlog (unless UDP is full)
+//! wait for any of: UDP readable, TUN readable (unless the backlog is full), UDP writable (if full), a backlog (unless
+//!                  UDP is full), the timer, the doorbell (cancellation, a request, a train of a byte stream)
 //! now = clock                                            once per turn
 //! requests -> engine
 //! byte streams, up to 64 trains          -> engine, inner packets -> TUN
@@ -32,6 +32,7 @@
 mod counters;
 mod outbox;
 mod pace;
+mod poller;
 mod punched;
 mod sending;
 mod silence;
@@ -151,7 +152,7 @@ impl<T: Tun> EngineHandle<T> {
 /// Starts a driver; it ends at cancellation.
 ///
 /// # Errors
-/// When the system gives no thread, or no runtime for it.
+/// When the system gives no thread, or no descriptors.
 pub fn spawn<T: Tun>(
     parts: Parts<T>,
     cancel: &CancellationToken,
@@ -168,19 +169,15 @@ pub fn spawn<T: Tun>(
         .spawn(move || {
             // Dropped at the very end, also by a panic: then the rest of the agent ends too.
             let _ending = ending;
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(started.send(Err(error))),
-            };
-            runtime.block_on(async {
-                match Driver::new(parts, inbox, outbox) {
-                    Ok(driver) => {
-                        drop(started.send(Ok(())));
-                        driver.run(&stop).await;
+            match Driver::new(parts, stop, inbox, outbox) {
+                Ok(driver) => {
+                    drop(started.send(Ok(())));
+                    if let Err(error) = driver.run() {
+                        tracing::error!(%error, "the driver cannot wait any more");
                     }
-                    Err(error) => drop(started.send(Err(error))),
                 }
-            });
+                Err(error) => drop(started.send(Err(error))),
+            }
         })
         .context("no thread for the driver")?;
     running.recv().context("the driver's thread died")?.context("the driver cannot start")?;

@@ -1,6 +1,9 @@
 //! The way out: the arena in which the engine lays out datagrams, and how far its trains have been sent.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use mesh_engine::{
     Engine,
@@ -8,34 +11,32 @@ use mesh_engine::{
 };
 use mesh_pipe::TrainSender;
 use mesh_proto::netmap::RelayId;
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     counters::{Counter, Counters},
+    poller::{Source, Watcher},
     punched::PunchedSockets,
 };
-use crate::io::{
-    registered::register,
-    udp::{Sent, Socket, UdpSockets},
-};
+use crate::io::udp::{Sent, Socket, UdpSockets};
 
 /// The arena's size: half a megabyte of trains, beyond which measurements found no gain, and the room that the engine
 /// wants to find free for one more superpacket.
 const ARENA_LEN: usize = 512 * 1024 + Engine::MAX_TUN_ROOM;
 
-/// The sockets, registered with the driver's runtime, and what is to be sent through them.
+/// The sockets, and what is to be sent through them.
 pub(super) struct Sending {
-    pub(super) v4: Option<AsyncFd<Socket>>,
-    pub(super) v6: Option<AsyncFd<Socket>>,
+    v4: Option<Socket>,
+    v6: Option<Socket>,
     /// Sockets beside them.
-    pub(super) punched: PunchedSockets,
+    punched: PunchedSockets,
     pub(super) arena: TxArena,
     /// Trains of the arena that are out already, and bytes of the one after them.
     done: (usize, usize),
-    /// Tells when the socket that is full has room again.
-    blocked: Option<AsyncFd<OwnedFd>>,
+    /// The socket that is full.
+    blocked: Option<Outlet>,
     /// The byte streams of relays; each drops what it has no room for, the oldest first.
     pub(super) streams: BTreeMap<RelayId, TrainSender>,
+    pub(super) watcher: Watcher,
 }
 
 /// Which socket.
@@ -50,32 +51,62 @@ pub(super) enum Outlet {
 }
 
 impl Sending {
-    /// Registers the sockets. Must be called within the driver's runtime.
-    pub(super) fn new(udp: UdpSockets) -> io::Result<Self> {
-        let arena = TxArena::new(ARENA_LEN);
-        // Not for writing: every datagram that leaves the send buffer would wake the driver for nothing.
-        let watch = |socket| register(socket, Interest::READABLE);
-        let punched = PunchedSockets::new(udp.offloads);
-        let v4 = udp.v4.map(watch).transpose()?;
-        let v6 = udp.v6.map(watch).transpose()?;
-        Ok(Self { v4, v6, punched, arena, done: (0, 0), blocked: None, streams: BTreeMap::new() })
+    /// Has the sockets watched.
+    pub(super) fn new(udp: UdpSockets, watcher: Watcher) -> io::Result<Self> {
+        for (socket, outlet) in [(&udp.v4, Outlet::V4), (&udp.v6, Outlet::V6)] {
+            if let Some(socket) = socket {
+                watcher.watch(socket, Source::Udp(outlet))?;
+            }
+        }
+        Ok(Self {
+            v4: udp.v4,
+            v6: udp.v6,
+            punched: PunchedSockets::new(udp.offloads),
+            arena: TxArena::new(ARENA_LEN),
+            done: (0, 0),
+            blocked: None,
+            streams: BTreeMap::new(),
+            watcher,
+        })
     }
 
-    /// Returns what to wait on for room, if a socket is full.
-    pub(super) fn blocked(&self) -> Option<&AsyncFd<OwnedFd>> {
-        self.blocked.as_ref()
+    /// Returns a socket that is open.
+    pub(super) fn socket(&self, outlet: Outlet) -> Option<&Socket> {
+        match outlet {
+            Outlet::V4 => self.v4.as_ref(),
+            Outlet::V6 => self.v6.as_ref(),
+            Outlet::Punched(id) => self.punched.get(id),
+        }
+    }
+
+    /// These sockets are to be open beside the main ones, all of them; others are closed.
+    pub(super) fn set_punched(&mut self, wanted: &BTreeSet<SocketId>) {
+        self.punched.set(wanted);
+        if self.blocked.is_some_and(|outlet| self.socket(outlet).is_none()) {
+            self.blocked = None;
+        }
+    }
+
+    /// Whether a socket is full; the poller tells when it has room.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
     }
 
     /// Sends all that is laid out; what the sockets do not take stays for when they do. Errors are counted.
     pub(super) fn flush(&mut self, counters: &mut Counters) {
-        self.blocked = None;
+        if let Some(outlet) = self.blocked.take() {
+            // Should it fail, the poller tells of room that nobody waits for.
+            let _ = self.watch_for_room(outlet, false);
+        }
         let (trains, mut bytes) = self.done;
         let mut sent = trains;
         for train in self.arena.transmits().skip(trains) {
-            let socket = match train.via {
-                Via::Udp { remote, .. } if remote.is_ipv4() => self.v4.as_mut(),
-                Via::Udp { .. } => self.v6.as_mut(),
-                Via::Punched { socket, .. } => self.punched.get_or_open(socket),
+            let (socket, outlet) = match train.via {
+                Via::Udp { remote, .. } if remote.is_ipv4() => (self.v4.as_mut(), Outlet::V4),
+                Via::Udp { .. } => (self.v6.as_mut(), Outlet::V6),
+                Via::Punched { socket, .. } => {
+                    (self.punched.get_or_open(socket, &self.watcher), Outlet::Punched(socket))
+                }
                 Via::Stream(relay) => {
                     match self.streams.get(&relay).filter(|stream| stream.is_open()) {
                         Some(stream) => {
@@ -93,18 +124,18 @@ impl Sending {
                 (sent, bytes) = (sent + 1, 0);
                 continue;
             };
-            match socket.get_mut().try_send(&train, bytes) {
+            match socket.try_send(&train, bytes) {
                 Sent::All => {}
                 Sent::Refused(error) => {
                     counters.count(Counter::of_send(&error), segments(&train, bytes));
                 }
-                Sent::Blocked(at) => match watch_for_room(socket.get_ref()) {
-                    Ok(watch) => {
-                        self.blocked = Some(watch);
+                Sent::Blocked(at) => match self.watcher.watch_for_room(socket, outlet, true) {
+                    Ok(()) => {
+                        self.blocked = Some(outlet);
                         self.done = (sent, at);
                         return;
                     }
-                    // The system has no descriptor left: nothing would tell when to go on.
+                    // Nothing would tell when to go on.
                     Err(_) => counters.count(Counter::UdpSend, segments(&train, at)),
                 },
             }
@@ -113,11 +144,10 @@ impl Sending {
         self.done = (0, 0);
         self.arena.clear();
     }
-}
 
-/// Watches a socket that is full, through a descriptor of its own.
-fn watch_for_room(socket: &Socket) -> io::Result<AsyncFd<OwnedFd>> {
-    register(socket.duplicate()?, Interest::WRITABLE)
+    fn watch_for_room(&self, outlet: Outlet, wanted: bool) -> io::Result<()> {
+        self.socket(outlet).map_or(Ok(()), |socket| self.watcher.watch_for_room(socket, outlet, wanted))
+    }
 }
 
 fn segments(train: &Transmit<'_>, from: usize) -> u64 {

@@ -4,7 +4,6 @@
 //! Errors of single packets are returned to be counted by the driver; none of them ends anything.
 
 pub mod offload;
-pub mod registered;
 pub mod stream;
 pub mod tun;
 pub mod udp;

@@ -9,7 +9,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, RawFd},
 };
 
 use super::offload::Offloads;
@@ -198,14 +198,6 @@ impl Socket {
             }
         }
         Sent::All
-    }
-
-    /// Returns a descriptor of its own for the same socket.
-    ///
-    /// # Errors
-    /// When the system has none left.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.socket.try_clone().map(OwnedFd::from)
     }
 
     /// Receives up to [`RECV_BATCH`] trains, one into each buffer, and returns how many came.

@@ -7,12 +7,12 @@ use std::{
 
 use mesh_engine::batch::{RxBatch, RxTrain, Via};
 use quinn_udp::RecvMeta;
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::Driver;
 use crate::{
     driver::{
         counters::{Counter, Counters},
+        poller::Source,
         sending::Outlet,
     },
     io::{
@@ -27,28 +27,19 @@ const STREAM_TRAINS: usize = 64;
 impl<T: Tun> Driver<T> {
     /// Gives the engine what a socket has, and the TUN what comes of it.
     pub(super) fn receive(&mut self, outlet: Outlet, now: Instant) {
-        let socket = match outlet {
-            Outlet::V4 => self.sending.v4.as_ref(),
-            Outlet::V6 => self.sending.v6.as_ref(),
-            Outlet::Punched(id) => self.sending.punched.get(id),
-        };
-        let Some(socket) = socket else { return };
+        let Some(socket) = self.sending.socket(outlet) else { return self.ready.clear(Source::Udp(outlet)) };
         let mut meta = [RecvMeta::default(); RECV_BATCH];
         let mut chunks = self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN);
         let mut buffers = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let mut count = 0;
-        let received = socket.try_io(Interest::READABLE, |socket| {
-            count = socket.try_recv(&mut buffers, &mut meta)?;
-            // Fewer than it could have been: the socket is empty, and need not be asked once more to say so.
-            if count < RECV_BATCH.min(quinn_udp::BATCH_SIZE) {
-                Err(io::ErrorKind::WouldBlock.into())
-            } else {
-                Ok(())
-            }
-        });
-        if received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
-            self.counters.count(Counter::UdpReceive, 1);
-            return;
+        let count = match socket.try_recv(&mut buffers, &mut meta) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            // It may have more.
+            Err(_) => return self.counters.count(Counter::UdpReceive, 1),
+        };
+        // Fewer than it could have been: the socket is empty, and need not be asked once more to say so.
+        if count < RECV_BATCH.min(quinn_udp::BATCH_SIZE) {
+            self.ready.clear(Source::Udp(outlet));
         }
         for (meta, bytes) in meta[..count].iter().zip(self.udp_buffer.chunks_exact_mut(RECV_BUFFER_LEN)) {
             if meta.dst_ip.is_some_and(|address| self.overlay.contains(&address)) {
@@ -86,14 +77,14 @@ impl<T: Tun> Driver<T> {
 
 /// Writes the inner packets of an opened train to the TUN, and forgets them.
 fn write_inner<T: Tun>(
-    tun: &Option<AsyncFd<T>>,
+    tun: &Option<T>,
     train: &mut RxTrain<'_>,
     packets: &mut RxBatch,
     counters: &mut Counters,
 ) {
     match tun {
         Some(tun) => {
-            let refused = tun.get_ref().write_batch(train.bytes, packets.packets());
+            let refused = tun.write_batch(train.bytes, packets.packets());
             counters.count(Counter::TunWrite, refused);
         }
         None => counters.count(Counter::TunAway, packets.packets().len() as u64),

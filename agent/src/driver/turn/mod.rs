@@ -1,45 +1,35 @@
 //! One turn after another: what the driver's thread does.
 
 use std::{
-    future::poll_fn,
+    future::Future,
     io,
     net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use mesh_engine::{
-    Engine,
-    batch::{RxBatch, SocketId},
-};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::mpsc,
-    time::Sleep,
-};
-use tokio_util::sync::CancellationToken;
+use mesh_engine::{Engine, batch::RxBatch};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     DriverEvent, Parts, Request,
     counters::{Counter, Counters},
     outbox::Outbox,
     pace::{self, Moved, Pace, Side},
+    poller::{Poller, Ready, Source},
     sending::{Outlet, Sending},
     silence::Silence,
     streams::Streams,
 };
 use crate::io::{
-    registered::register,
     tun::{self, Tun},
-    udp::{RECV_BATCH, RECV_BUFFER_LEN, Socket},
+    udp::{RECV_BATCH, RECV_BUFFER_LEN},
 };
 
 mod inbound;
 mod outbound;
-
-/// A turn that has moved so many bytes may have missed that another source became ready.
-const LONG_TURN: usize = 64 * 1024;
 
 /// Requests per turn.
 const REQUESTS: usize = 16;
@@ -49,14 +39,16 @@ pub(super) struct Driver<T: Tun> {
     engine: Engine,
     /// This node's mesh addresses: no datagram of the underlay may come to them.
     overlay: Vec<IpAddr>,
-    tun: Option<AsyncFd<T>>,
+    poller: Poller,
+    ready: Ready,
+    tun: Option<T>,
     sending: Sending,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     requests: mpsc::Receiver<Request<T>>,
     outbox: Outbox,
     counters: Counters,
-    timer: Pin<Box<Sleep>>,
-    /// Whether the timer stands for something.
-    armed: Option<Instant>,
+    /// When the engine wants to be called.
+    timer: Option<Instant>,
     tun_buffer: Box<[u8]>,
     udp_buffer: Box<[u8]>,
     packets: RxBatch,
@@ -66,51 +58,45 @@ pub(super) struct Driver<T: Tun> {
     silence: Silence,
 }
 
-/// What a turn has to look at.
-struct Ready<T> {
+/// What other threads have handed over.
+struct Heard<T> {
+    cancelled: bool,
     request: Option<Request<T>>,
-    v4: bool,
-    v6: bool,
-    punched: Vec<SocketId>,
-    tun: bool,
     stream: bool,
-    timer: bool,
-    writable: bool,
-    backlog: bool,
 }
 
-impl<T> Ready<T> {
-    /// Returns the side that is ready, if nothing else is.
-    fn only_side(&self) -> Option<Side> {
-        if self.request.is_some() || self.stream || self.timer || self.writable || self.backlog {
-            return None;
-        }
-        match (self.v4 || self.v6 || !self.punched.is_empty(), self.tun) {
-            (true, false) => Some(Side::Udp),
-            (false, true) => Some(Side::Tun),
-            (true, true) | (false, false) => None,
-        }
+impl<T> Heard<T> {
+    const NOTHING: Self = Self { cancelled: false, request: None, stream: false };
+
+    fn is_anything(&self) -> bool {
+        self.cancelled || self.request.is_some() || self.stream
     }
 }
 
 impl<T: Tun> Driver<T> {
-    /// Makes a driver. Must be called within the driver's runtime.
+    /// Makes a driver.
     pub(super) fn new(
         parts: Parts<T>,
+        cancel: CancellationToken,
         requests: mpsc::Receiver<Request<T>>,
         outbox: Outbox,
     ) -> io::Result<Self> {
-        let now = Instant::now();
+        let poller = Poller::new()?;
+        let watcher = poller.watcher()?;
+        watcher.watch(&parts.tun, Source::Tun)?;
         Ok(Self {
             overlay: parts.config.addresses.clone(),
-            engine: Engine::new(parts.config, parts.seed, now),
-            tun: Some(register(parts.tun, Interest::READABLE)?),
-            sending: Sending::new(parts.udp)?,
+            engine: Engine::new(parts.config, parts.seed, Instant::now()),
+            poller,
+            // To hear the doorbell, all that ring it have to be told of it first.
+            ready: Ready { rung: true, ..Ready::default() },
+            tun: Some(parts.tun),
+            sending: Sending::new(parts.udp, watcher)?,
+            cancelled: Box::pin(cancel.cancelled_owned()),
             requests,
             outbox,
             counters: Counters::default(),
-            timer: Box::pin(tokio::time::sleep_until(now.into())),
-            armed: None,
+            timer: None,
             tun_buffer: vec![0; tun::READ_BUFFER_LEN].into_boxed_slice(),
             udp_buffer: vec![0; RECV_BATCH * RECV_BUFFER_LEN].into_boxed_slice(),
             packets: RxBatch::default(),
@@ -122,98 +108,101 @@ impl<T: Tun> Driver<T> {
     }
 
     /// Turns until cancelled.
-    pub(super) async fn run(mut self, cancel: &CancellationToken) {
-        self.drain(Instant::now());
-        let cancelled = cancel.cancelled();
-        tokio::pin!(cancelled);
+    ///
+    /// # Errors
+    /// When there is no waiting any more.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut now = Instant::now();
+        self.drain(now);
         loop {
-            let ready = tokio::select! {
-                biased;
-                () = &mut cancelled => break,
-                ready = poll_fn(|context| self.poll_ready(context)) => ready,
-            };
-            let mut now = Instant::now();
-            if self.pace.begin(ready.only_side(), now) {
-                // This thread has nothing else to do; the runtime's timer is too coarse.
+            self.poller.wait(self.patience(now), &mut self.ready)?;
+            let heard = if self.ready.rung { self.hear() } else { Heard::NOTHING };
+            if heard.cancelled {
+                return Ok(());
+            }
+            now = Instant::now();
+            if self.pace.begin(self.only_side(&heard, now), now) {
+                // This thread has nothing else to do; the poller's timer is too coarse.
                 std::thread::sleep(pace::WAIT);
                 now = Instant::now();
             }
-            self.turn(ready, now);
-            let moved = std::mem::take(&mut self.moved);
-            self.pace.end(moved, Instant::now());
-            if moved.bytes >= LONG_TURN {
-                // A source that stays ready would keep the runtime from looking at the others.
-                tokio::task::yield_now().await;
-            }
+            self.turn(heard, now);
+            now = Instant::now();
+            self.pace.end(std::mem::take(&mut self.moved), now);
         }
     }
 
-    /// Waits until at least one source is ready, and tells all that are.
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Ready<T>> {
-        let readable = |socket: &Option<AsyncFd<Socket>>, context: &mut Context<'_>| {
-            socket.as_ref().is_some_and(|socket| socket.poll_read_ready(context).is_ready())
-        };
-        let mut ready = Ready {
-            v4: false,
-            v6: false,
-            punched: self.sending.punched.poll_ready(context),
-            request: None,
-            tun: false,
-            stream: self.streams.poll_ready(context),
-            timer: false,
-            writable: false,
-            backlog: false,
-        };
-        if let Poll::Ready(request) = self.requests.poll_recv(context) {
-            ready.request = request;
-        }
-        ready.v4 = readable(&self.sending.v4, context);
-        ready.v6 = readable(&self.sending.v6, context);
-        match self.sending.blocked() {
-            Some(socket) => ready.writable = socket.poll_write_ready(context).is_ready(),
-            None => ready.backlog = self.engine.has_backlog(),
-        }
-        if !self.engine.is_backlog_full() {
-            let tun = self.tun.as_ref();
-            ready.tun = tun.is_some_and(|tun| tun.poll_read_ready(context).is_ready());
-        }
-        if self.armed.is_some() {
-            ready.timer = self.timer.as_mut().poll(context).is_ready();
-        }
-        let udp = ready.v4 || ready.v6 || !ready.punched.is_empty();
-        let readable = udp || ready.tun || ready.stream;
-        let writable = ready.writable || ready.backlog;
-        let any = ready.request.is_some() || readable || writable || ready.timer;
-        if any { Poll::Ready(ready) } else { Poll::Pending }
+    /// Returns for how long there is nothing to do, if nothing comes.
+    fn patience(&self, now: Instant) -> Option<Duration> {
+        let ready = &self.ready;
+        let is_busy = ready.rung || ready.udp() || ready.writable || self.may_read_tun() || self.may_seal();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        if is_busy { Some(Duration::ZERO) } else { self.timer.map(until) }
     }
 
-    fn turn(&mut self, ready: Ready<T>, now: Instant) {
-        if let Some(request) = ready.request {
+    fn may_read_tun(&self) -> bool {
+        self.ready.tun && !self.engine.is_backlog_full()
+    }
+
+    fn may_seal(&self) -> bool {
+        self.engine.has_backlog() && !self.sending.is_blocked()
+    }
+
+    /// Returns the side that is ready, if nothing else is to be done.
+    fn only_side(&self, heard: &Heard<T>, now: Instant) -> Option<Side> {
+        let is_due = self.timer.is_some_and(|at| at <= now);
+        if heard.is_anything() || is_due || self.ready.writable || self.may_seal() {
+            return None;
+        }
+        match (self.ready.udp(), self.may_read_tun()) {
+            (true, false) => Some(Side::Udp),
+            (false, true) => Some(Side::Tun),
+            (true, true) | (false, false) => None,
+        }
+    }
+
+    /// Polls what other threads hand over, until nothing is left that would not ring anew.
+    fn hear(&mut self) -> Heard<T> {
+        let context = &mut Context::from_waker(self.poller.doorbell());
+        let cancelled = self.cancelled.as_mut().poll(context).is_ready();
+        let request = match self.requests.poll_recv(context) {
+            Poll::Ready(request) => request,
+            Poll::Pending => None,
+        };
+        let stream = self.streams.poll_ready(context);
+        let heard = Heard { cancelled, request, stream };
+        self.ready.rung = heard.is_anything();
+        heard
+    }
+
+    fn turn(&mut self, heard: Heard<T>, now: Instant) {
+        if let Some(request) = heard.request {
             self.handle_request(request, now);
             for _ in 1..REQUESTS {
                 let Ok(request) = self.requests.try_recv() else { break };
                 self.handle_request(request, now);
             }
         }
-        if ready.stream {
+        if heard.stream {
             self.receive_streams(now);
         }
-        if ready.v4 {
+        if self.ready.v4 {
             self.receive(Outlet::V4, now);
         }
-        if ready.v6 {
+        if self.ready.v6 {
             self.receive(Outlet::V6, now);
         }
-        for socket in ready.punched {
-            self.receive(Outlet::Punched(socket), now);
+        if !self.ready.punched.is_empty() {
+            for socket in self.ready.punched.clone() {
+                self.receive(Outlet::Punched(socket), now);
+            }
         }
-        if ready.writable {
+        if std::mem::take(&mut self.ready.writable) && self.sending.is_blocked() {
             self.sending.flush(&mut self.counters);
         }
-        let sealed = if ready.tun { self.read_tun(now) } else { 0 };
+        let sealed = if self.ready.tun { self.read_tun(now) } else { 0 };
         self.seal_backlog(sealed, now);
-        if self.armed.is_some_and(|at| at <= now) {
-            self.armed = None;
+        if self.timer.is_some_and(|at| at <= now) {
             self.engine.handle_timeout(now);
         }
         self.drain(now);
@@ -234,10 +223,10 @@ impl<T: Tun> Driver<T> {
                 let outbound = self.streams.set(relay, pipe);
                 self.sending.streams.insert(relay, outbound);
             }
-            Request::SetTun(tun) => match register(tun, Interest::READABLE) {
-                Ok(tun) => self.tun = Some(tun),
+            Request::SetTun(tun) => match self.sending.watcher.watch(&tun, Source::Tun) {
+                Ok(()) => self.tun = Some(tun),
                 Err(error) => {
-                    tracing::warn!(%error, "the new tun cannot be registered");
+                    tracing::warn!(%error, "the new tun cannot be watched");
                     self.outbox.push(DriverEvent::TunLost);
                 }
             },
@@ -247,21 +236,21 @@ impl<T: Tun> Driver<T> {
     /// Takes out all that the engine has to give, and sets the timer anew.
     fn drain(&mut self, now: Instant) {
         if let Some(sockets) = self.engine.poll_sockets() {
-            self.sending.punched.set(sockets);
+            self.sending.set_punched(sockets);
         }
         loop {
             let more = self.engine.poll_transmit(now, &mut self.sending.arena);
-            if self.sending.blocked().is_none() {
+            if !self.sending.is_blocked() {
                 self.sending.flush(&mut self.counters);
             }
-            if !more || self.sending.blocked().is_some() {
+            if !more || self.sending.is_blocked() {
                 break;
             }
         }
         while let Some(packet) = self.engine.poll_packet() {
             match &self.tun {
                 Some(tun) => {
-                    let refused = tun.get_ref().try_write(&packet).is_err();
+                    let refused = tun.try_write(&packet).is_err();
                     self.counters.count(Counter::TunWrite, refused.into());
                 }
                 None => self.counters.count(Counter::TunAway, 1),
@@ -270,10 +259,6 @@ impl<T: Tun> Driver<T> {
         while let Some(event) = self.engine.poll_event() {
             self.outbox.push(DriverEvent::Engine(event));
         }
-        let next = self.engine.poll_timeout().map(|wakeup| wakeup.at);
-        if let Some(at) = next.filter(|_| next != self.armed) {
-            self.timer.as_mut().reset(at.into());
-        }
-        self.armed = next;
+        self.timer = self.engine.poll_timeout().map(|wakeup| wakeup.at);
     }
 }

@@ -3,11 +3,10 @@
 use std::{io, time::Instant};
 
 use mesh_engine::Engine;
-use tokio::io::Interest;
 
 use super::Driver;
 use crate::{
-    driver::{DriverEvent, counters::Counter},
+    driver::{DriverEvent, counters::Counter, poller::Source},
     io::tun::{self, Tun},
 };
 
@@ -30,9 +29,12 @@ impl<T: Tun> Driver<T> {
             if waits && self.engine.is_backlog_full() {
                 break;
             }
-            let Some(tun) = &self.tun else { break };
+            let Some(tun) = &self.tun else {
+                self.ready.clear(Source::Tun);
+                break;
+            };
             let buffer = &mut self.tun_buffer;
-            match tun.try_io(Interest::READABLE, |tun| tun.try_read(buffer)) {
+            match tun.try_read(buffer) {
                 Ok(frame) => {
                     self.moved.add(frame.packet.len(), frame.packet.len());
                     if waits {
@@ -42,7 +44,10 @@ impl<T: Tun> Driver<T> {
                         self.engine.handle_tun(frame, now, &mut self.sending.arena);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.ready.clear(Source::Tun);
+                    break;
+                }
                 Err(error) if tun::is_lost(&error) => {
                     self.tun = None;
                     self.outbox.push(DriverEvent::TunLost);
@@ -63,9 +68,9 @@ impl<T: Tun> Driver<T> {
 
     /// Whether one more frame of the TUN can be laid out, after what is laid out has been sent if need be.
     fn has_room(&mut self) -> bool {
-        if self.sending.blocked().is_none() && self.sending.arena.room() < Engine::MAX_TUN_ROOM {
+        if !self.sending.is_blocked() && self.sending.arena.room() < Engine::MAX_TUN_ROOM {
             self.sending.flush(&mut self.counters);
         }
-        self.sending.blocked().is_none()
+        !self.sending.is_blocked()
     }
 }

@@ -1,14 +1,12 @@
 //! The TUN device: the host's end of the overlay.
 //!
-//! A [`Tun`] is a non-blocking file descriptor that gives and takes IP packets. The driver registers it with its
-//! own runtime and reads until `WouldBlock`. On Linux a read may give a superpacket (`IFF_VNET_HDR`), which the
+//! A [`Tun`] is a non-blocking file descriptor that gives and takes IP packets. The driver waits
+//! for it and reads until `WouldBlock`. On Linux a read may give a superpacket (`IFF_VNET_HDR`), which the
 //! engine cuts; elsewhere every read gives one packet. A TUN disappears with the process that opened it.
 
-use std::{io, ops::Range};
+use std::{io, ops::Range, os::fd::AsRawFd};
 
 use mesh_engine::batch::TunFrame;
-
-use super::registered::OwnedDescriptor;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -27,7 +25,7 @@ pub use macos::{Device, open};
 pub const READ_BUFFER_LEN: usize = 65_535 + vnet::HEADER_LEN;
 
 /// A TUN device, non-blocking.
-pub trait Tun: OwnedDescriptor + Send + 'static {
+pub trait Tun: AsRawFd + Send + 'static {
     /// Reads one packet or superpacket into a buffer of [`READ_BUFFER_LEN`] bytes.
     ///
     /// # Errors
