@@ -40,6 +40,8 @@ drop_reasons! {
     NoPath => "no-path",
     /// Outbound: the IO layer left no room in the arena.
     ArenaFull => "arena-full",
+    /// Either way: it belongs to another shard, for which more than can be handed over waits.
+    HandoverFull => "handover-full",
     /// Inbound: not of any protocol spoken here, or truncated.
     MalformedDatagram => "malformed-datagram",
     /// Inbound: no peer or session is meant by it.

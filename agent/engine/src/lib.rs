@@ -29,6 +29,7 @@ mod relay;
 mod router;
 mod segment;
 mod session;
+pub mod shard;
 pub mod snapshot;
 mod timer;
 

@@ -28,6 +28,34 @@ pub struct Snapshot {
     pub udp_blocked: bool,
     /// Datagrams and packets dropped before a peer was known.
     pub drops: DropCounters,
+    /// What came to a shard that it did not belong to.
+    pub handed_over: HandedOver,
+}
+
+/// What was handed over from one shard of a node to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HandedOver {
+    /// Reads of the TUN.
+    pub frames: u64,
+    /// Datagrams.
+    pub datagrams: u64,
+}
+
+impl Snapshot {
+    /// Adds what another shard of the same node looks like to what the home shard does.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        self.peers.extend(other.peers);
+        self.peers.sort_by_key(|peer| peer.id);
+        // Another shard says only whether peers of its answer.
+        self.udp_blocked &= other.udp_blocked;
+        for (reason, count) in other.drops.iter() {
+            self.drops.count_some(reason, count);
+        }
+        self.handed_over.frames += other.handed_over.frames;
+        self.handed_over.datagrams += other.handed_over.datagrams;
+        self
+    }
 }
 
 /// One peer.

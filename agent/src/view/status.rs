@@ -195,7 +195,10 @@ impl Input<'_> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use mesh_engine::{drops::DropReason, snapshot::RelaySnapshot};
+    use mesh_engine::{
+        drops::DropReason,
+        snapshot::{HandedOver, RelaySnapshot},
+    };
     use mesh_proto::{
         key::{NodeKey, PublicKey},
         netmap::{Mesh, NodeId, Relay, Version},
@@ -275,6 +278,7 @@ pub(crate) mod tests {
             mapping: Mapping::Eim,
             udp_blocked: false,
             drops,
+            handed_over: HandedOver::default(),
         }
     }
 

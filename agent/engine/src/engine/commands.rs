@@ -10,7 +10,6 @@ use crate::{
     config::{PeerConfig, RelayConfig},
     event::{Event, WakeupReason},
     path::is_probable,
-    peer::Peer,
     relay::{Outcome, RelayClient},
     router::{Claim, Own, Router},
 };
@@ -24,6 +23,9 @@ impl Engine {
                 self.own_allowed_ips = allowed_ips;
                 self.rebuild_router();
             }
+            // The other shards learn of these from the home shard.
+            Command::SetRelays(_) | Command::SetCandidates(_) | Command::SetObservers(_)
+                if !self.local.sharing.is_home() => {}
             Command::SetRelays(relays) => self.set_relays(relays, now),
             Command::SetCandidates(mut candidates) => {
                 candidates.retain(|candidate| is_probable(candidate.address));
@@ -43,18 +45,25 @@ impl Engine {
                 self.with_peer(peer, now, |peer, local| peer.ping(token, local, now));
             }
             Command::NetworkChanged => {
-                self.local.netcheck.on_network_changed(now);
-                for relay in self.local.relays.values_mut() {
-                    relay.on_network_changed(now);
-                }
-                let ids: Vec<_> = self.local.relays.keys().copied().collect();
-                for id in ids {
-                    self.bind_relay(id, now);
+                if self.local.sharing.is_home() {
+                    self.begin_anew(now);
                 }
                 self.with_all_peers(now, |peer, local| peer.on_network_changed(local, now));
             }
         }
         self.settle(now);
+    }
+
+    /// Asks observers and binds relays as if nothing were known of the network.
+    fn begin_anew(&mut self, now: Instant) {
+        self.local.netcheck.on_network_changed(now);
+        for relay in self.local.relays.values_mut() {
+            relay.on_network_changed(now);
+        }
+        let ids: Vec<_> = self.local.relays.keys().copied().collect();
+        for id in ids {
+            self.bind_relay(id, now);
+        }
     }
 
     /// Sends what Binds of a relay are due.
@@ -63,12 +72,14 @@ impl Engine {
         let Some(relay) = relays.get_mut(&id) else { return };
         let went_down = relay.handle_timeout(now, |via, datagram| outbox.push_datagram(via, datagram));
         if went_down {
+            self.local.sharing.relays_changed = true;
             self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
         }
     }
 
     /// Tells of what a relay has said.
     pub(super) fn apply_relay(&mut self, id: RelayId, outcome: Outcome, now: Instant) {
+        self.local.sharing.relays_changed |= outcome != Outcome::Nothing;
         match outcome {
             Outcome::Nothing => return,
             Outcome::Bound { observer, observed, came_up } => {
@@ -92,6 +103,7 @@ impl Engine {
     }
 
     fn set_relays(&mut self, relays: Vec<RelayConfig>, now: Instant) {
+        self.local.sharing.relays_changed = true;
         let wanted: BTreeSet<_> = relays.iter().map(|relay| relay.id).collect();
         let gone: Vec<_> = self.local.relays.keys().filter(|id| !wanted.contains(id)).copied().collect();
         for id in gone {
@@ -120,10 +132,11 @@ impl Engine {
     }
 
     fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Instant) {
-        let keeps = |peer: &Peer| {
-            peers.iter().any(|config| config.id == peer.id() && config.public_key == peer.public_key())
+        let keeps = |known: &PeerConfig| {
+            peers.iter().any(|config| config.id == known.id && config.public_key == known.public_key)
         };
-        let gone: Vec<NodeId> = self.peers.iter().filter(|peer| !keeps(peer)).map(Peer::id).collect();
+        let known = self.peers.configs().map(|(_, known)| known);
+        let gone: Vec<NodeId> = known.filter(|known| !keeps(known)).map(|known| known.id).collect();
         // A peer with a new key is a new peer, at the same place.
         let mut moved = Vec::new();
         for id in gone {
@@ -140,12 +153,12 @@ impl Engine {
             if id == self.local.id || key == self.local.keys.public() {
                 continue;
             }
-            if let Some(peer) = self.peers.by_id_mut(id) {
-                peer.set_config(config);
-            } else if self.peers.by_key_mut(&key).is_some() {
+            if self.peers.contains(id) {
+                self.peers.set_config(config);
+            } else if self.peers.slot_of_key(&key).is_some() {
                 tracing::warn!("two peers have the same key; the first one keeps it");
             } else {
-                self.peers.insert(id, key, |slot| Peer::new(config, slot));
+                self.peers.insert(config);
             }
         }
         self.rebuild_router();
@@ -158,13 +171,15 @@ impl Engine {
     fn rebuild_router(&mut self) {
         let claims: Vec<_> = self
             .peers
-            .iter()
-            .map(|peer| Claim { id: peer.id(), slot: peer.slot(), allowed_ips: &peer.config().allowed_ips })
+            .configs()
+            .map(|(slot, peer)| Claim { id: peer.id, slot, allowed_ips: &peer.allowed_ips })
             .collect();
         let own = Own { id: self.local.id, allowed_ips: &self.own_allowed_ips };
         let (router, refusals) = Router::new(own, &claims);
         self.local.router = router;
-        for refusal in refusals.iter().filter(|refusal| !self.refusals.contains(refusal)) {
+        // All shards refuse the same; one tells.
+        let told = self.local.sharing.is_home();
+        for refusal in refusals.iter().filter(|refusal| told && !self.refusals.contains(refusal)) {
             self.local.outbox.push_event(Event::PrefixRefused {
                 peer: refusal.peer,
                 prefix: refusal.prefix,

@@ -36,14 +36,25 @@ impl Engine {
         out: &mut TxArena,
         packets: &mut RxBatch,
     ) {
+        self.open_train(train, now, packets);
+        self.poll_transmit(now, out);
+    }
+
+    /// Opens a train's datagrams, except those that belong to other shards.
+    pub(super) fn open_train(&mut self, train: &mut RxTrain<'_>, now: Instant, packets: &mut RxBatch) {
         let stride = train.stride.max(1);
         let via = canonical(train.via);
+        let may_be_foreign = self.local.sharing.may_hand_over();
         let mut start = 0;
         if train.bytes.is_empty() {
             self.local.drops.count(DropReason::MalformedDatagram);
         }
         for datagram in train.bytes.chunks_mut(stride) {
             let len = datagram.len();
+            if may_be_foreign && self.hand_over_datagram(via, datagram) {
+                start += len;
+                continue;
+            }
             if let Some(range) = self.handle_datagram(via, datagram, now) {
                 packets.push(start + range.start..start + range.end);
             }
@@ -53,7 +64,6 @@ impl Engine {
         if self.local.unsettled {
             self.settle(now);
         }
-        self.poll_transmit(now, out);
     }
 
     /// Takes one datagram; returns where in it an inner packet lies.
@@ -127,6 +137,10 @@ impl Engine {
         };
         let id: RelayId = *id;
         let Frame::Data { peer: sender, .. } = frame else {
+            if !self.local.sharing.is_home() {
+                self.local.drops.count(DropReason::UnknownSession);
+                return None;
+            }
             let outcome = relay.handle_frame(&frame, via, now);
             self.apply_relay(id, outcome, now);
             return None;
@@ -174,14 +188,7 @@ impl Engine {
                 };
                 match self.local.keys.admit(source, message, now) {
                     Ok(Admission::Admitted(initiation)) => {
-                        match self.peers.by_key_mut(&initiation.peer).map(|peer| peer.id()) {
-                            Some(id) => {
-                                self.with_peer(id, now, |peer, local| {
-                                    peer.handle_initiation(origin.path, message, &initiation, local, now);
-                                });
-                            }
-                            None => self.local.drops.count(DropReason::UnknownSession),
-                        }
+                        self.route_admitted(origin.path, message, initiation, now);
                     }
                     Ok(Admission::Challenge(cookie)) => {
                         self.local.drops.count(DropReason::RateLimited);
@@ -223,7 +230,8 @@ impl Engine {
         let Ok((header, sealed)) = disco::Header::decode(datagram) else {
             return self.local.drops.count(DropReason::MalformedDatagram);
         };
-        let Some(id) = self.peers.by_key_mut(&header.sender).map(|peer| peer.id()) else {
+        let peer = self.peers.slot_of_key(&header.sender).and_then(|slot| self.peers.get_mut(slot));
+        let Some(id) = peer.map(|peer| peer.id()) else {
             return self.local.drops.count(DropReason::UnknownSession);
         };
         self.with_peer(id, now, |peer, local| peer.handle_disco(from, &header, sealed, local, now));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
     time::Instant,
 };
 
@@ -11,6 +12,7 @@ use rand_core::{RngCore, SeedableRng};
 mod commands;
 mod inbound;
 mod outbound;
+mod sharing;
 mod slots;
 
 use self::slots::Slots;
@@ -28,7 +30,8 @@ use crate::{
     queue::{Budget, MAX_TOTAL_BYTES},
     router::{Own, Refusal, Router},
     session::Keys,
-    snapshot::{RelaySnapshot, Snapshot},
+    shard::{Shard, Sharing, handover},
+    snapshot::{HandedOver, RelaySnapshot, Snapshot},
     timer::Wakeups,
 };
 
@@ -39,6 +42,7 @@ use crate::{
 /// | input | [`handle_tun`], [`handle_backlog`], [`handle_datagrams`], [`handle_timeout`], [`handle_command`] | in any order, `now` never goes back |
 /// | output | [`poll_transmit`], [`poll_packet`], [`poll_event`], [`poll_sockets`], [`poll_timeout`] | after every input: the first three until they have nothing left, then the others |
 /// | | [`poll_backlog`] | while it has something, frames go to [`handle_backlog`] only |
+/// | shards | [`poll_handover`], [`handle_handover`] | where a node has several engines: an output of one is an input of another |
 /// | view | [`snapshot`] | at any time; changes nothing |
 ///
 /// Calling an input too often is a no-op: a timeout before it is due, a command that wants what is there already.
@@ -47,6 +51,8 @@ use crate::{
 /// [`handle_tun`]: Engine::handle_tun
 /// [`handle_backlog`]: Engine::handle_backlog
 /// [`poll_backlog`]: Engine::poll_backlog
+/// [`poll_handover`]: Engine::poll_handover
+/// [`handle_handover`]: Engine::handle_handover
 /// [`handle_datagrams`]: Engine::handle_datagrams
 /// [`handle_timeout`]: Engine::handle_timeout
 /// [`handle_command`]: Engine::handle_command
@@ -79,33 +85,50 @@ impl Engine {
     pub const MAX_TUN_ROOM: usize = 4 * MAX_TRAIN_BYTES;
 
     /// Most memory that packets take inside an engine, whatever comes: those that wait for sessions, those of the
-    /// backlog, and its own that wait for the driver. All others lie in buffers that the driver lends it.
-    pub const MAX_PACKET_BYTES: usize = MAX_TOTAL_BYTES + MAX_MEMORY + Outbox::MAX_BYTES;
+    /// backlog, its own that wait for the driver, and those that belong to other shards. All others lie in buffers that
+    /// the driver lends it.
+    pub const MAX_PACKET_BYTES: usize =
+        MAX_TOTAL_BYTES + MAX_MEMORY + Outbox::MAX_BYTES + handover::MAX_MEMORY;
 
     /// Makes an engine without peers and relays. The seed makes everything random in it but session keys.
     #[must_use]
     pub fn new(config: Config, seed: [u8; 32], now: Instant) -> Self {
+        let keys = Keys::new(&config.private_key, now);
+        Self::shard(Shard::ONLY, config, keys, seed)
+    }
+
+    /// Makes the engines of a node that has so many, in order of their numbers (see [`crate::shard`]). Every one is to be
+    /// given every command.
+    #[must_use]
+    pub fn shards(config: &Config, seed: [u8; 32], count: NonZeroU32, now: Instant) -> Vec<Self> {
+        let keys = Keys::new(&config.private_key, now);
+        Shard::all(count).map(|shard| Self::shard(shard, config.clone(), keys.share(), seed)).collect()
+    }
+
+    fn shard(shard: Shard, config: Config, keys: Keys, seed: [u8; 32]) -> Self {
         let own_allowed_ips = config.allowed_ips;
         let mut rng = ChaCha8Rng::from_seed(seed);
+        rng.set_stream(shard.index().into());
         let backlog = Backlog::new(rng.next_u64());
         let (router, _) = Router::new(Own { id: config.id, allowed_ips: &own_allowed_ips }, &[]);
         Self {
             local: Local {
                 id: config.id,
-                keys: Keys::new(&config.private_key, now),
+                keys,
                 mtu: config.mtu,
                 rng,
                 router,
                 relays: BTreeMap::new(),
                 netcheck: NetCheck::default(),
                 outbox: Outbox::default(),
-                budget: Budget::default(),
+                budget: Budget::shared_by(shard.count()),
                 drops: DropCounters::default(),
                 icmp: IcmpLimit::default(),
-                punching: Punching::new(config.punch),
+                punching: Punching::new(config.punch, shard),
+                sharing: Sharing::new(shard),
                 unsettled: false,
             },
-            peers: Slots::default(),
+            peers: Slots::new(shard),
             wakeups: Wakeups::default(),
             scratch: Scratch::default(),
             backlog,
@@ -127,8 +150,10 @@ impl Engine {
                     self.with_peer(id, now, |peer, local| peer.handle_paths_timeout(local, now));
                 }
                 WakeupReason::Relay(id) => self.bind_relay(id, now),
+                WakeupReason::NetCheck if !self.local.sharing.is_home() => self.handle_report_due(now),
                 WakeupReason::NetCheck => {
-                    let active = self.peers.iter().any(|peer| peer.is_active(now));
+                    let active = self.local.sharing.is_active_elsewhere(now)
+                        || self.peers.iter().any(|peer| peer.is_active(now));
                     let Local { netcheck, rng, outbox, .. } = &mut self.local;
                     netcheck.handle_timeout(now, active, rng, |remote, datagram| {
                         outbox.push_datagram(crate::batch::Via::Udp { remote, local: None }, datagram);
@@ -179,7 +204,17 @@ impl Engine {
             mapping: self.local.netcheck.mapping(),
             udp_blocked: self.is_udp_blocked(),
             drops: self.local.drops.clone(),
+            handed_over: HandedOver {
+                frames: self.local.sharing.handovers.frames,
+                datagrams: self.local.sharing.handovers.datagrams,
+            },
         }
+    }
+
+    /// Returns which of its node's shards it is.
+    #[must_use]
+    pub fn shard_number(&self) -> u32 {
+        self.local.sharing.shard.index()
     }
 
     /// Whether nothing is answered over UDP that should be.
@@ -187,6 +222,10 @@ impl Engine {
         let udp_relay_is_up =
             self.local.relays.values().any(|relay| relay.is_up() && relay.address().is_some());
         let answers = self.peers.iter().any(Peer::has_direct_answer);
+        if !self.local.sharing.is_home() {
+            // The home shard says whether there is anything else; see `Snapshot::merge`.
+            return !answers;
+        }
         // Behind a proxy, names do not resolve: there is nobody to ask, and a relay is reached all the same.
         let stream_is_up = self.local.relays.values().any(|relay| relay.is_up() && relay.is_stream());
         let is_unanswered =
@@ -235,6 +274,9 @@ impl Engine {
         }
         self.local.unsettled = false;
         self.wakeups.set_after(WakeupReason::NetCheck, self.local.netcheck.poll_timeout(), now);
+        if self.local.sharing.is_several() {
+            self.tell_others(now);
+        }
         for (id, relay) in &self.local.relays {
             self.wakeups.set_after(WakeupReason::Relay(*id), relay.poll_timeout(), now);
         }

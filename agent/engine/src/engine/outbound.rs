@@ -21,7 +21,10 @@ impl Engine {
             return self.local.drops.count(DropReason::NoRoute);
         };
         let Some(peer) = self.peers.get_mut(slot) else {
-            return self.local.drops.count(DropReason::NoRoute);
+            if !self.hand_over_frame(slot, frame) {
+                self.local.drops.count(DropReason::NoRoute);
+            }
+            return;
         };
         if segments.max_len() > usize::from(self.local.mtu) {
             peer.count_drop(DropReason::TooBig);
@@ -42,10 +45,14 @@ impl Engine {
     pub fn handle_backlog(&mut self, frame: TunFrame<'_>, now: Instant) {
         match Segments::new(frame) {
             Ok(segments) => match self.local.router.lookup(segments.header().destination) {
+                Some(slot) if self.hand_over_frame(slot, frame) => {}
                 Some(slot) if self.backlog.is_full() => {
                     if let Some(peer) = self.peers.get_mut(slot) {
                         peer.count_drops(DropReason::QueueFull, segments.count() as u64);
                     }
+                }
+                Some(slot) if self.peers.get_mut(slot).is_none() => {
+                    self.local.drops.count(DropReason::NoRoute);
                 }
                 Some(slot) => self.backlog.push(slot, &segments, frame.offload, now),
                 None => self.local.drops.count(DropReason::NoRoute),

@@ -18,7 +18,7 @@ use crate::{
     batch::{TxArena, Via},
     drops::DropCounters,
     event::{Event, PathAddress},
-    netcheck::NetCheck,
+    netcheck::{NetCheck, Observer},
     packet::{
         IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN,
         icmp::{self, IcmpLimit},
@@ -29,6 +29,7 @@ use crate::{
     relay::RelayClient,
     router::Router,
     session::{Keys, OVERHEAD},
+    shard::Sharing,
 };
 
 /// Most memory that datagrams of the engine's own take that wait for the driver: handshakes, probes, Binds. They are
@@ -62,6 +63,8 @@ pub(crate) struct Local {
     pub(crate) icmp: IcmpLimit,
     /// What is done to get through hard pairs of NATs.
     pub(crate) punching: Punching,
+    /// What there is between this engine and others of the same node.
+    pub(crate) sharing: Sharing,
     /// Something changed that [`crate::Engine::settle`] is to see to.
     pub(crate) unsettled: bool,
 }
@@ -186,9 +189,43 @@ impl Local {
     /// Tells whether the relays answer, soon.
     pub(crate) fn check_relays(&mut self, now: Instant) {
         self.unsettled = true;
+        if !self.sharing.is_home() {
+            self.sharing.report.check_relays = true;
+            return;
+        }
         for relay in self.relays.values_mut() {
             relay.check(now);
         }
+    }
+
+    /// A peer sees this node there.
+    pub(crate) fn on_observed_by_peer(&mut self, peer: SocketAddr, mapped: SocketAddr, now: Instant) {
+        if self.sharing.is_home() {
+            self.netcheck_mut().on_observed(Observer::Peer, peer, mapped, now);
+        } else if !self.netcheck.knows(peer, mapped) {
+            self.sharing.report.note_observed(peer, mapped);
+        }
+    }
+
+    /// A peer has become active: what is known of the network must be fresh.
+    pub(crate) fn on_active(&mut self, now: Instant) {
+        if self.sharing.is_home() {
+            self.netcheck_mut().on_active(now);
+        } else {
+            self.unsettled = true;
+            self.sharing.report_active(now);
+        }
+    }
+
+    /// Whether this node is not at it with another peer already, in another shard.
+    pub(crate) fn take_punch_turn(&mut self) -> bool {
+        self.unsettled = true;
+        self.sharing.turn.take(self.sharing.shard)
+    }
+
+    /// Returns the relays that are up, and what they are reached through.
+    pub(crate) fn usable_relays(&self) -> Vec<(RelayId, Via)> {
+        self.relays.iter().filter_map(|(id, relay)| Some((*id, relay.via()?))).collect()
     }
 
     /// Address discovery, which the engine will look after.

@@ -36,12 +36,12 @@ const RETRY_WAITS: [Duration; 4] = [
 ];
 /// While a peer is active, observers are asked this often at least and at most: just below the 30 s after which
 /// common NATs forget a mapping, scattered so that nodes don't ask in step (Tailscale's values).
-const ACTIVE_INTERVAL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
+pub(crate) const ACTIVE_INTERVAL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
 /// While none is, the relay's Binds keep the mapping; this only notices a new NAT that nobody told of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The state of address discovery.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct NetCheck {
     observers: BTreeMap<SocketAddr, Query>,
     observations: BTreeMap<SocketAddr, Observation>,
@@ -50,10 +50,12 @@ pub(crate) struct NetCheck {
     /// Whether something was seen since `reported` that may change it. Working candidates out is dear, and most
     /// answers say what the ones before them said.
     changed: bool,
+    /// Whether something was seen that other shards do not know yet.
+    news: bool,
     next_round: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Query {
     transaction: TransactionId,
     sent: usize,
@@ -90,6 +92,7 @@ impl NetCheck {
         for gone in before.keys() {
             self.changed |= self.observations.remove(gone).is_some();
         }
+        self.news = true;
     }
 
     /// Returns the observers.
@@ -266,12 +269,30 @@ impl NetCheck {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
+        self.news = true;
         let candidates = self.candidates();
         if candidates == self.reported {
             return None;
         }
         self.reported.clone_from(&candidates);
         Some(candidates)
+    }
+
+    /// Whether something was seen, since this was asked the last time, that other shards do not know yet.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Returns a copy for another shard: it knows the same, and never asks by itself.
+    pub(crate) fn mirror(&self) -> Self {
+        let mut copy = Self { next_round: None, changed: false, news: false, ..self.clone() };
+        copy.observers.values_mut().for_each(|query| query.next = None);
+        copy
+    }
+
+    /// Whether it is known that someone at `from` sees this node at `mapped`.
+    pub(crate) fn knows(&self, from: SocketAddr, mapped: SocketAddr) -> bool {
+        self.observations.get(&from).is_some_and(|seen| seen.mapped == mapped)
     }
 
     /// Returns an observer that answers over IPv4.

@@ -14,7 +14,6 @@ use crate::{
     drops::DropReason,
     event::{Event, PathAddress},
     local::Local,
-    netcheck::Observer,
     path::{Path, Targets, mtu::padding},
 };
 
@@ -72,7 +71,7 @@ impl Peer {
         } else {
             self.paths.hunt_new(now);
         }
-        local.netcheck_mut().on_active(now);
+        local.on_active(now);
         self.call(CALL_INTERVAL, local, now);
         self.retry_unsent(local, now);
         self.judge(local, now);
@@ -195,7 +194,7 @@ impl Peer {
         if !self.paths.on_traffic(now) {
             return;
         }
-        local.netcheck_mut().on_active(now);
+        local.on_active(now);
         self.recalls = 0;
         self.call(CALL_INTERVAL, local, now);
         let delay = self.one_way(local);
@@ -251,7 +250,7 @@ impl Peer {
             return self.send_probes(local, now);
         };
         if let (PathAddress::Direct(peer), Some(mapped)) = (path, observed) {
-            local.netcheck_mut().on_observed(Observer::Peer, peer, mapped, now);
+            local.on_observed_by_peer(peer, mapped, now);
         }
         if let Some(index) = self.pings.iter().position(|ping| ping.txid == Some(txid)) {
             let AskedPing { token, .. } = self.pings.remove(index);

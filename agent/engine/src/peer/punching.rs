@@ -267,7 +267,8 @@ impl Peer {
 
     /// Begins an attempt, on this side's own account or to answer an offer.
     fn begin_punch(&mut self, offer: Option<Punch>, local: &mut Local, now: Instant) {
-        if local.punching.owner.is_some_and(|owner| owner != self.config.id) {
+        let is_taken = local.punching.owner.is_some_and(|owner| owner != self.config.id);
+        if is_taken || !local.take_punch_turn() {
             if let Some(offer) = offer {
                 self.refuse(&offer, PunchStage::Busy, local);
             }

@@ -24,7 +24,7 @@
 //!
 //! # Limits
 //! Each probe costs the routers on its way an entry in a table, and goes to a port that nobody has asked to be sent to.
-//! So a node tries with one peer at a time, at a bounded rate, up to a budget, and after a failure not again for a
+//! So a node tries with one peer at a time, also where several engines share its peers ([`crate::shard`]), at a bounded rate, up to a budget, and after a failure not again for a
 //! minute, then two, up to an hour ([`PunchLimits`]); and ports are probed only at the address at which the coordinator
 //! sees the peer, whatever the peer says.
 
@@ -36,7 +36,7 @@ pub(crate) mod predict;
 
 use mesh_proto::netmap::NodeId;
 
-use crate::batch::SocketId;
+use crate::{batch::SocketId, shard::Shard};
 
 /// Bounds of what is done to get through hard pairs of NATs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,19 +78,21 @@ pub(crate) struct Punching {
     /// The peer with which an attempt is under way.
     pub(crate) owner: Option<NodeId>,
     next_socket: u32,
+    shards: u32,
     open: BTreeSet<SocketId>,
     changed: bool,
 }
 
 impl Punching {
-    pub(crate) fn new(limits: PunchLimits) -> Self {
-        Self { limits, ..Self::default() }
+    /// The shards of a node number their sockets by turns.
+    pub(crate) fn new(limits: PunchLimits, shard: Shard) -> Self {
+        Self { limits, next_socket: shard.index(), shards: shard.count(), ..Self::default() }
     }
 
     /// Opens another socket.
     pub(crate) fn open_socket(&mut self) -> SocketId {
         let socket = SocketId(self.next_socket);
-        self.next_socket = self.next_socket.wrapping_add(1);
+        self.next_socket = self.next_socket.wrapping_add(self.shards);
         self.open.insert(socket);
         self.changed = true;
         socket

@@ -15,7 +15,7 @@ use crate::drops::DropReason;
 const MAX_PACKETS: usize = 128;
 /// Most memory that the packets for one peer take: [`MAX_PACKETS`] of full size.
 const MAX_BYTES: usize = 208 * 1024;
-/// Most memory that all queues of an engine take: a fourth of what an agent may take at all.
+/// Most memory that all queues of a node take: a fourth of what an agent may take at all.
 pub(crate) const MAX_TOTAL_BYTES: usize = 4 * 1024 * 1024;
 /// A packet is of no use after this long: its sender has sent it again. As long as the first handshake
 /// initiations of an attempt take through a lossy relay.
@@ -27,9 +27,23 @@ const MAX_SPARE: usize = 4;
 const ALLOCATOR_OVERHEAD: usize = 16;
 
 /// What all queues of an engine take.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Budget {
     bytes: usize,
+    most: usize,
+}
+
+impl Budget {
+    /// The budget of each of so many engines that share a node's.
+    pub(crate) fn shared_by(engines: u32) -> Self {
+        Self { bytes: 0, most: MAX_TOTAL_BYTES / (engines.max(1) as usize) }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::shared_by(1)
+    }
 }
 
 /// The packets that wait for one peer's session, oldest first.
@@ -64,7 +78,7 @@ impl Queue {
         self.bytes += taken;
         budget.bytes += taken;
         self.packets.push_back(Waiting { since: now, packet });
-        while self.packets.len() > MAX_PACKETS || self.bytes > MAX_BYTES || budget.bytes > MAX_TOTAL_BYTES {
+        while self.packets.len() > MAX_PACKETS || self.bytes > MAX_BYTES || budget.bytes > budget.most {
             if self.pop(budget).is_none() {
                 break;
             }

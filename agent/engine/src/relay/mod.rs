@@ -52,7 +52,7 @@ const MAX_OUTSTANDING: usize = 16;
 const RTT_WEIGHT: u32 = 8;
 
 /// A channel at one relay.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RelayClient {
     config: RelayConfig,
     state: State,
@@ -132,6 +132,11 @@ impl RelayClient {
         *self = Self { counter, rtt, ..Self::new(config, now) };
     }
 
+    /// Returns a copy for another shard: it knows the way, and never binds by itself.
+    pub(crate) fn mirror(&self) -> Self {
+        Self { next_bind: None, outstanding: Vec::new(), ..self.clone() }
+    }
+
     /// Whether the channel is, or is to be, on a byte stream.
     pub(crate) fn is_stream(&self) -> bool {
         self.config.carrier.is_stream()
@@ -161,6 +166,14 @@ impl RelayClient {
     pub(crate) fn route(&self, peer: NodeId) -> Option<(Via, [u8; mesh_proto::relay::HEADER_LEN])> {
         match self.state {
             State::Up(via) => Some((via, data_header(peer, self.config.channel))),
+            State::Binding | State::Choosing(_) => None,
+        }
+    }
+
+    /// Returns what its frames go through, if the relay is up.
+    pub(crate) fn via(&self) -> Option<Via> {
+        match self.state {
+            State::Up(via) => Some(via),
             State::Binding | State::Choosing(_) => None,
         }
     }

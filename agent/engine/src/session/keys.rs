@@ -57,6 +57,17 @@ impl Keys {
         Self { private, limiter, public, sources: SourceLimit::default() }
     }
 
+    /// Returns the same keys for another shard, with the same limit on all handshakes: the library makes it to be shared.
+    /// So a cookie that one shard has sent is good at every other.
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            private: self.private.clone(),
+            limiter: Arc::clone(&self.limiter),
+            public: self.public,
+            sources: SourceLimit::default(),
+        }
+    }
+
     /// Returns the public half.
     pub(crate) fn public(&self) -> key::PublicKey {
         key::PublicKey(self.public.to_bytes())

@@ -5,10 +5,7 @@ use std::cell::RefCell;
 
 use mesh_engine::{
     Engine,
-    batch::{
-        MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, Offload, RxBatch, RxTrain, SegmentProtocol, TunFrame, TxArena,
-        Via,
-    },
+    batch::{MAX_TRAIN_BYTES, MAX_TRAIN_SEGMENTS, Offload, RxTrain, SegmentProtocol, TunFrame, TxArena, Via},
     drops::DropReason,
 };
 use proptest::{
@@ -60,11 +57,10 @@ fn seal<'a>(world: &mut World, frames: impl IntoIterator<Item = TunFrame<'a>>) -
 
 /// Hands a train to node 2, and returns the packets that come out of it.
 fn open(world: &mut World, stride: usize, bytes: &mut [u8]) -> Vec<Vec<u8>> {
-    let (mut arena, mut batch) = (TxArena::new(Engine::MAX_TUN_ROOM), RxBatch::default());
+    let mut arena = TxArena::new(Engine::MAX_TUN_ROOM);
     let via = Via::Udp { remote: address(1), local: None };
-    let mut train = RxTrain { via, stride, bytes };
-    world.nodes[1].engine.handle_datagrams(&mut train, world.now, &mut arena, &mut batch);
-    batch.packets().iter().map(|range| train.bytes[range.clone()].to_vec()).collect()
+    let train = RxTrain { via, stride, bytes };
+    world.nodes[1].engine.handle_datagrams(train, world.now, &mut arena)
 }
 
 /// All that a node has dropped so far.
@@ -82,7 +78,7 @@ fn check<S: Strategy>(strategy: &S, test: impl Fn(&mut World, S::Value) -> TestC
 }
 
 #[test]
-fn batches_carry_what_single_packets_do() {
+pub(super) fn batches_carry_what_single_packets_do() {
     check(&frames(), |world, frames| {
         let expected: Vec<_> = frames.iter().flat_map(Frame::packets).collect();
         let (sent, received) = (world.peer(1).tx_bytes, world.peer(2).rx_bytes);
@@ -113,7 +109,7 @@ fn batches_carry_what_single_packets_do() {
 }
 
 #[test]
-fn what_is_damaged_in_a_train_is_counted_and_the_rest_is_delivered() {
+pub(super) fn what_is_damaged_in_a_train_is_counted_and_the_rest_is_delivered() {
     let damage = prop::collection::vec((any::<Index>(), any::<Index>(), 1..=255_u8), 1..6);
     // The last datagram is cut short, and then perhaps nothing but garbage.
     let tail = prop::option::of((any::<Index>(), any::<bool>()));
@@ -154,7 +150,7 @@ fn what_is_damaged_in_a_train_is_counted_and_the_rest_is_delivered() {
 }
 
 #[test]
-fn a_train_of_nothing_is_counted() {
+pub(super) fn a_train_of_nothing_is_counted() {
     let mut world = settled();
     let before = drops(&world, 1);
     for stride in [0, 1, 1452] {
@@ -166,7 +162,7 @@ fn a_train_of_nothing_is_counted() {
 }
 
 #[test]
-fn a_superpacket_of_absurdly_many_pieces_is_counted_and_what_follows_is_sent() {
+pub(super) fn a_superpacket_of_absurdly_many_pieces_is_counted_and_what_follows_is_sent() {
     let mut world = settled();
     let pieces = 60_000;
     let mut absurd = packet(1, 2, 7, pieces);

@@ -45,7 +45,7 @@ fn direct_pair() -> World {
 }
 
 #[test]
-fn garbage_is_counted_and_not_answered() {
+pub(super) fn garbage_is_counted_and_not_answered() {
     let mut world = introduced();
     let starts: &[&[u8]] = &[
         &[],
@@ -74,7 +74,7 @@ fn garbage_is_counted_and_not_answered() {
 }
 
 #[test]
-fn replayed_initiations_are_not_answered_also_after_the_session_is_gone() {
+pub(super) fn replayed_initiations_are_not_answered_also_after_the_session_is_gone() {
     let mut world = direct_pair();
     let initiations = sent_to_1(&world, 1);
     assert!(!initiations.is_empty());
@@ -90,7 +90,7 @@ fn replayed_initiations_are_not_answered_also_after_the_session_is_gone() {
 }
 
 #[test]
-fn replayed_data_is_dropped_and_moves_nothing() {
+pub(super) fn replayed_data_is_dropped_and_moves_nothing() {
     let mut world = direct_pair();
     let before = world.nodes[0].received.len();
     for data in sent_to_1(&world, 4) {
@@ -109,7 +109,7 @@ fn replayed_data_is_dropped_and_moves_nothing() {
 }
 
 #[test]
-fn a_garbage_response_does_not_stop_a_handshake() {
+pub(super) fn a_garbage_response_does_not_stop_a_handshake() {
     let mut world = World::new();
     world.set_candidates(1);
     world.set_candidates(2);
@@ -129,7 +129,7 @@ fn a_garbage_response_does_not_stop_a_handshake() {
 }
 
 #[test]
-fn a_flood_of_initiations_is_answered_by_cookies_and_leaves_sessions_alone() {
+pub(super) fn a_flood_of_initiations_is_answered_by_cookies_and_leaves_sessions_alone() {
     let mut world = direct_pair();
     let initiation = sent_to_1(&world, 1).remove(0);
     for number in 0..1000u16 {
@@ -156,7 +156,7 @@ fn a_flood_of_initiations_is_answered_by_cookies_and_leaves_sessions_alone() {
 }
 
 #[test]
-fn recorded_disco_messages_are_no_amplifier() {
+pub(super) fn recorded_disco_messages_are_no_amplifier() {
     let mut world = direct_pair();
     let recorded: Vec<_> = world
         .captured
@@ -177,7 +177,7 @@ fn recorded_disco_messages_are_no_amplifier() {
 }
 
 #[test]
-fn forged_relay_frames_and_stun_answers_are_ignored() {
+pub(super) fn forged_relay_frames_and_stun_answers_are_ignored() {
     let mut world = introduced();
     let frame = mesh_proto::relay::Frame::UnknownChannel { channel: mesh_proto::relay::ChannelId(1) };
     world.inject(1, stranger(), frame.encode());

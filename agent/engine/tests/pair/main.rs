@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail that way")]
 
 mod batches;
+#[path = "../engines/mod.rs"]
+mod engines;
 mod frame;
 mod hostile;
 mod mtu;
 mod rekey;
 mod roaming;
+mod sharded;
 mod world;
 
 use std::time::Duration;

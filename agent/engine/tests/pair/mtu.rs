@@ -68,7 +68,7 @@ fn settled(direct_mtu: usize, relay_mtu: usize) -> World {
 }
 
 #[test]
-fn every_path_carries_what_its_link_does() {
+pub(super) fn every_path_carries_what_its_link_does() {
     // (link between the nodes, 0 for none; links to the relay; inner packets)
     for (direct, relay, expected) in [
         (1500, 1500, 1420),
@@ -99,7 +99,7 @@ fn every_path_carries_what_its_link_does() {
 }
 
 #[test]
-fn the_largest_size_takes_one_probe_per_path() {
+pub(super) fn the_largest_size_takes_one_probe_per_path() {
     let world = settled(1500, 1500);
     let is_padded = |bytes: &[u8]| bytes.len() == FULL + 32 || bytes.len() == FULL + 48;
     let from = |node: usize| {
@@ -110,7 +110,7 @@ fn the_largest_size_takes_one_probe_per_path() {
 }
 
 #[test]
-fn an_idle_pair_searches_nothing() {
+pub(super) fn an_idle_pair_searches_nothing() {
     let mut world = introduced();
     world.run_for(seconds(30));
     world.captured.clear();
@@ -119,7 +119,7 @@ fn an_idle_pair_searches_nothing() {
 }
 
 #[test]
-fn a_packet_that_may_be_cut_arrives_in_fragments() {
+pub(super) fn a_packet_that_may_be_cut_arrives_in_fragments() {
     let mut world = settled(1400, 1500);
     world.nodes[1].received.clear();
     world.send(1, &fragmentable(FULL));
@@ -153,7 +153,7 @@ fn send_superpacket(world: &mut World) {
 }
 
 #[test]
-fn a_superpacket_is_cut_smaller_until_the_mtu_is_known_and_answered_then() {
+pub(super) fn a_superpacket_is_cut_smaller_until_the_mtu_is_known_and_answered_then() {
     // The first one goes before anything is known of the direct path.
     let mut world = introduced();
     world.direct_mtu = 1400;
@@ -172,7 +172,7 @@ fn a_superpacket_is_cut_smaller_until_the_mtu_is_known_and_answered_then() {
 }
 
 #[test]
-fn a_path_that_becomes_narrower_is_found_out() {
+pub(super) fn a_path_that_becomes_narrower_is_found_out() {
     let mut world = settled(1500, 1500);
     assert_eq!(mtu(&world, 1), 1420);
     world.direct_mtu = 1400;
@@ -186,7 +186,7 @@ fn a_path_that_becomes_narrower_is_found_out() {
 }
 
 #[test]
-fn large_packets_that_nobody_answers_bring_the_floor_back() {
+pub(super) fn large_packets_that_nobody_answers_bring_the_floor_back() {
     let mut world = settled(1500, 1500);
     (world.direct_mtu, world.relay_mtu) = (1400, 1400);
     // One side sends large packets, and nothing comes back: no acknowledgement, no keepalive.
@@ -200,7 +200,7 @@ fn large_packets_that_nobody_answers_bring_the_floor_back() {
 }
 
 #[test]
-fn a_change_to_a_narrower_path_just_works() {
+pub(super) fn a_change_to_a_narrower_path_just_works() {
     let mut world = settled(1500, 1400);
     assert_eq!(try_size(&mut world, FULL), (true, None));
     world.direct_up = false;
@@ -212,7 +212,7 @@ fn a_change_to_a_narrower_path_just_works() {
 }
 
 #[test]
-fn while_a_path_is_doubted_the_narrower_one_counts() {
+pub(super) fn while_a_path_is_doubted_the_narrower_one_counts() {
     let mut world = settled(1500, 1400);
     world.direct_up = false;
     let mut told = 0;
@@ -227,7 +227,7 @@ fn while_a_path_is_doubted_the_narrower_one_counts() {
 }
 
 #[test]
-fn the_segment_size_of_a_syn_is_clamped_both_ways() {
+pub(super) fn the_segment_size_of_a_syn_is_clamped_both_ways() {
     let mut world = settled(1500, 1500);
     let mut syn = superpacket();
     syn.truncate(40);

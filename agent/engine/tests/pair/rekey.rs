@@ -29,7 +29,7 @@ fn take(world: &mut World, node: usize, flying: &mut VecDeque<u64>) {
 }
 
 #[test]
-fn streams_both_ways_lose_nothing_while_keys_change() {
+pub(super) fn streams_both_ways_lose_nothing_while_keys_change() {
     let mut world = introduced();
     world.send(1, &packet(1, 2, 1, 100));
     world.run_for(seconds(5));

@@ -50,7 +50,7 @@ fn now_direct(world: &World) -> bool {
 }
 
 #[test]
-fn a_node_that_moves_and_knows_it_loses_next_to_nothing() {
+pub(super) fn a_node_that_moves_and_knows_it_loses_next_to_nothing() {
     let mut world = introduced();
     talk(&mut world, seconds(5));
     world.nodes[0].address = elsewhere();
@@ -64,7 +64,7 @@ fn a_node_that_moves_and_knows_it_loses_next_to_nothing() {
 }
 
 #[test]
-fn a_mapping_that_moves_unnoticed_costs_less_than_three_seconds() {
+pub(super) fn a_mapping_that_moves_unnoticed_costs_less_than_three_seconds() {
     let mut world = introduced();
     talk(&mut world, seconds(5));
     world.nodes[0].address = elsewhere();
@@ -74,7 +74,7 @@ fn a_mapping_that_moves_unnoticed_costs_less_than_three_seconds() {
 }
 
 #[test]
-fn a_relayed_node_whose_mapping_moves_is_back_within_four_seconds() {
+pub(super) fn a_relayed_node_whose_mapping_moves_is_back_within_four_seconds() {
     let mut world = introduced();
     world.direct_up = false;
     talk(&mut world, seconds(5));
@@ -84,7 +84,7 @@ fn a_relayed_node_whose_mapping_moves_is_back_within_four_seconds() {
 }
 
 #[test]
-fn many_moves_leave_nothing_stuck() {
+pub(super) fn many_moves_leave_nothing_stuck() {
     let mut world = introduced();
     for round in 0..300u16 {
         let port = 1000 + round;
@@ -109,7 +109,7 @@ fn many_moves_leave_nothing_stuck() {
 }
 
 #[test]
-fn news_that_comes_right_after_a_call_is_told_a_little_later() {
+pub(super) fn news_that_comes_right_after_a_call_is_told_a_little_later() {
     let mut world = introduced();
     talk(&mut world, seconds(2));
     let candidate = |port| Candidate { address: (elsewhere().ip(), port).into(), kind: CandidateKind::Host };
@@ -123,7 +123,7 @@ fn news_that_comes_right_after_a_call_is_told_a_little_later() {
 }
 
 #[test]
-fn a_node_with_nothing_to_tell_does_not_spin() {
+pub(super) fn a_node_with_nothing_to_tell_does_not_spin() {
     let mut world = introduced();
     talk(&mut world, seconds(2));
     (world.relay_up, world.direct_up) = (false, false);
@@ -138,7 +138,7 @@ fn a_node_with_nothing_to_tell_does_not_spin() {
 }
 
 #[test]
-fn packets_wait_for_a_relay_that_comes_up() {
+pub(super) fn packets_wait_for_a_relay_that_comes_up() {
     let mut world = World::new();
     world.direct_up = false;
     for id in [1, 2] {
@@ -156,7 +156,7 @@ fn packets_wait_for_a_relay_that_comes_up() {
 }
 
 #[test]
-fn a_wake_after_eight_hours_is_like_any_pause() {
+pub(super) fn a_wake_after_eight_hours_is_like_any_pause() {
     let mut world = introduced();
     talk(&mut world, seconds(5));
     world.run_for(seconds(8 * 3600));

@@ -1,6 +1,7 @@
 //! Two engines, a relay that is also their STUN observer, and links with a delay, in virtual time.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -8,7 +9,7 @@ use std::{
 
 use mesh_engine::{
     Engine,
-    batch::{Offload, RxBatch, RxTrain, TunFrame, TxArena, Via},
+    batch::{Offload, RxTrain, TunFrame, TxArena, Via},
     command::Command,
     config::{Config, PeerConfig, PrivateKey, PunchLimits, RelayCarrier, RelayConfig},
     event::Event,
@@ -23,17 +24,24 @@ use mesh_proto::{
     stun,
 };
 
-use crate::frame::mesh_address_v6;
+use crate::{engines::Engines, frame::mesh_address_v6};
 
 /// One way between the nodes.
 pub(crate) const DIRECT: Duration = Duration::from_millis(20);
 /// One way between a node and the relay.
 pub(crate) const TO_RELAY: Duration = Duration::from_millis(15);
 
+/// What an engine is lent at least for one frame, and as much for what it hands over to another.
+const ARENA_LEN: usize = 2 * Engine::MAX_TUN_ROOM;
 /// IPv4 and UDP header.
 const IP_AND_UDP: usize = 28;
 
 const RELAY: RelayId = RelayId(0);
+
+thread_local! {
+    /// How many engines the nodes of a new world have.
+    pub(crate) static SHARDS: Cell<u32> = const { Cell::new(1) };
+}
 
 pub(crate) struct World {
     pub(crate) now: Instant,
@@ -56,10 +64,12 @@ pub(crate) struct World {
     bound: BTreeMap<NodeId, SocketAddr>,
     /// What is added to the keys of each node.
     key_versions: [u8; 2],
+    /// How many engines a node that is made has.
+    shards: u32,
 }
 
 pub(crate) struct Node {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Engines,
     pub(crate) address: SocketAddr,
     pub(crate) received: Vec<Vec<u8>>,
     pub(crate) events: Vec<Event>,
@@ -135,6 +145,7 @@ impl World {
             sent: 0,
             bound: BTreeMap::new(),
             key_versions: [0; 2],
+            shards: SHARDS.get(),
         };
         for id in [1, 2] {
             world.nodes.push(world.node(id));
@@ -152,8 +163,8 @@ impl World {
             mtu: 1420,
             punch: PunchLimits::default(),
         };
-        let mut engine = Engine::new(config, [u8::try_from(id).unwrap(); 32], self.now);
-        engine.handle_command(self.peers_of(id), self.now);
+        let mut engine = Engines::new(&config, self.shards, [u8::try_from(id).unwrap(); 32], self.now);
+        engine.handle_command(&self.peers_of(id), self.now, &mut TxArena::new(ARENA_LEN));
         Node {
             engine,
             address: address(id),
@@ -185,7 +196,9 @@ impl World {
 
     pub(crate) fn command(&mut self, node: u32, command: Command) {
         let now = self.now;
-        self.nodes[index(node)].engine.handle_command(command, now);
+        let mut arena = TxArena::new(ARENA_LEN);
+        self.nodes[index(node)].engine.handle_command(&command, now, &mut arena);
+        self.launch(node, &arena);
         self.drain(node);
     }
 
@@ -233,7 +246,7 @@ impl World {
     /// Hands a node's TUN a frame for the other node.
     pub(crate) fn send_frame(&mut self, from: u32, frame: TunFrame<'_>) {
         let now = self.now;
-        let mut arena = TxArena::new(Engine::MAX_TUN_ROOM);
+        let mut arena = TxArena::new(ARENA_LEN);
         self.nodes[index(from)].engine.handle_tun(frame, now, &mut arena);
         self.launch(from, &arena);
         self.drain(from);
@@ -257,9 +270,11 @@ impl World {
                 let node = &mut self.nodes[index(id)];
                 if node.engine.poll_timeout().is_some_and(|wakeup| wakeup.at <= now) {
                     node.wakeups += 1;
-                    node.engine.handle_timeout(now);
+                    let mut arena = TxArena::new(ARENA_LEN);
+                    node.engine.handle_timeout(now, &mut arena);
                     let later = node.engine.poll_timeout().is_none_or(|wakeup| wakeup.at > now);
                     assert!(later, "handling a timeout moves the next one forward");
+                    self.launch(id, &arena);
                     self.drain(id);
                 }
             }
@@ -286,13 +301,14 @@ impl World {
         let now = self.now;
         let mut more = true;
         while more {
-            let mut arena = TxArena::new(Engine::MAX_TUN_ROOM);
+            let mut arena = TxArena::new(ARENA_LEN);
             more = self.nodes[index(id)].engine.poll_transmit(now, &mut arena);
             self.launch(id, &arena);
         }
         let node = &mut self.nodes[index(id)];
         node.events.extend(std::iter::from_fn(|| node.engine.poll_event()));
         node.told.extend(std::iter::from_fn(|| node.engine.poll_packet()));
+        assert_eq!(node.engine.poll_sockets(), None, "nothing is punched here");
     }
 
     fn launch(&mut self, from: u32, arena: &TxArena) {
@@ -332,15 +348,13 @@ impl World {
         }
         let id = u32::try_from(found).unwrap() + 1;
         let now = self.now;
-        let mut arena = TxArena::new(Engine::MAX_TUN_ROOM);
-        let mut batch = RxBatch::default();
+        let mut arena = TxArena::new(ARENA_LEN);
         let stride = bytes.len();
         let via = Via::Udp { remote: from, local: None };
-        let mut train = RxTrain { via, stride, bytes: &mut bytes };
+        let train = RxTrain { via, stride, bytes: &mut bytes };
         let node = &mut self.nodes[found];
-        node.engine.handle_datagrams(&mut train, now, &mut arena, &mut batch);
-        let packets: Vec<_> = batch.packets().iter().map(|range| bytes[range.clone()].to_vec()).collect();
-        self.nodes[found].received.extend(packets);
+        let packets = node.engine.handle_datagrams(train, now, &mut arena);
+        node.received.extend(packets);
         self.launch(id, &arena);
         self.drain(id);
     }

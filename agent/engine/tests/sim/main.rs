@@ -15,6 +15,7 @@
 //! | an inner packet comes out at a node that owns its destination, from a peer that owns its source, once and in time | `ledger.rs`, `world/check.rs`, at every packet |
 //! | no path loop: no engine sends into the overlay, or sends on what it was sent | `world/check.rs`, at every datagram |
 //! | connected, and direct, when the reference model says so; not direct when it says that this can't be | `scenario/verify.rs`, after every step |
+//! | what a node does once is done once, however many engines it has | `sharded.rs`; the same promises for all: every scenario mixes them |
 //! | hard pairs are punched in time, at a bounded rate, and only where the peer is seen; others are left to the relay | `punch.rs` |
 //! | stable pairs lose nothing, and keep their paths | `scenario/verify.rs` |
 //! | queues are bounded, and what waits too long goes | `scenario/schedule.rs` (floods), `ledger.rs` (ages) |
@@ -25,6 +26,8 @@
 //! `SIM_SEED=n` runs that seed alone.
 
 mod coordinator;
+#[path = "../engines/mod.rs"]
+mod engines;
 mod idle;
 mod ledger;
 mod matrix;
@@ -38,6 +41,7 @@ mod recovery;
 mod relay;
 mod rng;
 mod scenario;
+mod sharded;
 mod topology;
 mod trace;
 mod world;

@@ -17,6 +17,9 @@ const START_SPREAD: Duration = Duration::from_secs(2);
 /// After this time everything that starts has found its relay.
 const START_SETTLE: Duration = Duration::from_secs(5);
 
+/// Nodes have one engine, or up to so many.
+const MAX_SHARDS: u32 = 3;
+
 /// A run of one seed.
 pub(crate) struct Scenario {
     seed: u64,
@@ -87,7 +90,10 @@ impl Scenario {
     pub(crate) fn draw(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let topology = Topology::draw(&mut rng);
-        let (world, sites) = topology.build(&mut rng);
+        let (mut world, sites) = topology.build(&mut rng);
+        for (shards, node) in (1..=MAX_SHARDS).cycle().skip(seed as usize % 3).zip(&mut world.nodes) {
+            node.shards = shards;
+        }
         let places = topology.nodes.iter().map(|placed| placed.site).collect();
         let servers = vec![Server::Up; topology.relays];
         Self {

@@ -28,6 +28,7 @@ pub(crate) use self::node::{MTU, NODE_PORT, Node};
 use self::{control::Message, node::Input};
 use crate::{
     coordinator::{Coordinator, answer_stun},
+    engines::Engines,
     ledger::{Ledger, Receiver, Role, Sent},
     net::{Flight, HostId, Net, Outgoing},
     packet,
@@ -336,8 +337,7 @@ impl World {
             return;
         }
         self.nodes[node].armed = None;
-        let Some(wakeup) = self.nodes[node].engine.as_ref().and_then(mesh_engine::Engine::poll_timeout)
-        else {
+        let Some(wakeup) = self.nodes[node].engine.as_ref().and_then(Engines::poll_timeout) else {
             return;
         };
         if wakeup.at > self.instant() {
@@ -351,7 +351,7 @@ impl World {
             self.fail(format!("node {node} handled {count} timeouts in a second, now {:?}", wakeup.reason));
         }
         self.drive(node, Input::Timeout);
-        let next = self.nodes[node].engine.as_ref().and_then(mesh_engine::Engine::poll_timeout);
+        let next = self.nodes[node].engine.as_ref().and_then(Engines::poll_timeout);
         if let Some(next) = next.filter(|next| next.at <= self.instant()) {
             self.fail(format!("node {node} handled {:?} and wants {:?} at once", wakeup.reason, next.reason));
         }
@@ -359,8 +359,7 @@ impl World {
 
     /// Has a node woken when its engine wants it. An earlier Wake that is queued already finds out by itself.
     fn arm(&mut self, node: usize) {
-        let Some(wakeup) = self.nodes[node].engine.as_ref().and_then(mesh_engine::Engine::poll_timeout)
-        else {
+        let Some(wakeup) = self.nodes[node].engine.as_ref().and_then(Engines::poll_timeout) else {
             return;
         };
         let at = wakeup.at.saturating_duration_since(self.epoch).max(self.now);
@@ -373,7 +372,7 @@ impl World {
     /// Gives something to a node's engine and drains it.
     fn drive(&mut self, node: usize, input: Input) {
         let now = self.instant();
-        let Node { engine, arena, batch, .. } = &mut self.nodes[node];
+        let Node { engine, arena, .. } = &mut self.nodes[node];
         let Some(engine) = engine else { return };
         arena.clear();
         let mut packets = Vec::new();
@@ -382,14 +381,12 @@ impl World {
                 engine.handle_tun(TunFrame { packet: &packet, offload: Offload::None }, now, arena);
             }
             Input::Datagram { via, mut bytes } => {
-                batch.clear();
                 let stride = bytes.len();
-                let mut train = RxTrain { via, stride, bytes: &mut bytes };
-                engine.handle_datagrams(&mut train, now, arena, batch);
-                packets.extend(batch.packets().iter().map(|range| bytes[range.clone()].to_vec()));
+                let train = RxTrain { via, stride, bytes: &mut bytes };
+                packets.extend(engine.handle_datagrams(train, now, arena));
             }
-            Input::Timeout => engine.handle_timeout(now),
-            Input::Command(command) => engine.handle_command(command, now),
+            Input::Timeout => engine.handle_timeout(now, arena),
+            Input::Command(command) => engine.handle_command(&command, now, arena),
         }
         let mut datagrams = Vec::new();
         let mut drains = 0;
@@ -407,7 +404,7 @@ impl World {
         }
         let own: Vec<_> = std::iter::from_fn(|| engine.poll_packet()).collect();
         let events: Vec<_> = std::iter::from_fn(|| engine.poll_event()).collect();
-        let sockets = engine.poll_sockets().cloned();
+        let sockets = engine.poll_sockets();
         if drains > MAX_DRAINS {
             self.fail(format!("node {node} never stops transmitting"));
         }

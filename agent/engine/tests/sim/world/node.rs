@@ -8,8 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use mesh_engine::{
-    Engine,
-    batch::{RxBatch, SocketId, TxArena, Via},
+    batch::{SocketId, TxArena, Via},
     command::Command,
     config::{Config, PeerConfig, PrivateKey, PunchLimits, RelayConfig},
 };
@@ -22,7 +21,7 @@ use mesh_proto::{
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
-use crate::{net::HostId, rng::Rng};
+use crate::{engines::Engines, net::HostId, rng::Rng};
 
 /// UDP port of every node's socket.
 pub(crate) const NODE_PORT: u16 = 51820;
@@ -33,7 +32,7 @@ const SOCKET_PORTS: u32 = 30_000;
 /// Largest inner packet.
 pub(crate) const MTU: u16 = 1420;
 /// Size of the arena that a node's engine is lent.
-const ARENA_LEN: usize = 256 * 1024;
+const ARENA_LEN: usize = 512 * 1024;
 
 /// Of 1000 nodes, those that offer the mesh's own addresses as candidates.
 const CARELESS: u32 = 200;
@@ -50,9 +49,10 @@ pub(crate) struct Node {
     /// Whether its agent takes the mesh's own addresses for addresses of the host's.
     careless: bool,
     pub(crate) public_key: PublicKey,
-    pub(crate) engine: Option<Engine>,
+    pub(crate) engine: Option<Engines>,
+    /// How many engines its next process has.
+    pub(crate) shards: u32,
     pub(crate) arena: TxArena,
-    pub(crate) batch: RxBatch,
     /// When the next Wake event of this node is due, if one is queued.
     pub(crate) armed: Option<Duration>,
     /// What the engine was told of its peers, kept on disk.
@@ -133,8 +133,8 @@ impl Node {
             careless,
             public_key: PublicKey(public_key.to_bytes()),
             engine: None,
+            shards: 1,
             arena: TxArena::new(ARENA_LEN),
-            batch: RxBatch::default(),
             armed: None,
             peers: Vec::new(),
             states: BTreeMap::new(),
@@ -170,7 +170,7 @@ impl Node {
     }
 
     /// Makes an engine for this node, as a process that starts does.
-    pub(crate) fn make_engine(&self, seed: [u8; 32], now: Instant) -> Engine {
+    pub(crate) fn make_engine(&self, seed: [u8; 32], now: Instant) -> Engines {
         let config = Config {
             id: self.id,
             private_key: PrivateKey(Zeroizing::new(self.private_key)),
@@ -179,7 +179,7 @@ impl Node {
             mtu: MTU,
             punch: self.punch,
         };
-        Engine::new(config, seed, now)
+        Engines::new(&config, self.shards, seed, now)
     }
 
     /// Returns the candidates that the host's interfaces give.
