@@ -35,8 +35,16 @@ use codel::{Codel, TARGET};
 
 /// Most bytes that wait: 2 ms at 4 Gbit/s, and what TCP needs to fill 100 Mbit/s over 80 ms.
 const CAPACITY: usize = 1024 * 1024;
-/// Most memory that it takes: the last frame may go beyond, and of the smallest packets what counts is not theirs.
-pub(crate) const MAX_MEMORY: usize = 2 * CAPACITY + 64 * 1024;
+/// Most memory that it takes: the last frame may go beyond, of the smallest packets what counts is not theirs, and a
+/// long one lies in a buffer for the longest.
+pub(crate) const MAX_MEMORY: usize = 2 * CAPACITY + BUFFER_LEN + MAX_SPARE * BUFFER_LEN;
+/// Frames from this length on lie in buffers that are used again: under a bulk transfer the allocator would give their
+/// memory back to the system and ask for it anew, over and over (4.5 % of an agent's CPU).
+const LONG_FRAME: usize = BUFFER_LEN / 2;
+/// Length of such a buffer: the longest frame.
+const BUFFER_LEN: usize = 64 * 1024;
+/// Such buffers that are kept for later.
+const MAX_SPARE: usize = 8;
 /// From this length on it counts as late. A turn of the driver takes a quarter, and fills it up again as long as the
 /// interface's queue has more.
 const LONG: usize = CAPACITY / 2;
@@ -57,6 +65,7 @@ pub(crate) struct Backlog {
     /// Keeps a sender from choosing whose queue it shares.
     key: u64,
     bytes: usize,
+    spare: Vec<Vec<u8>>,
 }
 
 /// A frame of the TUN that waits.
@@ -94,7 +103,7 @@ impl Waiting {
 impl Backlog {
     pub(crate) fn new(key: u64) -> Self {
         let flows = std::iter::repeat_with(Flow::default).take(FLOWS).collect();
-        Self { flows, new: VecDeque::new(), old: VecDeque::new(), key, bytes: 0 }
+        Self { flows, new: VecDeque::new(), old: VecDeque::new(), key, bytes: 0, spare: Vec::new() }
     }
 
     /// Whether nothing waits.
@@ -110,13 +119,9 @@ impl Backlog {
     /// Keeps a frame for the peer in `slot`.
     pub(crate) fn push(&mut self, slot: u32, segments: &Segments<'_>, offload: Offload, now: Instant) {
         let index = self.flow_of(slot, segments);
-        let waiting = Waiting {
-            slot,
-            packets: segments.count(),
-            packet: segments.packet().to_vec(),
-            offload,
-            since: now,
-        };
+        let mut packet = self.buffer(segments.packet().len());
+        packet.extend_from_slice(segments.packet());
+        let waiting = Waiting { slot, packets: segments.count(), packet, offload, since: now };
         self.bytes += waiting.cost();
         let flow = &mut self.flows[index];
         flow.queue.push_back(waiting);
@@ -160,6 +165,23 @@ impl Backlog {
             if is_new { &mut self.new } else { &mut self.old }.push_front(index);
             return Some(waiting);
         }
+    }
+
+    /// Takes back what [`Backlog::pop`] gave.
+    pub(crate) fn recycle(&mut self, waiting: Waiting) {
+        let mut buffer = waiting.packet;
+        if buffer.capacity() >= BUFFER_LEN && self.spare.len() < MAX_SPARE {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    /// Returns an empty buffer that so many bytes fit in.
+    fn buffer(&mut self, len: usize) -> Vec<u8> {
+        if len < LONG_FRAME {
+            return Vec::with_capacity(len);
+        }
+        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_LEN))
     }
 
     fn flow_of(&self, slot: u32, segments: &Segments<'_>) -> usize {

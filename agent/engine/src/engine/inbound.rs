@@ -110,16 +110,6 @@ impl Engine {
         }
     }
 
-    /// Arms the wakeups of the peer whose data was opened last, and has its waiting packets sent.
-    fn see_to_touched(&mut self, now: Instant) {
-        if let Some(peer) = self.touched.take().and_then(|slot| self.peers.get_mut(slot)) {
-            peer.arm_loosely(&mut self.wakeups, now);
-            if peer.has_ready_packets(now) {
-                self.ready.insert(peer.slot());
-            }
-        }
-    }
-
     fn handle_relay(
         &mut self,
         via: Via,
@@ -174,10 +164,7 @@ impl Engine {
                 };
                 let slot = peer.slot();
                 let len = peer.open(from, message, &mut self.local, &mut self.scratch, now);
-                if self.touched != Some(slot) {
-                    self.see_to_touched(now);
-                    self.touched = Some(slot);
-                }
+                self.touch(slot, now);
                 return len;
             }
             Some(TYPE_INITIATION) => {

@@ -71,7 +71,7 @@ pub struct Engine {
     backlog: Backlog,
     /// Slots of peers whose waiting packets can go.
     ready: BTreeSet<u32>,
-    /// The slot of the peer whose data was opened last, until its wakeups are armed.
+    /// The slot of the peer that data passed to or from last, until its wakeups are armed: once for many packets.
     touched: Option<u32>,
     own_allowed_ips: Vec<ipnet::IpNet>,
     refusals: Vec<Refusal>,
@@ -231,6 +231,24 @@ impl Engine {
         let is_unanswered =
             self.local.netcheck.is_unanswered() || (stream_is_up && self.local.netcheck.has_no_observers());
         is_unanswered && !udp_relay_is_up && !answers
+    }
+
+    /// Data passes to or from the peer in `slot`.
+    fn touch(&mut self, slot: u32, now: Instant) {
+        if self.touched != Some(slot) {
+            self.see_to_touched(now);
+            self.touched = Some(slot);
+        }
+    }
+
+    /// Arms the wakeups of the peer that data passed to or from last, and has its waiting packets sent.
+    fn see_to_touched(&mut self, now: Instant) {
+        if let Some(peer) = self.touched.take().and_then(|slot| self.peers.get_mut(slot)) {
+            peer.arm_loosely(&mut self.wakeups, now);
+            if peer.has_ready_packets(now) {
+                self.ready.insert(peer.slot());
+            }
+        }
     }
 
     /// Runs `act` on a peer and re-arms its wakeups.

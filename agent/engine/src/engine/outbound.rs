@@ -20,6 +20,7 @@ impl Engine {
         let Some(slot) = self.local.router.lookup(segments.header().destination) else {
             return self.local.drops.count(DropReason::NoRoute);
         };
+        self.touch(slot, now);
         let Some(peer) = self.peers.get_mut(slot) else {
             if !self.hand_over_frame(slot, frame) {
                 self.local.drops.count(DropReason::NoRoute);
@@ -31,10 +32,6 @@ impl Engine {
             return self.local.answer_too_big(segments.packet(), self.local.mtu, now);
         }
         peer.send(&segments, &mut self.local, &mut self.scratch, now, out);
-        peer.arm_loosely(&mut self.wakeups, now);
-        if peer.has_ready_packets(now) {
-            self.ready.insert(slot);
-        }
         if self.local.unsettled {
             self.settle(now);
         }
@@ -70,9 +67,10 @@ impl Engine {
                 peer.count_drops(DropReason::QueueDelay, lost.packets as u64);
             }
         })?;
-        let frame = waiting.frame();
-        self.handle_tun(frame, now, out);
-        Some(frame.packet.len())
+        let len = waiting.frame().packet.len();
+        self.handle_tun(waiting.frame(), now, out);
+        self.backlog.recycle(waiting);
+        Some(len)
     }
 
     /// Whether something waits in the backlog.
@@ -90,6 +88,7 @@ impl Engine {
     /// Lays out what the engine itself has to send, and packets that have waited. Returns whether more is waiting
     /// than `out` has room for.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut TxArena) -> bool {
+        self.see_to_touched(now);
         if self.local.outbox.flush(out) {
             return true;
         }
