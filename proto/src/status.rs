@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     candidate::Candidate,
     key::{NodeKey, PublicKey},
+    nat64::Nat64Prefix,
 };
 
 /// A moment as RFC 3339 text, in UTC.
@@ -96,6 +97,31 @@ pub struct NatStatus {
     /// the router.
     #[serde(default)]
     pub mapped_address: Option<SocketAddr>,
+    /// Whether IPv4 gets through.
+    #[serde(default)]
+    pub ipv4: FamilyState,
+    /// Whether IPv6 gets through.
+    #[serde(default)]
+    pub ipv6: FamilyState,
+    /// The prefixes behind which the network translates to IPv4.
+    #[serde(default)]
+    pub nat64: Vec<Nat64Prefix>,
+}
+
+/// What becomes of packets of an address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FamilyState {
+    /// They are answered.
+    Works,
+    /// There is a route, but none is answered.
+    Silent,
+    /// There is no route.
+    None,
+    /// Nobody was asked, or not for long enough; or a state that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// RFC 4787's mapping behaviours.

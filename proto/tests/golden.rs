@@ -236,6 +236,9 @@ fn status_keeps_the_fields_of_its_first_version() {
         ("/peers/0/path", "code"),
         ("/self/coordinator", "outer_certificate"),
         ("/self/nat", "mapped_address"),
+        ("/self/nat", "ipv4"),
+        ("/self/nat", "ipv6"),
+        ("/self/nat", "nat64"),
     ];
     for (place, added) in added {
         now.pointer_mut(place).unwrap().as_object_mut().unwrap().remove(added).unwrap();

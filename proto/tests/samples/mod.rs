@@ -12,8 +12,8 @@ use mesh_proto::{
     punch::{Punch, PunchStage, Sequence},
     relay::{self, ChannelId},
     status::{
-        ConnectionState, ControlTransport, CoordinatorStatus, Mapping, NatStatus, PathKind, PathReason,
-        PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
+        ConnectionState, ControlTransport, CoordinatorStatus, FamilyState, Mapping, NatStatus, PathKind,
+        PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
     },
     stun,
     token::JoinToken,
@@ -191,6 +191,9 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
             port_mapping: PortMapping::NatPmp,
             udp_blocked: false,
             mapped_address: Some("203.0.113.1:51820".parse().unwrap()),
+            ipv4: FamilyState::Works,
+            ipv6: FamilyState::Silent,
+            nat64: vec!["64:ff9b::/96".parse().unwrap()],
         },
         coordinator: CoordinatorStatus {
             state: ConnectionState::Connected,
@@ -270,6 +273,9 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
             port_mapping: PortMapping::None,
             udp_blocked: true,
             mapped_address: None,
+            ipv4: FamilyState::None,
+            ipv6: FamilyState::Unknown,
+            nat64: vec![],
         },
         coordinator: CoordinatorStatus {
             state: ConnectionState::Offline,
