@@ -8,7 +8,7 @@ use mesh_proto::{
     netmap::{NodeId, RelayId},
 };
 
-use crate::config::{PeerConfig, RelayConfig};
+use crate::config::{Nat64, PeerConfig, RelayConfig};
 
 /// A command. The `Set*` ones carry the whole desired state and are idempotent.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub enum Command {
     SetCandidates(Vec<Candidate>),
     /// These answer STUN, all of them: where this node's reflexive addresses are learned.
     SetObservers(Vec<SocketAddr>),
+    /// This is how IPv4 is reached where there is none.
+    SetNat64(Nat64),
     /// News of a peer from the coordinator.
     PeerState {
         /// The peer.

@@ -8,6 +8,7 @@ use std::{
 use ipnet::IpNet;
 use mesh_proto::{
     key::PublicKey,
+    nat64::Nat64Prefix,
     netmap::{NodeId, RelayId},
     relay::{CHANNEL_KEY_LEN, ChannelId},
 };
@@ -70,6 +71,25 @@ pub enum RelayCarrier {
     Stream,
 }
 
+/// How IPv4 is reached from this node's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Nat64 {
+    /// Behind these, an IPv4 address leads to a translator.
+    pub prefixes: Vec<Nat64Prefix>,
+    /// Whether there is another way.
+    pub ipv4: Ipv4Way,
+}
+
+/// Whether this node has a route for IPv4.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ipv4Way {
+    /// It has. Whether packets come through is found out.
+    #[default]
+    Present,
+    /// It has none.
+    Absent,
+}
+
 impl RelayCarrier {
     /// Whether it is a byte stream.
     #[must_use]
@@ -77,6 +97,16 @@ impl RelayCarrier {
         match self {
             Self::Stream => true,
             Self::Udp(_) => false,
+        }
+    }
+}
+
+impl RelayConfig {
+    /// Whether the relay is said to be at an address.
+    pub(crate) fn has(&self, address: SocketAddr) -> bool {
+        match &self.carrier {
+            RelayCarrier::Udp(addresses) => addresses.contains(&address),
+            RelayCarrier::Stream => false,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use mesh_proto::{
     candidate::Candidate,
     netmap::{NodeId, RelayId},
-    status::{Mapping, PathReason},
+    status::{FamilyState, Mapping, PathReason},
 };
 
 use crate::{drops::DropCounters, event::PathAddress};
@@ -24,6 +24,10 @@ pub struct Snapshot {
     pub candidates: Vec<Candidate>,
     /// The NAT's mapping behaviour.
     pub mapping: Mapping,
+    /// Whether IPv4 is answered.
+    pub ipv4: FamilyState,
+    /// Whether IPv6 is answered.
+    pub ipv6: FamilyState,
     /// Whether UDP does not get out: observers were asked over it in vain, and nothing else answers over it.
     pub udp_blocked: bool,
     /// Datagrams and packets dropped before a peer was known.

@@ -26,12 +26,23 @@ impl Engine {
             // The other shards learn of these from the home shard.
             Command::SetRelays(_) | Command::SetCandidates(_) | Command::SetObservers(_)
                 if !self.local.sharing.is_home() => {}
-            Command::SetRelays(relays) => self.set_relays(relays, now),
+            Command::SetRelays(relays) => {
+                self.servers.relays = relays;
+                self.set_relays(now);
+            }
             Command::SetCandidates(mut candidates) => {
                 candidates.retain(|candidate| is_probable(candidate.address));
                 self.local.netcheck.set_local(candidates);
             }
-            Command::SetObservers(observers) => self.local.netcheck.set_observers(&observers, now),
+            Command::SetObservers(observers) => {
+                self.servers.observers = observers;
+                self.set_observers(now);
+            }
+            Command::SetNat64(nat64) => {
+                if self.local.translation.set_config(nat64) {
+                    self.translate(now);
+                }
+            }
             Command::PeerState { id, online, candidates, relays, observed } => {
                 self.with_peer(id, now, |peer, local| {
                     peer.set_observed(observed);
@@ -102,8 +113,24 @@ impl Engine {
         self.settle(now);
     }
 
-    fn set_relays(&mut self, relays: Vec<RelayConfig>, now: Instant) {
+    /// Looks for everything where it is from here: in its place, and behind a translator's prefix if that is the way.
+    pub(super) fn translate(&mut self, now: Instant) {
+        if self.local.sharing.is_home() {
+            self.set_observers(now);
+            self.set_relays(now);
+        }
+        self.with_all_peers(now, |peer, local| peer.look_elsewhere(local, now));
+    }
+
+    fn set_observers(&mut self, now: Instant) {
+        let observers = self.local.translation.endpoints(&self.servers.observers);
+        self.local.netcheck.set_observers(&observers, now);
+    }
+
+    fn set_relays(&mut self, now: Instant) {
         self.local.sharing.relays_changed = true;
+        let relays: Vec<RelayConfig> =
+            self.servers.relays.iter().map(|relay| self.local.translation.relay(relay)).collect();
         let wanted: BTreeSet<_> = relays.iter().map(|relay| relay.id).collect();
         let gone: Vec<_> = self.local.relays.keys().filter(|id| !wanted.contains(id)).copied().collect();
         for id in gone {

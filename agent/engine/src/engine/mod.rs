@@ -2,10 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     num::NonZeroU32,
     time::Instant,
 };
 
+use mesh_proto::status::FamilyState;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -19,15 +21,17 @@ use self::slots::Slots;
 use crate::{
     backlog::{Backlog, MAX_MEMORY},
     batch::{MAX_TRAIN_BYTES, SocketId},
-    config::Config,
+    config::{Config, RelayConfig},
     drops::DropCounters,
     event::{Event, Wakeup, WakeupReason},
     local::{Local, Outbox},
     netcheck::NetCheck,
     packet::icmp::IcmpLimit,
+    path::translation::Translation,
     peer::{Peer, Scratch},
     punch::Punching,
     queue::{Budget, MAX_TOTAL_BYTES},
+    relay::RelayClient,
     router::{Own, Refusal, Router},
     session::Keys,
     shard::{Shard, Sharing, handover},
@@ -74,7 +78,16 @@ pub struct Engine {
     /// The slot of the peer that data passed to or from last, until its wakeups are armed: once for many packets.
     touched: Option<u32>,
     own_allowed_ips: Vec<ipnet::IpNet>,
+    /// As they were told.
+    servers: Servers,
     refusals: Vec<Refusal>,
+}
+
+/// Whom this node asks, where they were said to be.
+#[derive(Debug, Default)]
+struct Servers {
+    observers: Vec<SocketAddr>,
+    relays: Vec<RelayConfig>,
 }
 
 impl Engine {
@@ -126,6 +139,7 @@ impl Engine {
                 icmp: IcmpLimit::default(),
                 punching: Punching::new(config.punch, shard),
                 sharing: Sharing::new(shard),
+                translation: Translation::default(),
                 unsettled: false,
             },
             peers: Slots::new(shard),
@@ -135,6 +149,7 @@ impl Engine {
             ready: BTreeSet::new(),
             touched: None,
             own_allowed_ips,
+            servers: Servers::default(),
             refusals: Vec::new(),
         }
     }
@@ -202,6 +217,8 @@ impl Engine {
             relays: relays.collect(),
             candidates: self.local.netcheck.candidates(),
             mapping: self.local.netcheck.mapping(),
+            ipv4: self.family(SocketAddr::is_ipv4),
+            ipv6: self.family(SocketAddr::is_ipv6),
             udp_blocked: self.is_udp_blocked(),
             drops: self.local.drops.clone(),
             handed_over: HandedOver {
@@ -215,6 +232,16 @@ impl Engine {
     #[must_use]
     pub fn shard_number(&self) -> u32 {
         self.local.sharing.shard.index()
+    }
+
+    /// Whether what is asked over an address family is answered: by observers, or by a relay.
+    fn family(&self, is_of: impl Fn(&SocketAddr) -> bool) -> FamilyState {
+        let mut relays =
+            self.local.relays.values().filter(|relay| relay.is_up()).filter_map(RelayClient::address);
+        if relays.any(|address| is_of(&address)) {
+            return FamilyState::Works;
+        }
+        self.local.netcheck.family(is_of)
     }
 
     /// Whether nothing is answered over UDP that should be.
@@ -282,6 +309,9 @@ impl Engine {
     /// Tells of changed candidates and arms the wakeups that belong to no peer.
     fn settle(&mut self, now: Instant) {
         self.local.unsettled = false;
+        if self.local.translation.set_silent(self.local.netcheck.is_ipv4_silent()) {
+            self.translate(now);
+        }
         if let Some(candidates) = self.local.netcheck.take_changed() {
             self.local.outbox.push_event(Event::CandidatesChanged(candidates));
             self.with_all_peers(now, |peer, local| peer.on_own_candidates_changed(local, now));

@@ -23,7 +23,7 @@ use crate::{
         IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN,
         icmp::{self, IcmpLimit},
     },
-    path::{guess::guesses, is_probable, mtu::Bounds},
+    path::{guess::guesses, is_probable, mtu::Bounds, translation::Translation},
     punch::Punching,
     queue::{Budget, footprint, trim},
     relay::RelayClient,
@@ -65,6 +65,8 @@ pub(crate) struct Local {
     pub(crate) punching: Punching,
     /// What there is between this engine and others of the same node.
     pub(crate) sharing: Sharing,
+    /// How IPv4 is reached where there is none.
+    pub(crate) translation: Translation,
     /// Something changed that [`crate::Engine::settle`] is to see to.
     pub(crate) unsettled: bool,
 }
@@ -172,18 +174,22 @@ impl Local {
     }
 
     /// Returns the candidates of a peer that may be probed: no special addresses, none inside the mesh, none of
-    /// this node's own. Where they are of no use from here, guesses are added.
+    /// this node's own. Where they are of no use from here, guesses are added, and what leads there through a translator.
     pub(crate) fn filter_candidates(&self, candidates: &[Candidate]) -> Vec<Candidate> {
         let own = self.netcheck.candidates();
-        let is_fine = |candidate: &&Candidate| {
-            let ip = candidate.address.ip();
+        let is_fine = |candidate: &Candidate| {
+            let is_outside = |ip| self.router.lookup(ip).is_none() && !self.router.is_own(ip);
+            let meant = self.translation.meant(candidate.address.ip());
+            let address = meant.map_or(candidate.address, |ip| (ip, candidate.address.port()).into());
             is_probable(candidate.address)
-                && self.router.lookup(ip).is_none()
-                && !self.router.is_own(ip)
-                && !own.iter().any(|own| own.address == candidate.address)
+                && is_probable(address)
+                && is_outside(candidate.address.ip())
+                && is_outside(address.ip())
+                && !own.iter().any(|own| own.address == address)
         };
         let guesses = guesses(candidates, self.netcheck.observers());
-        candidates.iter().chain(&guesses).filter(is_fine).copied().collect()
+        let all: Vec<Candidate> = candidates.iter().chain(&guesses).copied().collect();
+        self.translation.candidates(&all).into_iter().filter(is_fine).collect()
     }
 
     /// Tells whether the relays answer, soon.

@@ -12,7 +12,7 @@ use std::{
 
 use mesh_proto::{
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
-    status::Mapping,
+    status::{FamilyState, Mapping},
     stun::{Message, TransactionId},
 };
 use rand_core::RngCore;
@@ -61,6 +61,8 @@ struct Query {
     sent: usize,
     next: Option<Instant>,
     answered: bool,
+    /// Whether the last round that has ended did so without an answer.
+    silent: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +112,7 @@ impl NetCheck {
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.observations.clear();
         self.changed = true;
+        self.observers.values_mut().for_each(|query| query.silent = false);
         self.start_round(now);
     }
 
@@ -168,6 +171,7 @@ impl NetCheck {
             return false;
         }
         query.answered = true;
+        self.news |= std::mem::take(&mut query.silent);
         query.next = None;
         self.on_observed(Observer::Dedicated, from, mapped, now);
         true
@@ -178,6 +182,27 @@ impl NetCheck {
         let given_up =
             |query: &Query| !query.answered && query.sent == RETRY_WAITS.len() && query.next.is_none();
         !self.observers.is_empty() && self.observers.values().all(given_up)
+    }
+
+    /// Whether observers were asked over IPv4, and none of them answers.
+    pub(crate) fn is_ipv4_silent(&self) -> bool {
+        self.family(SocketAddr::is_ipv4) == FamilyState::Silent
+    }
+
+    /// Whether observers answer over an address family.
+    pub(crate) fn family(&self, is_of: impl Fn(&SocketAddr) -> bool) -> FamilyState {
+        let mut asked = self.observers.iter().filter(|(observer, _)| is_of(observer)).peekable();
+        if asked.peek().is_none() {
+            return FamilyState::Unknown;
+        }
+        let mut is_silent = true;
+        for (observer, query) in asked {
+            if query.answered || (self.observations.contains_key(observer) && !query.silent) {
+                return FamilyState::Works;
+            }
+            is_silent &= query.silent;
+        }
+        if is_silent { FamilyState::Silent } else { FamilyState::Unknown }
     }
 
     /// Whether there is nobody to ask.
@@ -208,6 +233,7 @@ impl NetCheck {
             }
             let Some(wait) = RETRY_WAITS.get(query.sent) else {
                 query.next = None;
+                self.news |= !std::mem::replace(&mut query.silent, true);
                 continue;
             };
             if query.sent == 0 {
@@ -329,7 +355,7 @@ impl NetCheck {
     fn start_round(&mut self, now: Instant) {
         self.next_round = None;
         for query in self.observers.values_mut() {
-            *query = Query { next: Some(now), ..Query::default() };
+            *query = Query { next: Some(now), silent: query.silent, ..Query::default() };
         }
     }
 }

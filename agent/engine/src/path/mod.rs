@@ -28,6 +28,7 @@ pub(crate) mod mtu;
 mod select;
 mod state;
 mod targets;
+pub(crate) mod translation;
 mod verdict;
 
 pub(crate) use candidates::is_probable;

@@ -77,6 +77,14 @@ impl Peer {
         self.judge(local, now);
     }
 
+    /// What leads to an address may be another way now.
+    pub(crate) fn look_elsewhere(&mut self, local: &mut Local, now: Instant) {
+        let candidates = local.filter_candidates(&self.paths.candidates());
+        if self.paths.add_candidates(&candidates) && self.is_active(now) {
+            self.paths.hunt_new(now);
+        }
+    }
+
     /// This node's candidates have changed.
     pub(crate) fn on_own_candidates_changed(&mut self, local: &mut Local, now: Instant) {
         if self.is_active(now) && self.tell_news(local, now) {

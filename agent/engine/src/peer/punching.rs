@@ -353,7 +353,7 @@ impl Peer {
         let Some(id) = self.punched.attempt.as_ref().map(|attempt| attempt.id) else { return };
         for shot in shots {
             let path = match *shot {
-                Shot::Main(remote) => PathAddress::Direct(remote),
+                Shot::Main(remote) => PathAddress::Direct(local.translation.reach(remote)),
                 Shot::Socket(number, remote) => match self.attempt_socket(number, local) {
                     Some(socket) => PathAddress::Punched { socket, remote },
                     None => continue,
@@ -388,10 +388,15 @@ impl Peer {
     fn own_side(&self, sequence: Option<mesh_proto::punch::Sequence>, local: &mut Local) -> Option<Punch> {
         let id = self.punched.attempt.as_ref().map_or_else(|| local.random(), |attempt| attempt.id);
         let limits = local.punching.limits;
+        let mapping = local.netcheck.mapping();
+        if local.translation.is_on() && matches!(mapping, Mapping::Adm | Mapping::Apdm) {
+            // Sockets of their own are for IPv4.
+            return None;
+        }
         Some(Punch {
             stage: PunchStage::Offer,
             id,
-            mapping: local.netcheck.mapping(),
+            mapping,
             mapped: local.netcheck.mapped_v4()?,
             sequence,
             rate: limits.rate,

@@ -127,6 +127,10 @@ impl RelayClient {
             self.next_bind = Some(now);
             return;
         }
+        if stays_up && self.address().is_some_and(|address| config.has(address)) {
+            self.config = config;
+            return;
+        }
         let counter = if config.channel == self.config.channel { self.counter } else { 0 };
         let rtt = self.rtt;
         *self = Self { counter, rtt, ..Self::new(config, now) };
