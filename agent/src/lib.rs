@@ -21,6 +21,7 @@ pub mod identity;
 pub mod io;
 pub mod local_api;
 pub mod meshctl;
+pub mod nat64;
 pub mod netmap;
 #[cfg(test)]
 #[cfg(target_os = "linux")]

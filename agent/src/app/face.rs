@@ -13,6 +13,7 @@ use crate::{
     driver::EngineHandle,
     io::tun::Tun,
     local_api::{Agent, ApiError, PingReply, Why},
+    nat64::Nat64,
     portmap::PortMapHandle,
     view,
 };
@@ -25,6 +26,7 @@ pub(super) struct Face<T> {
     pub(super) interface: String,
     pub(super) mtu: u16,
     pub(super) port_map: PortMapHandle,
+    pub(super) nat64: Nat64,
 }
 
 impl<T: Tun> Face<T> {
@@ -41,6 +43,8 @@ impl<T: Tun> Face<T> {
             interface: &self.interface,
             mtu: self.mtu,
             port_mapping: self.port_map.report(),
+            nat64: self.nat64.prefixes(),
+            absent: &known.absent,
             ready: known.ready,
             routes: &known.routes,
             warnings: known.warnings.clone(),

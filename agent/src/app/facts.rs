@@ -12,7 +12,7 @@ use mesh_engine::event::PathAddress;
 use mesh_proto::netmap::{Mesh, NetworkMap, Node, NodeId, Version};
 use tokio::sync::oneshot;
 
-use crate::identity::Membership;
+use crate::{identity::Membership, os::Family};
 
 /// Shared between the wiring, which writes, and the local API, which reads.
 pub(super) struct Facts {
@@ -29,6 +29,8 @@ pub(super) struct Known {
     pub(super) ready: bool,
     /// The routes that are installed for peers, beyond their mesh addresses.
     pub(super) routes: Vec<IpNet>,
+    /// Address families for which this host has no route.
+    pub(super) absent: Vec<Family>,
     /// What a person should know, worst first.
     pub(super) warnings: Vec<String>,
 }
@@ -59,6 +61,7 @@ impl Facts {
             map: Arc::new(map_of_this_node(membership)),
             ready: false,
             routes: Vec::new(),
+            absent: Vec::new(),
             warnings: vec!["no network map yet: the coordinator has not been reached".to_owned()],
         };
         Self { known: Mutex::new(known), pings: Mutex::default() }

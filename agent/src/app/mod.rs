@@ -34,6 +34,7 @@ use crate::{
     identity::{self, StateDir},
     io::{tun, udp::UdpSockets},
     local_api,
+    nat64::Nat64,
     os::{
         Host as _,
         linux::{Netlink, Watch},
@@ -45,7 +46,7 @@ use crate::{
 use face::Face;
 use facts::Facts;
 use following::{Following, Own};
-use wiring::{Ended, Wiring};
+use wiring::{Ended, Surroundings, Wiring};
 
 /// How long the parts may take to end; then the process ends without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
@@ -95,11 +96,14 @@ async fn run_once(
         driver::Parts { config: engine_config(&identity, &membership, config), seed: seed()?, tun, udp };
     let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
     let facts = Arc::new(Facts::new(&membership));
+    let nat64 = Nat64::new(config.nat64);
+    nat64.spawn(&front, &tracker);
     let control_config = ControlConfig {
         identity,
         membership: membership.clone(),
         state_dir: state_dir.clone(),
         stream: stream_options(config, &membership),
+        nat64: nat64.clone(),
         // What cannot be told now is found out on the way.
         network: netlink.networks().await.ok().and_then(|networks| networks.id()),
     };
@@ -112,6 +116,7 @@ async fn run_once(
         interface: config.interface.clone(),
         mtu: config.mtu,
         port_map: port_map.clone(),
+        nat64: nat64.clone(),
     };
     local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);
@@ -126,7 +131,8 @@ async fn run_once(
         port,
     };
     let following = Following::new(engine.clone(), Arc::clone(&facts), reconciler, own);
-    let mut wiring = Wiring::new(engine, control, facts, following, port_map);
+    let mut wiring =
+        Wiring::new(engine, control, facts, following, Surroundings { port_map, nat64: nat64.changes() });
     let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes };
     let ended = wiring.run(inputs, &front, &back).await;
 

@@ -19,7 +19,7 @@ use std::{
 use anyhow::Context;
 use mesh_engine::{
     command::Command,
-    config::{RelayCarrier, RelayConfig},
+    config::{Ipv4Way, Nat64, RelayCarrier, RelayConfig},
     event::{Event, PathAddress},
 };
 use mesh_proto::{
@@ -38,7 +38,11 @@ use crate::{
     control::{ControlEvent, ControlHandle},
     driver::{DriverEvent, EngineHandle, Events},
     io::tun::Device,
-    os::linux::{Changes, Watch},
+    nat64,
+    os::{
+        Family,
+        linux::{Changes, Watch},
+    },
     portmap::PortMapHandle,
 };
 
@@ -61,6 +65,12 @@ pub(super) struct Inputs {
     pub(super) changes: mpsc::Receiver<Changes>,
 }
 
+/// What the network around this host does for it.
+pub(super) struct Surroundings {
+    pub(super) port_map: PortMapHandle,
+    pub(super) nat64: nat64::Changes,
+}
+
 /// The wiring's state.
 pub(super) struct Wiring {
     engine: EngineHandle<Device>,
@@ -72,7 +82,7 @@ pub(super) struct Wiring {
     relays: BTreeMap<RelayId, RelayConfig>,
     observers: Vec<SocketAddr>,
     guess: Option<IpAddr>,
-    port_map: PortMapHandle,
+    surroundings: Surroundings,
     /// What the engine was told last.
     candidates: Option<Vec<Candidate>>,
 }
@@ -110,7 +120,7 @@ impl Wiring {
         control: ControlHandle,
         facts: Arc<Facts>,
         following: Following,
-        port_map: PortMapHandle,
+        surroundings: Surroundings,
     ) -> Self {
         Self {
             engine,
@@ -121,7 +131,7 @@ impl Wiring {
             relays: BTreeMap::new(),
             observers: Vec::new(),
             guess: None,
-            port_map,
+            surroundings,
             candidates: None,
         }
     }
@@ -134,8 +144,9 @@ impl Wiring {
         back: &CancellationToken,
     ) -> anyhow::Result<Ended> {
         self.following.read_networks().await?;
-        self.port_map.set_networks(self.following.networks());
+        self.surroundings.port_map.set_networks(self.following.networks());
         self.set_candidates().await?;
+        self.set_nat64().await?;
         loop {
             tokio::select! {
                 biased;
@@ -151,7 +162,8 @@ impl Wiring {
                 changes = inputs.changes.recv() => {
                     self.handle_changes(&changes.context("the network watch ended by itself")?).await?;
                 }
-                () = self.port_map.changed() => self.set_candidates().await?,
+                () = self.surroundings.port_map.changed() => self.set_candidates().await?,
+                () = self.surroundings.nat64.changed() => self.set_nat64().await?,
                 () = sleep_until(self.following.look_at()) => {
                     self.handle_changes(&Changes::default()).await?;
                 }
@@ -245,8 +257,10 @@ impl Wiring {
         let lost = old.interfaces.iter().any(|interface| changes.lost.contains(&interface.index));
         if lost || old != new {
             tracing::debug!("the network changed");
-            self.port_map.set_networks(self.following.networks());
+            self.surroundings.port_map.set_networks(self.following.networks());
+            self.surroundings.nat64.network_changed();
             self.set_candidates().await?;
+            self.set_nat64().await?;
             self.engine.command(Command::NetworkChanged).await?;
             self.control.set_network(self.following.networks().id());
             self.control.network_changed();
@@ -288,10 +302,21 @@ impl Wiring {
         self.following.set_underlay(underlay).await;
     }
 
+    /// Tells the engine how IPv4 is reached.
+    async fn set_nat64(&self) -> anyhow::Result<()> {
+        let networks = self.following.networks();
+        let is_absent = |family: &Family| !networks.has_way_out(*family);
+        let absent: Vec<Family> = [Family::V4, Family::V6].into_iter().filter(is_absent).collect();
+        let ipv4 = if absent.contains(&Family::V4) { Ipv4Way::Absent } else { Ipv4Way::Present };
+        self.facts.update(|known| known.absent = absent);
+        let prefixes = self.surroundings.nat64.prefixes();
+        self.engine.command(Command::SetNat64(Nat64 { prefixes, ipv4 })).await
+    }
+
     /// Tells the engine where this node is reached, if that is news.
     async fn set_candidates(&mut self) -> anyhow::Result<()> {
         let mut candidates = self.following.candidates();
-        if let Some(mapped) = self.port_map.report().mapped {
+        if let Some(mapped) = self.surroundings.port_map.report().mapped {
             candidates.truncate(MAX_CANDIDATES - 1);
             candidates.insert(0, mapped.candidate());
         }

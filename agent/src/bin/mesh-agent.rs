@@ -13,6 +13,7 @@ use mesh_agent::{
     app,
     config::{AgentCli, AgentCommand, JoinConfig, Problems, RunConfig},
     control::{self, JOIN_PATIENCE, JoinError, JoinRequest},
+    nat64::Nat64,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -63,6 +64,7 @@ fn run(command: AgentCommand) -> anyhow::Result<()> {
                 pin: config.pin,
                 name: config.name,
                 stream: config.stream,
+                nat64: Nat64::new(config.nat64),
                 patience: JOIN_PATIENCE,
             };
             let node = runtime()?.block_on(control::join(request))?;

@@ -59,6 +59,10 @@ pub struct JoinArgs {
     /// [default: on the coordinator's port, and on port 443].
     #[arg(long, value_name = "URL")]
     pub websocket_url: Option<String>,
+    /// Behind which prefix a network without IPv4 leads to it: auto to ask the resolvers, off, or PREFIX/LEN
+    /// [env: MESH_NAT64_PREFIX] [default: auto].
+    #[arg(long, value_name = "PREFIX")]
+    pub nat64_prefix: Option<String>,
 }
 
 /// Flags of `mesh-agent run`.
@@ -105,6 +109,10 @@ pub struct RunArgs {
     /// Probes in one attempt, at most 4096 [env: MESH_PUNCH_BUDGET] [default: 4096].
     #[arg(long)]
     pub punch_budget: Option<String>,
+    /// Behind which prefix a network without IPv4 leads to it: auto to ask the resolvers, off, or PREFIX/LEN
+    /// [env: MESH_NAT64_PREFIX] [default: auto].
+    #[arg(long, value_name = "PREFIX")]
+    pub nat64_prefix: Option<String>,
     /// Sockets in one attempt, 32 to 1024 [env: MESH_PUNCH_SOCKETS] [default: 256].
     #[arg(long)]
     pub punch_sockets: Option<String>,

@@ -27,7 +27,7 @@ use mesh_proto::{
 use crate::{
     control::StreamOptions,
     io::offload::{InvalidOffloads, Offloads},
-    portmap,
+    nat64, portmap,
 };
 
 pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
@@ -69,6 +69,8 @@ pub struct RunConfig {
     pub punch: PunchLimits,
     /// Whether the router is asked for a mapping of the port.
     pub port_mapping: portmap::Mode,
+    /// How IPv4 is reached from a network without it.
+    pub nat64: nat64::Mode,
 }
 
 /// What `mesh-agent join` does.
@@ -86,6 +88,8 @@ pub struct JoinConfig {
     pub name: NodeName,
     /// How byte pipes are made, where UDP is blocked.
     pub stream: StreamOptions,
+    /// How IPv4 is reached from a network without it.
+    pub nat64: nat64::Mode,
 }
 
 impl RunConfig {
@@ -112,6 +116,7 @@ impl RunConfig {
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         let punch = punch::take(&mut settings, args);
         let port_mapping = settings.take("port-mapping", args.port_mapping.as_deref(), parse_port_mapping);
+        let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -123,6 +128,7 @@ impl RunConfig {
             stream,
             punch,
             port_mapping: port_mapping.unwrap_or_default(),
+            nat64: nat64.unwrap_or_default(),
         })
     }
 }
@@ -152,6 +158,7 @@ impl JoinConfig {
         let name = settings.take("name", args.name.as_deref(), parse_name);
         let name = name.or_else(|| settings.check("name", &host_label(host_name), parse_own_name));
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
+        let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
         settings.require("token", token.is_some());
         settings.require("ca-cert-hash", pin.is_some());
         settings.finish()?;
@@ -165,6 +172,7 @@ impl JoinConfig {
             pin,
             name,
             stream,
+            nat64: nat64.unwrap_or_default(),
         })
     }
 }
@@ -235,6 +243,10 @@ fn parse_port_mapping(text: &str) -> Result<portmap::Mode, String> {
     text.parse().map_err(|error: portmap::InvalidMode| error.to_string())
 }
 
+fn parse_nat64(text: &str) -> Result<nat64::Mode, String> {
+    text.parse().map_err(|error: nat64::InvalidMode| error.to_string())
+}
+
 fn parse_mtu(text: &str) -> Result<u16, String> {
     let mtu = text.parse().ok().filter(|mtu| (MIN_MTU..=DEFAULT_MTU).contains(mtu));
     mtu.ok_or_else(|| format!("an MTU is a number from {MIN_MTU} to {DEFAULT_MTU}"))
@@ -279,13 +291,14 @@ mod tests {
     fn flags_win_over_environment_over_file_over_defaults() {
         let args = RunArgs { interface: Some("flag0".into()), ..RunArgs::default() };
         let variables = [("MESH_INTERFACE", "env0"), ("MESH_LISTEN_PORT", "7")];
-        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'\nport-mapping = 'off'";
+        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'\nport-mapping = 'off'\nnat64-prefix = '64:ff9b::/96'";
         let config = run(&args, &variables, file).unwrap();
         assert_eq!(config.interface, "flag0");
         assert_eq!(config.listen_port, 7);
         assert_eq!(config.mtu, DEFAULT_MTU);
         assert_eq!(config.punch, PunchLimits::default());
         assert_eq!(config.port_mapping, portmap::Mode::Off);
+        assert_eq!(config.nat64, "64:ff9b::/96".parse().unwrap());
         assert_eq!(config.socket, Path::new("/file.sock"));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
     }
@@ -294,10 +307,10 @@ mod tests {
     fn all_problems_are_reported_at_once() {
         let args =
             RunArgs { listen_port: Some("70000".into()), mtu: Some("1500".into()), ..RunArgs::default() };
-        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''\noffloads = 'fast'\nport-mapping = 'upnp'";
+        let file = "interface = 'much-too-long-a-name'\ncolour = 'red'\nsocket = ''\noffloads = 'fast'\nport-mapping = 'upnp'\nnat64-prefix = '64:ff9b::/95'";
         let problems = run(&args, &[("MESH_STATE_DIR", "")], file).unwrap_err().to_string();
         let keys = ["--listen-port", "--mtu", "MESH_STATE_DIR", "interface", "colour", "socket", "offloads"];
-        for key in keys.into_iter().chain(["port-mapping"]) {
+        for key in keys.into_iter().chain(["port-mapping", "nat64-prefix"]) {
             assert!(problems.contains(key), "{key} is missing in: {problems}");
         }
     }

@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::future::join_all;
 use ipnet::IpNet;
-use mesh_proto::DEFAULT_COORDINATOR_PORT;
+use mesh_proto::{DEFAULT_COORDINATOR_PORT, nat64::Nat64Prefix};
 
 /// A resolver that has not answered by then is left behind; its answer is worth nothing to a dial.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -154,6 +154,14 @@ pub(super) async fn resolve_all(names: Vec<HostPort>, mesh: Vec<IpNet>) -> Resol
         }
     });
     join_all(lookups).await.into_iter().flatten().collect()
+}
+
+/// Returns an address and where it is besides: an IPv4 address also behind each of these prefixes, unless it is of a local
+/// network.
+pub(super) fn everywhere(address: SocketAddr, prefixes: &[Nat64Prefix]) -> impl Iterator<Item = SocketAddr> {
+    let prefixes = if is_public(address.ip()) { prefixes } else { &[] };
+    let behind = prefixes.iter().filter_map(move |prefix| prefix.embed_endpoint(address));
+    std::iter::once(address).chain(behind)
 }
 
 /// Returns whether an address can be that of something on the underlay.

@@ -52,11 +52,12 @@ impl AddressBook {
         self.resolved.extend(resolved);
     }
 
-    /// Takes where the coordinator answered, and returns whether it is to be remembered.
-    pub(super) fn handle_connected(&mut self, remote: SocketAddr) -> bool {
+    /// Takes where the coordinator answered and what is meant by it in every network, and returns whether that is to be
+    /// remembered.
+    pub(super) fn handle_connected(&mut self, remote: SocketAddr, meant: SocketAddr) -> bool {
         self.connected = Some(remote);
         self.observed = None;
-        self.known.set_worked(remote)
+        self.known.set_worked(meant)
     }
 
     /// Takes that the coordinator is reached in a byte pipe: what is at its other end says nothing about UDP.
@@ -151,7 +152,7 @@ mod tests {
         let map = map(1, []);
         let mut book = book();
         assert_eq!(book.guess(Some(&map)), None, "not known where it is seen");
-        book.handle_connected(at("192.168.1.2:7443"));
+        book.handle_connected(at("192.168.1.2:7443"), at("192.168.1.2:7443"));
         book.handle_observed(at("192.168.1.7:999"));
         assert_eq!(book.guess(Some(&map)), Some("203.0.113.1".parse().unwrap()));
         book.handle_observed(at("198.51.100.7:999"));
@@ -162,7 +163,7 @@ mod tests {
     fn the_coordinator_in_use_is_the_first_observer() {
         let map = map(1, []);
         let mut book = book();
-        book.handle_connected(at("192.168.1.2:7443"));
+        book.handle_connected(at("192.168.1.2:7443"), at("192.168.1.2:7443"));
         let relay = at("198.51.100.5:7443");
         let want = ["192.168.1.2:7443", "198.51.100.5:7443", "203.0.113.1:7443", "[2001:db8::1]:7443"];
         assert_eq!(book.observers(Some(&map), [relay]), want.map(at));

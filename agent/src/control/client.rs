@@ -134,7 +134,13 @@ impl Client {
         Self {
             store: Store::new(identity.node_key(), caches.map),
             book: AddressBook::new(joined, caches.coordinator),
-            relays: Relays::new(identity.clone(), shared.clone(), events.clone(), cancel, tracker),
+            relays: Relays::new(
+                identity.clone(),
+                shared.clone(),
+                events.clone(),
+                config.nat64.clone(),
+                (cancel, tracker),
+            ),
             cancel: cancel.clone(),
             peers: caches.peers,
             backoff: Backoff::default(),
@@ -277,7 +283,7 @@ impl Client {
     async fn open(&mut self, dialed: Dialed) -> Result<Link, LinkError> {
         let remote = dialed.connection.remote_address();
         self.book.handle_resolved(dialed.resolved.clone());
-        if self.book.handle_connected(remote) {
+        if self.book.handle_connected(remote, self.config.nat64.meant(remote)) {
             self.savers.coordinator.save(Arc::new(self.book.known().clone()));
         }
         self.handle_reached(None);

@@ -2,7 +2,8 @@
 //!
 //! Addresses that worked before are tried at once, while names are being resolved. Attempts start 250 ms
 //! apart, or as soon as one has failed, and alternate between IPv6 and IPv4. The first connection whose
-//! handshake is complete wins, and its key was checked by then. A dial that has not succeeded soon asks the networks
+//! handshake is complete wins, and its key was checked by then. An IPv4 address is tried behind the network's translation
+//! prefixes as well, where there are any. A dial that has not succeeded soon asks the networks
 //! that this host is in ([`neighbours`]). Every dial has sockets of its own, so that no
 //! state that a NAT or a firewall keeps for an older one is in its way.
 
@@ -18,15 +19,17 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use ipnet::IpNet;
+use mesh_proto::nat64::Nat64Prefix;
 use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::time::Instant;
 
 use super::{
-    address::{HostPort, ResolveError, Resolved, is_usable},
+    address::{HostPort, ResolveError, Resolved, everywhere, is_usable},
     attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
     neighbours,
     tls::{self, SERVER_NAME},
 };
+use crate::nat64::Nat64;
 
 /// A dial that has not succeeded by then starts over: names may resolve to something else by now.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -41,6 +44,8 @@ pub(super) struct Target {
     pub(super) known: Vec<SocketAddr>,
     /// The mesh's own ranges, through which it is not reached.
     pub(super) mesh: Vec<IpNet>,
+    /// The way to IPv4 from a network without it.
+    pub(super) nat64: Nat64,
 }
 
 /// A connection to the holder of the pinned key.
@@ -56,6 +61,7 @@ pub(super) struct Dialed {
 enum Progress {
     Resolved(HostPort, Result<Vec<SocketAddr>, ResolveError>),
     Neighbours(Vec<SocketAddr>),
+    Translated(Vec<Nat64Prefix>),
     Connected(SocketAddr, Result<Connection, AttemptError>),
 }
 
@@ -71,6 +77,8 @@ struct Dial<'a> {
     neighbours: Vec<SocketAddr>,
     pending: Pending<'a>,
     resolved: Resolved,
+    /// Behind these, IPv4 addresses are tried too.
+    prefixes: Vec<Nat64Prefix>,
     error: DialError,
 }
 
@@ -104,6 +112,7 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
                 }
                 Progress::Resolved(name, Err(error)) => dial.fail_name(&name, error),
                 Progress::Neighbours(addresses) => dial.add_neighbours(addresses),
+                Progress::Translated(prefixes) => dial.set_prefixes(prefixes),
                 Progress::Connected(address, Ok(connection)) => {
                     let endpoint = dial.sockets.take(address).expect("a connection has its endpoint");
                     return Ok(Dialed { connection, endpoint, resolved: dial.resolved });
@@ -142,9 +151,11 @@ impl<'a> Dial<'a> {
             neighbours: Vec::new(),
             pending: FuturesUnordered::new(),
             resolved: Resolved::new(),
+            prefixes: target.nat64.prefixes(),
             error: DialError::default(),
         };
         dial.add(&target.known);
+        dial.pending.push(Box::pin(async { Progress::Translated(target.nat64.find().await) }));
         dial.pending.push(Box::pin(async {
             let ports = target.names.iter().map(HostPort::port).collect::<BTreeSet<_>>();
             tokio::time::sleep(neighbours::DELAY).await;
@@ -189,13 +200,20 @@ impl<'a> Dial<'a> {
     }
 
     fn add(&mut self, addresses: &[SocketAddr]) {
-        for address in addresses {
-            let known = self.tried.contains(address) || self.waiting.contains(address);
+        for address in addresses.iter().flat_map(|address| everywhere(*address, &self.prefixes)) {
+            let known = self.tried.contains(&address) || self.waiting.contains(&address);
             let room = self.tried.len() + self.waiting.len() < MAX_ATTEMPTS;
-            if !known && room && is_usable(*address, &self.target.mesh) {
-                self.waiting.push_back(*address);
+            if !known && room && is_usable(address, &self.target.mesh) {
+                self.waiting.push_back(address);
             }
         }
+    }
+
+    /// Queues what is known to be at an IPv4 address behind the prefixes as well.
+    fn set_prefixes(&mut self, prefixes: Vec<Nat64Prefix>) {
+        self.prefixes = prefixes;
+        let all: Vec<_> = self.tried.iter().chain(&self.waiting).copied().collect();
+        self.add(&all);
     }
 
     fn add_neighbours(&mut self, mut addresses: Vec<SocketAddr>) {

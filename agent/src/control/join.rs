@@ -29,7 +29,10 @@ use super::{
     stream::{StreamOptions, StreamTarget},
     tls,
 };
-use crate::identity::{CreatedDir, Identity, Membership, StateDir, StateError, StateLock};
+use crate::{
+    identity::{CreatedDir, Identity, Membership, StateDir, StateError, StateLock},
+    nat64::Nat64,
+};
 
 /// How long a join tries before it fails.
 pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +55,8 @@ pub struct JoinRequest {
     pub name: NodeName,
     /// How byte pipes are made, where UDP is blocked.
     pub stream: StreamOptions,
+    /// The way to IPv4 from a network without it.
+    pub nat64: Nat64,
     /// How long to try: [`JOIN_PATIENCE`].
     pub patience: Duration,
 }
@@ -124,6 +129,7 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
         names: names.clone(),
         known: Vec::new(),
         mesh: Vec::new(),
+        nat64: request.nat64.clone(),
     };
     let pipe = StreamTarget {
         config: tls::stream_config(&disk.identity, request.pin)?,
@@ -132,6 +138,7 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
         known: Vec::new(),
         mesh: Vec::new(),
         last: None,
+        nat64: request.nat64.clone(),
     };
     let ways = Ways { target, pipe, tracker: TaskTracker::new() };
     match register(&request, &ways, &mut disk).await {

@@ -73,6 +73,7 @@ pub use stream::{
 use crate::{
     identity::{Identity, Membership, StateDir},
     io::stream::RelayPipe,
+    nat64::Nat64,
     os::NetworkId,
 };
 
@@ -90,6 +91,8 @@ pub struct ControlConfig {
     pub state_dir: StateDir,
     /// How byte pipes are made, where UDP is blocked.
     pub stream: StreamOptions,
+    /// The way to IPv4 from a network without it.
+    pub nat64: Nat64,
     /// The network that the host is in, if it is known yet.
     pub network: Option<NetworkId>,
 }

@@ -27,7 +27,7 @@ use super::{
     shared::Shared,
     tls,
 };
-use crate::{identity::Identity, netmap::KnownAddresses};
+use crate::{identity::Identity, nat64::Nat64, netmap::KnownAddresses};
 
 /// Orders that wait for a task; one of each kind says everything.
 const ORDERS_CAPACITY: usize = 4;
@@ -45,6 +45,7 @@ struct Context {
     shared: Arc<Shared>,
     events: mpsc::Sender<ControlEvent>,
     cancel: CancellationToken,
+    nat64: Nat64,
 }
 
 struct Running {
@@ -74,10 +75,11 @@ impl Relays {
         identity: Arc<Identity>,
         shared: Arc<Shared>,
         events: mpsc::Sender<ControlEvent>,
-        cancel: &CancellationToken,
-        tracker: &TaskTracker,
+        nat64: Nat64,
+        stop: (&CancellationToken, &TaskTracker),
     ) -> Self {
-        let context = Context { identity, shared, events, cancel: cancel.clone() };
+        let (cancel, tracker) = stop;
+        let context = Context { identity, shared, events, cancel: cancel.clone(), nat64 };
         Self { context, tracker: tracker.clone(), running: BTreeMap::new() }
     }
 
@@ -98,7 +100,8 @@ impl Relays {
                     tls::client_config(&self.context.identity, KeyPin::of_spki(&key.to_spki()))
             {
                 let names = HostPort::parse_all(&relay.addresses);
-                let target = Target { config, names, known: Vec::new(), mesh: mesh.to_vec() };
+                let (known, mesh, nat64) = (Vec::new(), mesh.to_vec(), self.context.nat64.clone());
+                let target = Target { config, names, known, mesh, nat64 };
                 self.start(relay.clone(), target);
             }
         }
@@ -160,7 +163,7 @@ impl Client {
             let wait = match dial::dial(&self.target, Instant::now() + DIAL_TIMEOUT).await {
                 Ok(dialed) => {
                     let remote = dialed.connection.remote_address();
-                    self.target.known = vec![remote];
+                    self.target.known = vec![self.context.nat64.meant(remote)];
                     self.book.handle_resolved(dialed.resolved.clone());
                     match Link::open(dialed).await {
                         Ok(link) => self.serve(link).await?,

@@ -16,13 +16,14 @@ use super::{
     tls,
     winners::Winners,
 };
-use crate::{netmap::Saver, os::NetworkId};
+use crate::{nat64::Nat64, netmap::Saver, os::NetworkId};
 
 /// How the coordinator is reached.
 pub(super) struct Ways {
     quic: quinn::ClientConfig,
     pipe: Arc<rustls::ClientConfig>,
     options: StreamOptions,
+    nat64: Nat64,
     winners: Winners,
     saver: Saver<Winners>,
     /// UDP has gone silent: nothing is waited for before a byte pipe is tried.
@@ -47,6 +48,7 @@ impl Ways {
             quic: tls::client_config(identity, pin).expect(usable),
             pipe: tls::stream_config(identity, pin).expect(usable),
             options: config.stream.clone(),
+            nat64: config.nat64.clone(),
             winners: Winners::load(&config.state_dir),
             saver: Saver::spawn(Winners::file(&config.state_dir), Duration::ZERO, cancel, tracker),
             in_a_hurry: false,
@@ -76,6 +78,7 @@ impl Ways {
             names: place.names.clone(),
             known: place.known.clone(),
             mesh: place.mesh.clone(),
+            nat64: self.nat64.clone(),
             last,
         };
         race::race(self.target(place), target, first, Instant::now() + DIAL_TIMEOUT)
@@ -95,6 +98,6 @@ impl Ways {
 
     fn target(&self, place: Place) -> Target {
         let Place { names, known, mesh } = place;
-        Target { config: self.quic.clone(), names, known, mesh }
+        Target { config: self.quic.clone(), names, known, mesh, nat64: self.nat64.clone() }
     }
 }

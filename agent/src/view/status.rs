@@ -12,10 +12,11 @@ use mesh_engine::{
     snapshot::{PathSnapshot, PeerSnapshot, Snapshot},
 };
 use mesh_proto::{
+    nat64::Nat64Prefix,
     netmap::{NetworkMap, Node, RelayId},
     status::{
-        CoordinatorStatus, NatStatus, PathKind, PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus,
-        RelayTransport, SelfStatus, Status, Timestamp,
+        CoordinatorStatus, FamilyState, NatStatus, PathKind, PathReason, PathStatus, PeerStatus, PortMapping,
+        RelayStatus, RelayTransport, SelfStatus, Status, Timestamp,
     },
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -23,6 +24,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::explain;
 use crate::{
     driver::Counters,
+    os::Family,
     portmap::{Counts, Mapped, Report},
 };
 
@@ -47,6 +49,10 @@ pub struct Input<'a> {
     pub mtu: u16,
     /// The router's mapping of the UDP port.
     pub port_mapping: Report,
+    /// The prefixes behind which the network translates to IPv4.
+    pub nat64: Vec<Nat64Prefix>,
+    /// Address families for which this host has no route.
+    pub absent: &'a [Family],
     /// Whether interface, addresses and routes are up.
     pub ready: bool,
     /// The routes that are installed for peers, beyond their mesh addresses.
@@ -92,6 +98,9 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
             port_mapping: mapped.map_or(PortMapping::None, |mapped| mapped.protocol.into()),
             udp_blocked: input.snapshot.udp_blocked,
             mapped_address: mapped.map(|mapped| mapped.external.into()),
+            ipv4: family(input, Family::V4),
+            ipv6: family(input, Family::V6),
+            nat64: input.nat64.clone(),
         },
         coordinator: input.coordinator.clone(),
         relay,
@@ -99,6 +108,18 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         ready: input.ready,
         warnings: warnings(input),
         drops: own_drops(input),
+    }
+}
+
+/// What becomes of packets of an address family. Only what is not answered is for want of a route.
+fn family(input: &Input<'_>, family: Family) -> FamilyState {
+    let found = match family {
+        Family::V4 => input.snapshot.ipv4,
+        Family::V6 => input.snapshot.ipv6,
+    };
+    match found {
+        FamilyState::Silent | FamilyState::Unknown if input.absent.contains(&family) => FamilyState::None,
+        FamilyState::Works | FamilyState::Silent | FamilyState::None | FamilyState::Unknown => found,
     }
 }
 
@@ -276,6 +297,8 @@ pub(crate) mod tests {
             }],
             candidates: vec![],
             mapping: Mapping::Eim,
+            ipv4: FamilyState::Works,
+            ipv6: FamilyState::Silent,
             udp_blocked: false,
             drops,
             handed_over: HandedOver::default(),
@@ -308,6 +331,8 @@ pub(crate) mod tests {
             interface: "mesh0",
             mtu: 1280,
             port_mapping: Report::default(),
+            nat64: Vec::new(),
+            absent: &[],
             ready: true,
             routes: &[],
             warnings: vec![],

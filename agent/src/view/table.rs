@@ -6,8 +6,8 @@ use std::{
 };
 
 use mesh_proto::status::{
-    ConnectionState, ControlTransport, Mapping, PathKind, PeerStatus, PortMapping, RelayTransport,
-    SelfStatus, Status,
+    ConnectionState, ControlTransport, FamilyState, Mapping, PathKind, PeerStatus, PortMapping,
+    RelayTransport, SelfStatus, Status,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -53,6 +53,12 @@ pub fn status(status: &Status, now: OffsetDateTime) -> String {
 pub fn netcheck(this: &SelfStatus) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "udp          {}", if this.nat.udp_blocked { "blocked" } else { "works" });
+    for (name, state) in [("ipv4", this.nat.ipv4), ("ipv6", this.nat.ipv6)] {
+        let _ = writeln!(out, "{name:<12} {}", family(state));
+    }
+    for (index, prefix) in this.nat.nat64.iter().enumerate() {
+        let _ = writeln!(out, "{:<12} {prefix}", if index == 0 { "nat64" } else { "" });
+    }
     let _ = writeln!(out, "nat          {}", mapping(this.nat.mapping));
     let mapped = this.nat.mapped_address.map(|address| {
         let note = if is_private(address) { ", behind another nat" } else { "" };
@@ -92,6 +98,15 @@ pub fn why(why: &Why) -> String {
         let _ = writeln!(out, "   {}  {:<32} {}", clock(&decision.at), decision.path, decision.reason);
     }
     out
+}
+
+fn family(state: FamilyState) -> &'static str {
+    match state {
+        FamilyState::Works => "works",
+        FamilyState::Silent => "not answered",
+        FamilyState::None => "no route",
+        FamilyState::Unknown => "not known",
+    }
 }
 
 fn self_lines(this: &SelfStatus) -> String {

@@ -13,12 +13,14 @@ use std::{collections::VecDeque, future::Future, net::SocketAddr, pin::Pin, sync
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use ipnet::IpNet;
+use mesh_proto::nat64::Nat64Prefix;
 use tokio::time::Instant;
 
 use super::{
-    address::{HostPort, ResolveError, is_usable},
+    address::{HostPort, ResolveError, everywhere, is_usable},
     attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
 };
+use crate::nat64::Nat64;
 use open::{Opened, Pipe, Way, open};
 
 pub use open::PipeError;
@@ -52,6 +54,8 @@ pub(super) struct StreamTarget {
     pub(super) mesh: Vec<IpNet>,
     /// Where it was reached last in this network.
     pub(super) last: Option<WebSocketUrl>,
+    /// The way to IPv4 from a network without it.
+    pub(super) nat64: Nat64,
 }
 
 /// A byte pipe to the holder of the pinned key.
@@ -67,6 +71,7 @@ pub(super) struct StreamDialed {
 
 enum Progress {
     Resolved(WebSocketUrl, Option<Proxy>, Result<Vec<SocketAddr>, ResolveError>),
+    Translated(Vec<Nat64Prefix>),
     Opened(Box<Way>, Result<Box<Opened>, AttemptError>),
 }
 
@@ -91,6 +96,7 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
             Some(progress) = dial.pending.next() => match progress {
                 Progress::Resolved(url, proxy, Ok(addresses)) => dial.add(&url, proxy.as_ref(), addresses),
                 Progress::Resolved(url, _, Err(error)) => dial.error.push(url.to_string(), error.into()),
+                Progress::Translated(prefixes) => dial.set_prefixes(prefixes),
                 Progress::Opened(way, Ok(opened)) => {
                     let Opened { pipe, fingerprint } = *opened;
                     let Way { url, address, proxy } = *way;
@@ -116,6 +122,8 @@ struct Dial<'a> {
     tried: Vec<Way>,
     running: Vec<Way>,
     pending: Pending<'a>,
+    /// Behind these, IPv4 addresses are tried too.
+    prefixes: Vec<Nat64Prefix>,
     error: DialError,
 }
 
@@ -129,8 +137,10 @@ impl<'a> Dial<'a> {
             tried: Vec::new(),
             running: Vec::new(),
             pending: FuturesUnordered::new(),
+            prefixes: target.nat64.prefixes(),
             error: DialError::default(),
         };
+        dial.pending.push(Box::pin(async { Progress::Translated(target.nat64.find().await) }));
         for url in dial.urls.clone() {
             let proxy = target.options.proxy.proxy_for(&url.server).cloned();
             // It may be that nothing answers the resolver, where UDP is blocked.
@@ -154,7 +164,10 @@ impl<'a> Dial<'a> {
         proxy: Option<&Proxy>,
         addresses: impl IntoIterator<Item = SocketAddr>,
     ) {
-        for address in addresses {
+        for address in addresses
+            .into_iter()
+            .flat_map(|address| everywhere(address, &self.prefixes.clone()).collect::<Vec<_>>())
+        {
             let way = Way { url: url.clone(), address, proxy: proxy.cloned() };
             let room = self.tried.len() + self.waiting.len() < MAX_ATTEMPTS;
             let is_known = self.waiting.contains(&way) || self.tried.contains(&way);
@@ -163,6 +176,14 @@ impl<'a> Dial<'a> {
                 let at = self.waiting.iter().position(|other| rank(other) > rank(&way));
                 self.waiting.insert(at.unwrap_or(self.waiting.len()), way);
             }
+        }
+    }
+
+    /// Queues what is known to be at an IPv4 address behind the prefixes as well.
+    fn set_prefixes(&mut self, prefixes: Vec<Nat64Prefix>) {
+        self.prefixes = prefixes;
+        for way in self.tried.iter().chain(&self.waiting).cloned().collect::<Vec<_>>() {
+            self.add(&way.url, way.proxy.as_ref(), [way.address]);
         }
     }
 

@@ -12,7 +12,10 @@ use super::super::{
     stream::{StreamOptions, StreamTarget},
     tls,
 };
-use crate::identity::Identity;
+use crate::{
+    identity::Identity,
+    nat64::{Mode, Nat64},
+};
 
 fn target(fake: &FakeCoordinator, names: &[String]) -> Target {
     Target {
@@ -20,6 +23,7 @@ fn target(fake: &FakeCoordinator, names: &[String]) -> Target {
         names: HostPort::parse_all(names),
         known: Vec::new(),
         mesh: vec!["127.9.0.0/16".parse().unwrap()],
+        nat64: Nat64::new(Mode::Off),
     }
 }
 
@@ -79,6 +83,7 @@ fn pipe(fake: &FakeCoordinator, url: &str) -> StreamTarget {
         known: Vec::new(),
         mesh: Vec::new(),
         last: None,
+        nat64: Nat64::new(Mode::Off),
     }
 }
 

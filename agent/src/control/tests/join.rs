@@ -16,6 +16,7 @@ use super::super::{
 };
 use crate::{
     identity::{self, StateDir},
+    nat64::{Mode, Nat64},
     netmap::fixtures::node,
 };
 
@@ -35,6 +36,7 @@ fn bench() -> Bench {
         pin: fake.pin(),
         name: "pi".parse().unwrap(),
         stream: StreamOptions::default(),
+        nat64: Nat64::new(Mode::Off),
         patience: Duration::from_secs(20),
     };
     Bench { _parent: parent, fake, request }
@@ -166,6 +168,7 @@ async fn a_failed_join_says_what_it_tried() {
         pin: KeyPin([0; 32]),
         name: "pi".parse().unwrap(),
         stream: StreamOptions::default(),
+        nat64: Nat64::new(Mode::Off),
         patience: Duration::from_secs(1),
     };
     let error = join(request.clone()).await.unwrap_err().to_string();

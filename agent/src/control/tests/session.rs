@@ -24,6 +24,7 @@ use super::super::{
 };
 use crate::{
     identity::{Identity, Membership, StateDir},
+    nat64::{Mode, Nat64},
     netmap::fixtures::{delta, map, node},
 };
 
@@ -73,6 +74,7 @@ impl Bench {
             membership,
             state_dir: self.dir.clone(),
             stream: StreamOptions::default(),
+            nat64: Nat64::new(Mode::Off),
             network: None,
         };
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
