@@ -6,7 +6,7 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 # The network lab's tools; each is looked up by a file that its package brings.
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
-	miniupnpd:miniupnpd-nftables gcc:build-essential
+	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential
 
 .PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-relay bench-wire bench-links bench-profile bench-core bins setup clean
 

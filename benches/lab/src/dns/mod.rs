@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use mesh_proto::nat64::{Nat64Prefix, WELL_KNOWN_ADDRESSES, WELL_KNOWN_NAME};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::EventFd;
@@ -40,6 +41,8 @@ struct Zone {
     ttl: Duration,
     queries: u64,
     is_silent: bool,
+    /// What IPv4 addresses are written behind for those who ask over IPv6 (DNS64).
+    dns64: Option<Nat64Prefix>,
 }
 
 impl DnsServer {
@@ -51,7 +54,9 @@ impl DnsServer {
     pub fn start(netns: &Netns, address: SocketAddr) -> anyhow::Result<Self> {
         let socket = netns.enter(|| UdpSocket::bind(address))?;
         let socket = socket.with_context(|| format!("name server on {address}"))?;
-        let zone = Zone { records: BTreeMap::new(), ttl: DEFAULT_TTL, queries: 0, is_silent: false };
+        let records =
+            BTreeMap::from([(WELL_KNOWN_NAME.to_owned(), WELL_KNOWN_ADDRESSES.map(IpAddr::V4).to_vec())]);
+        let zone = Zone { records, ttl: DEFAULT_TTL, queries: 0, is_silent: false, dns64: None };
         let zone = Arc::new(Mutex::new(zone));
         let stop = Arc::new(EventFd::new()?);
         let thread = {
@@ -80,6 +85,11 @@ impl DnsServer {
         self.zone().ttl = ttl;
     }
 
+    /// Makes IPv6 addresses of IPv4 ones for those who ask over IPv6, or makes none (RFC 6147).
+    pub fn set_dns64(&self, prefix: Option<Nat64Prefix>) {
+        self.zone().dns64 = prefix;
+    }
+
     /// Makes the server deaf, or hear again.
     pub fn set_silent(&self, silent: bool) {
         self.zone().is_silent = silent;
@@ -92,6 +102,23 @@ impl DnsServer {
 
     fn zone(&self) -> MutexGuard<'_, Zone> {
         self.zone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Zone {
+    /// The addresses of a name, for who asks from an address.
+    fn lookup(&self, name: &str, from: IpAddr) -> Option<Vec<IpAddr>> {
+        let mut addresses = self.records.get(name)?.clone();
+        if let Some(prefix) = self.dns64.filter(|_| from.is_ipv6())
+            && addresses.iter().all(IpAddr::is_ipv4)
+        {
+            let behind = |address: &IpAddr| match address {
+                IpAddr::V4(v4) => prefix.embed(*v4).map(IpAddr::V6),
+                IpAddr::V6(_) => None,
+            };
+            addresses.extend(addresses.iter().filter_map(behind).collect::<Vec<_>>());
+        }
+        Some(addresses)
     }
 }
 
@@ -124,7 +151,7 @@ fn serve(socket: &UdpSocket, stop: &EventFd, zone: &Mutex<Zone>) -> io::Result<(
                 continue;
             }
             zone.queries += 1;
-            query.answer(zone.records.get(query.name()).map(Vec::as_slice), zone.ttl)
+            query.answer(zone.lookup(query.name(), from.ip().to_canonical()).as_deref(), zone.ttl)
         };
         let _ = socket.send_to(&answer, from);
     }

@@ -14,6 +14,7 @@ pub mod miniupnpd;
 pub mod probe;
 pub(crate) mod punching;
 pub mod rules;
+pub mod tayga;
 
 /// How a NAT chooses the outside port of an inside endpoint (RFC 4787 section 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

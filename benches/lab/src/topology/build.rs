@@ -1,16 +1,16 @@
 //! From the description of a network to namespaces, devices and rules.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
 
 use anyhow::{Context as _, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
 
-use super::host::{Attachment, Host};
+use super::host::{Attachment, AttachmentV4, Host};
 use super::network::{Network, RunningGateway, RunningSite};
 use super::router::{Router, place_v6};
-use super::{Gateway, INTERNET, Ipv6, NAME_SERVER, OBSERVERS, Site, Topology};
+use super::{Gateway, INTERNET, Ipv6, NAME_SERVER, NAME_SERVER_V6, OBSERVERS, Site, Topology};
 use crate::dns::DnsServer;
 use crate::linksim::{Line, LineId, LinkSim, MAX_MTU, QUEUE};
 use crate::nat::Nat;
@@ -20,8 +20,6 @@ use crate::run::Lab;
 
 /// The network of the host `internet`.
 const INTERNET_NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24);
-/// Its IPv6 address; sites have 2001:db8:N::/48 with N from 1.
-const INTERNET_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 /// Automatic public addresses: 198.51.100.10 and on.
 const OUTSIDE_BASE: u32 = Ipv4Addr::new(198, 51, 100, 9).to_bits();
 /// The first host of a LAN has the address network + 10.
@@ -34,7 +32,8 @@ impl Network {
         ensure!(topology.sites.len() <= MAX_SITES, "more than {MAX_SITES} sites");
         let linksim = LinkSim::start(topology.seed)?;
         let internet = internet(lab, &linksim)?;
-        let dns = DnsServer::start(internet.netns(), SocketAddr::new(NAME_SERVER.into(), 53))?;
+        // Over both families: answers leave from the address that the host got first, which is the name server's.
+        let dns = DnsServer::start(internet.netns(), (Ipv6Addr::UNSPECIFIED, 53).into())?;
         let mut hosts = BTreeMap::from([(INTERNET.to_owned(), internet)]);
         let mut sites = BTreeMap::new();
         for (number, site) in (1u16..).zip(&topology.sites) {
@@ -55,13 +54,11 @@ impl Network {
 fn internet(lab: &Lab, linksim: &LinkSim) -> anyhow::Result<Host> {
     let host = Host::make(lab, INTERNET, INTERNET)?;
     let line = linksim.attach(host.netns(), "eth0", Line::default())?;
-    linksim.set_routes(line, vec![INTERNET_NETWORK.into(), IpNet::new_assert(INTERNET_V6.into(), 48)])?;
+    linksim.set_routes(line, vec![INTERNET_NETWORK.into(), IpNet::new_assert(NAME_SERVER_V6.into(), 48)])?;
     host.configure(&Attachment {
         site: INTERNET.to_owned(),
-        address: NAME_SERVER,
-        prefix: 32,
-        gateway: None,
-        v6: Some((INTERNET_V6, None)),
+        v4: Some(AttachmentV4 { address: NAME_SERVER, prefix: 32, gateway: None }),
+        v6: Some((NAME_SERVER_V6, None)),
     })?;
     let [a, b] = OBSERVERS;
     host.netns().ip(&format!(
@@ -98,9 +95,11 @@ fn start(built: &Built<'_>, site: &Site, number: u16) -> anyhow::Result<RunningS
             let v6 = place_v6(site.ipv6, number).map(|place| (place.outside, None));
             host.configure(&Attachment {
                 site: site.name.clone(),
-                address: outside,
-                prefix: 32,
-                gateway: None,
+                v4: site.ipv4.is_present().then_some(AttachmentV4 {
+                    address: outside,
+                    prefix: 32,
+                    gateway: None,
+                }),
                 v6,
             })?;
             (line, RunningGateway::Public(name.clone()))
@@ -123,6 +122,7 @@ fn start(built: &Built<'_>, site: &Site, number: u16) -> anyhow::Result<RunningS
     let running = RunningSite {
         name: site.name.clone(),
         number,
+        ipv4: site.ipv4,
         line,
         current_line: Mutex::new(site.line),
         gateway,
@@ -184,9 +184,11 @@ impl RunningSite {
         });
         host.configure(&Attachment {
             site: self.name.clone(),
-            address: Ipv4Addr::from_bits(place.inside.network().to_bits() + number),
-            prefix: place.inside.prefix_len(),
-            gateway: Some(router.gateway()),
+            v4: self.ipv4.is_present().then(|| AttachmentV4 {
+                address: Ipv4Addr::from_bits(place.inside.network().to_bits() + number),
+                prefix: place.inside.prefix_len(),
+                gateway: Some(router.gateway()),
+            }),
             v6,
         })
     }

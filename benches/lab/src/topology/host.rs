@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::{NAME_SERVER, Ping};
+use super::{Ipv4, Ipv6, NAME_SERVER, NAME_SERVER_V6, Ping};
 use crate::netns::{self, Netns};
 use crate::process::{HostCommand, Surroundings};
 use crate::run::Lab;
@@ -43,11 +43,10 @@ impl Host {
         let netns = lab.namespace(name)?;
         let files = lab.directory().join("etc").join(name);
         std::fs::create_dir_all(&files)?;
-        let resolver = format!("nameserver {NAME_SERVER}\noptions timeout:1 attempts:3\n");
-        std::fs::write(files.join("resolv.conf"), resolver)?;
         let state = Mutex::new(State { site: site.to_owned(), ..State::default() });
         let host = Self { name: name.to_owned(), netns, files, logs: lab.directory().join("logs"), state };
         host.write_hosts()?;
+        host.write_resolver(Ipv4::Present, Ipv6::None)?;
         Ok(host)
     }
 
@@ -61,7 +60,7 @@ impl Host {
         self.state().site.clone()
     }
 
-    /// The IPv4 address of `eth0`; unspecified while the host is nowhere.
+    /// The IPv4 address of `eth0`; unspecified while the host is nowhere, or where there is no IPv4.
     pub fn address(&self) -> Ipv4Addr {
         self.state().address.unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
@@ -145,14 +144,17 @@ impl Host {
         Ping::parse(&finished)
     }
 
-    /// Gives `eth0`, which must exist, its address and default route. `gateway` is `None` on a point-to-point line.
+    /// Gives `eth0`, which must exist, its addresses and default routes.
     pub(super) fn configure(&self, place: &Attachment) -> anyhow::Result<()> {
-        let Attachment { site, address, prefix, gateway, v6 } = place;
-        let mut batch = format!("link set eth0 up\naddr add {address}/{prefix} dev eth0\n");
-        let _ = match gateway {
-            Some(gateway) => writeln!(batch, "route add default via {gateway} dev eth0"),
-            None => writeln!(batch, "route add default dev eth0"),
-        };
+        let Attachment { site, v4, v6 } = place;
+        let mut batch = "link set eth0 up\n".to_owned();
+        if let Some(AttachmentV4 { address, prefix, gateway }) = v4 {
+            let _ = writeln!(batch, "addr add {address}/{prefix} dev eth0");
+            let _ = match gateway {
+                Some(gateway) => writeln!(batch, "route add default via {gateway} dev eth0"),
+                None => writeln!(batch, "route add default dev eth0"),
+            };
+        }
         if let Some((address, gateway)) = v6 {
             let _ = writeln!(batch, "addr add {address}/64 dev eth0 nodad");
             let _ = match gateway {
@@ -165,9 +167,11 @@ impl Host {
         self.netns.ip(&batch)?;
         let mut state = self.state();
         state.site.clone_from(site);
-        state.address = Some(*address);
+        state.address = v4.as_ref().map(|v4| v4.address);
         state.address_v6 = v6.map(|(address, _)| address);
-        Ok(())
+        drop(state);
+        let ipv4 = if v4.is_some() { Ipv4::Present } else { Ipv4::Absent };
+        self.write_resolver(ipv4, if v6.is_some() { Ipv6::Open } else { Ipv6::None })
     }
 
     /// Notes a new address that was set by other means.
@@ -180,6 +184,20 @@ impl Host {
         let mut state = self.state();
         state.address = None;
         state.address_v6 = None;
+    }
+
+    /// Names the name server by every family that there is, as a router does that announces it.
+    fn write_resolver(&self, ipv4: Ipv4, ipv6: Ipv6) -> anyhow::Result<()> {
+        let mut text = String::new();
+        if ipv4 == Ipv4::Present {
+            let _ = writeln!(text, "nameserver {NAME_SERVER}");
+        }
+        if ipv6 != Ipv6::None {
+            let _ = writeln!(text, "nameserver {NAME_SERVER_V6}");
+        }
+        text.push_str("options timeout:1 attempts:3\n");
+        // In place, as below.
+        std::fs::write(self.files.join("resolv.conf"), text).context("resolv.conf")
     }
 
     fn write_hosts(&self) -> anyhow::Result<()> {
@@ -196,12 +214,19 @@ impl Host {
     }
 }
 
+/// A host's IPv4 address, and the way out.
+#[derive(Debug)]
+pub(super) struct AttachmentV4 {
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
+    /// None on a point-to-point line.
+    pub(super) gateway: Option<Ipv4Addr>,
+}
+
 /// Where and how a host is attached.
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) site: String,
-    pub(super) address: Ipv4Addr,
-    pub(super) prefix: u8,
-    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) v4: Option<AttachmentV4>,
     pub(super) v6: Option<(Ipv6Addr, Option<Ipv6Addr>)>,
 }

@@ -10,7 +10,7 @@
 //! and besides a host `internet` with a perfect line: there are the name server and the observers that see what
 //! NATs do. Addresses come from the documentation ranges outside and from private ranges inside.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -27,7 +27,7 @@ mod router;
 pub use expect::Reach;
 pub use footprint::Footprint;
 pub use host::Host;
-pub use network::Network;
+pub use network::{Lost, Network};
 pub use ping::Ping;
 
 use crate::linksim::{Impairment, Line};
@@ -35,6 +35,8 @@ use crate::nat::Nat;
 
 /// Where the name server of every network stands.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+/// The same over IPv6; sites have 2001:db8:N::/48 with N from 1.
+pub const NAME_SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 /// The two addresses from which NATs are observed.
 pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
 /// The name of the host that every network has.
@@ -92,6 +94,25 @@ pub enum Ipv6 {
     Open,
 }
 
+/// What the hosts of a site have of IPv4. Its router has it in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv4 {
+    /// An address and a route.
+    #[default]
+    Present,
+    /// Nothing: IPv6 is all they have.
+    Absent,
+}
+
+impl Ipv4 {
+    /// Whether there is any.
+    #[must_use]
+    pub fn is_present(self) -> bool {
+        self == Self::Present
+    }
+}
+
 /// A place with an access line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Site {
@@ -109,6 +130,9 @@ pub struct Site {
     pub inside: Option<Ipv4Net>,
     /// What it has of IPv6.
     pub ipv6: Ipv6,
+    /// What its hosts have of IPv4.
+    #[serde(default)]
+    pub ipv4: Ipv4,
     /// The MTU of its access line.
     pub mtu: u16,
     /// The site whose LAN its access line ends at, as with a carrier that translates for its customers.
@@ -129,6 +153,7 @@ impl Site {
             outside: None,
             inside: None,
             ipv6: Ipv6::None,
+            ipv4: Ipv4::Present,
             mtu: DEFAULT_MTU,
             carrier: None,
         }
@@ -191,6 +216,12 @@ impl Site {
     #[must_use]
     pub fn ipv6(self, ipv6: Ipv6) -> Self {
         Self { ipv6, ..self }
+    }
+
+    /// Leaves its hosts without IPv4.
+    #[must_use]
+    pub fn without_ipv4(self) -> Self {
+        Self { ipv4: Ipv4::Absent, ..self }
     }
 
     /// Has the access line end at the LAN of another site, which must be described before this one: double NAT. Delay

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use super::build::forward_addresses;
 use super::host::Host;
 use super::router::Router;
-use super::{INTERNET, Ipv6, OBSERVERS, Topology};
+use super::{INTERNET, Ipv4, Ipv6, OBSERVERS, Topology};
 use crate::dns::DnsServer;
 use crate::linksim::{Line, LineId, LineStats, LinkSim};
 use crate::nat::probe::Observers;
@@ -35,11 +35,23 @@ pub struct Network {
 pub(super) struct RunningSite {
     pub(super) name: String,
     pub(super) number: u16,
+    pub(super) ipv4: Ipv4,
     pub(super) line: LineId,
     pub(super) current_line: Mutex<Line>,
     pub(super) gateway: RunningGateway,
     pub(super) outside: Mutex<Ipv4Addr>,
     pub(super) next_host: Mutex<u32>,
+}
+
+/// What a router loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// Nothing.
+    Nothing,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
 }
 
 /// What stands at the end of a running line.
@@ -213,6 +225,24 @@ impl Network {
     /// If there is no such site, or it has no router.
     pub fn set_egress(&self, site: &str, egress: Egress) -> anyhow::Result<()> {
         self.set_nat(site, self.nat(site)?.egress(egress))
+    }
+
+    /// Has a site's router lose all that it should carry of an address family, or carry everything again. Its hosts keep
+    /// their addresses and routes; nobody is told.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such site, or it has no router.
+    pub fn set_lost(&self, site: &str, lost: Lost) -> anyhow::Result<()> {
+        let rule = match lost {
+            Lost::Nothing => "",
+            Lost::Ipv4 => "  meta nfproto ipv4 drop\n",
+            Lost::Ipv6 => "  meta nfproto ipv6 drop\n",
+        };
+        self.router(site)?.nft(&format!(
+            "table inet lost {{\n chain f {{\n  type filter hook forward priority -20; policy accept;\n }}\n}}\n\
+             flush chain inet lost f\ntable inet lost {{\n chain f {{\n{rule} }}\n}}\n"
+        ))
     }
 
     /// Reboots a site's router: the address stays, all mappings and tracked connections are lost.

@@ -1,4 +1,5 @@
 //! IPv6 beside IPv4 and instead of it.
 
 mod firewall;
+mod nat64;
 mod rig;
