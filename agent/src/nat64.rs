@@ -13,8 +13,9 @@ use mesh_proto::nat64::{Nat64Prefix, WELL_KNOWN_NAME};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A resolver that has not answered by then may still answer the next time.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// A resolver that has not answered by then may still answer the next time. Time for two name servers that don't answer,
+/// for 5 s each, and a third.
+const TIMEOUT: Duration = Duration::from_secs(12);
 /// Pause after an answer. Prefixes are as durable as networks; the name's records live for a day.
 const REFRESH: Duration = Duration::from_secs(900);
 /// Pause after the first question that was not answered; it doubles.

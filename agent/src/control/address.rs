@@ -15,8 +15,9 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use mesh_proto::{DEFAULT_COORDINATOR_PORT, nat64::Nat64Prefix};
 
-/// A resolver that has not answered by then is left behind; its answer is worth nothing to a dial.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A resolver that has not answered by then is left behind; its answer is worth nothing to a dial. The system asks one name
+/// server after the other and waits 5 s for each: the second may be the one of the address family that works.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Addresses of one name that are used; what goes beyond is cut.
 const MAX_ADDRESSES: usize = 8;

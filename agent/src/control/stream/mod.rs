@@ -1,7 +1,7 @@
 //! Reaching the coordinator where UDP is blocked: through a WebSocket, on its own TCP port or behind a web server, and
 //! through an HTTP proxy where one is configured.
 //!
-//! Ways start 250 ms apart, or as soon as one has failed; the first whose session is complete wins. In the session both
+//! Ways start 250 ms apart, or as soon as one has failed, and alternate between IPv6 and IPv4; the first whose session is complete wins. In the session both
 //! keys are proved, so that nobody on the way (proxy, web server, a box that opens TLS) can read along or stand in.
 
 pub(super) mod open;
@@ -188,7 +188,10 @@ impl<'a> Dial<'a> {
     }
 
     fn try_start(&mut self) -> bool {
-        let Some(way) = self.waiting.pop_front() else { return false };
+        // A family that leads nowhere does not hold up the other one.
+        let last = self.tried.last().map(|way| way.address.is_ipv4());
+        let other = self.waiting.iter().position(|way| Some(way.address.is_ipv4()) != last);
+        let Some(way) = self.waiting.remove(other.unwrap_or(0)) else { return false };
         self.tried.push(way.clone());
         self.running.push(way.clone());
         let config = self.target.config.clone();
@@ -229,4 +232,49 @@ fn urls(target: &StreamTarget) -> Vec<WebSocketUrl> {
         }
     }
     urls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tls, *};
+    use crate::{
+        identity::Identity,
+        nat64::{Mode, Nat64},
+    };
+    use mesh_proto::key::KeyPin;
+
+    fn target(prefix: Mode) -> StreamTarget {
+        StreamTarget {
+            config: tls::stream_config(&Identity::generate().unwrap(), KeyPin([0; 32])).unwrap(),
+            options: StreamOptions { url: "wss://pi.example/mesh".parse().ok(), ..StreamOptions::default() },
+            names: Vec::new(),
+            known: Vec::new(),
+            mesh: Vec::new(),
+            last: None,
+            nat64: Nat64::new(prefix),
+        }
+    }
+
+    fn tried(target: &StreamTarget, addresses: &[&str]) -> Vec<String> {
+        let mut dial = Dial::new(target);
+        let url = dial.urls[0].clone();
+        dial.add(&url, None, addresses.iter().map(|text| text.parse().unwrap()));
+        while dial.try_start() {}
+        dial.tried.iter().map(|way| way.address.to_string()).collect()
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let addresses =
+            ["[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::3]:1", "192.0.2.1:1", "192.0.2.2:1"];
+        let want = ["[2001:db8::1]:1", "192.0.2.1:1", "[2001:db8::2]:1", "192.0.2.2:1", "[2001:db8::3]:1"];
+        assert_eq!(tried(&target(Mode::Off), &addresses), want);
+    }
+
+    #[test]
+    fn ipv4_is_tried_behind_the_prefix_too() {
+        let target = target("64:ff9b::/96".parse().unwrap());
+        assert_eq!(tried(&target, &["192.0.2.1:1"]), ["192.0.2.1:1", "[64:ff9b::c000:201]:1"]);
+        assert_eq!(tried(&target, &["192.168.1.1:1"]), ["192.168.1.1:1"], "that one is near or nowhere");
+    }
 }
