@@ -227,7 +227,7 @@ impl Network {
         self.set_nat(site, self.nat(site)?.egress(egress))
     }
 
-    /// Has a site's router lose all that it should carry of an address family, or carry everything again. Its hosts keep
+    /// Has a site's router lose all that it should carry of an address family for its LAN, or carry everything again. Its hosts keep
     /// their addresses and routes; nobody is told.
     ///
     /// # Errors
@@ -236,8 +236,8 @@ impl Network {
     pub fn set_lost(&self, site: &str, lost: Lost) -> anyhow::Result<()> {
         let rule = match lost {
             Lost::Nothing => "",
-            Lost::Ipv4 => "  meta nfproto ipv4 drop\n",
-            Lost::Ipv6 => "  meta nfproto ipv6 drop\n",
+            Lost::Ipv4 => "  meta nfproto ipv4 iifname lan drop\n  meta nfproto ipv4 oifname lan drop\n",
+            Lost::Ipv6 => "  meta nfproto ipv6 iifname lan drop\n  meta nfproto ipv6 oifname lan drop\n",
         };
         self.router(site)?.nft(&format!(
             "table inet lost {{\n chain f {{\n  type filter hook forward priority -20; policy accept;\n }}\n}}\n\

@@ -1,5 +1,6 @@
 //! IPv6 beside IPv4 and instead of it.
 
+mod broken;
 mod firewall;
 mod nat64;
 mod rig;
