@@ -95,7 +95,7 @@ impl Identity {
     /// # Errors
     /// When the file is damaged, not private, or missing beside a database; the error names it.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, IdentityError> {
-        let path = state_dir.join(FILE_NAME);
+        let path = path(state_dir);
         match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path) {
             Ok(file) => load(&path, file),
             Err(error) if error.kind() == ErrorKind::NotFound => create(state_dir, path),
@@ -103,7 +103,9 @@ impl Identity {
         }
     }
 
-    fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Option<Self> {
+    /// Reads a private key in PKCS#8.
+    #[must_use]
+    pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Option<Self> {
         let key = any_eddsa_type(&PrivatePkcs8KeyDer::from(&pkcs8[..])).ok()?;
         let spki = key.public_key()?;
         let node_key = NodeKey::from_spki(&spki)?;
@@ -115,6 +117,25 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("pin", &self.pin).finish_non_exhaustive()
     }
+}
+
+/// Returns where the key of a state directory is.
+#[must_use]
+pub fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE_NAME)
+}
+
+/// Puts a key into a state directory, in place of one that is there: the caller keeps that, and coordinators out.
+///
+/// # Errors
+/// When the system refuses.
+pub fn replace(state_dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
+    let path = path(state_dir);
+    let replaced = draft(state_dir, &path, &identity.pkcs8).and_then(|draft| {
+        fs::rename(&draft, &path)?;
+        File::open(state_dir)?.sync_all()
+    });
+    replaced.map_err(|cause| IdentityError::Io { path, cause })
 }
 
 fn load(path: &Path, file: File) -> Result<Identity, IdentityError> {
@@ -142,6 +163,15 @@ fn create(state_dir: &Path, path: PathBuf) -> Result<Identity, IdentityError> {
 }
 
 fn write(state_dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = draft(state_dir, path, content)?;
+    // A link, unlike a rename, never replaces a key that another process has made meanwhile.
+    fs::hard_link(&draft, path)?;
+    fs::remove_file(&draft)?;
+    File::open(state_dir)?.sync_all()
+}
+
+/// Writes a key to a file beside the one that it is for.
+fn draft(state_dir: &Path, path: &Path, content: &[u8]) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
     let draft = path.with_extension("key.new");
     match fs::remove_file(&draft) {
@@ -151,10 +181,7 @@ fn write(state_dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     file.write_all(content)?;
     file.sync_all()?;
-    // A link, unlike a rename, never replaces a key that another process has made meanwhile.
-    fs::hard_link(&draft, path)?;
-    fs::remove_file(&draft)?;
-    File::open(state_dir)?.sync_all()
+    Ok(draft)
 }
 
 #[cfg(test)]

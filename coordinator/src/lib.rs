@@ -2,7 +2,7 @@
 //!
 //! [`store`] keeps revisioned key-values; [`registry`] is what they mean: nodes, join tokens, addresses and the
 //! changes of the network map. [`identity`] is the coordinator's key. Administrators reach them through
-//! [`admin`], a unix socket in the state directory. [`cli`] and [`config`] turn arguments, environment and
+//! [`admin`], a unix socket in the state directory; [`backup`] is all of it in one file. [`cli`] and [`config`] turn arguments, environment and
 //! file into types.
 //!
 //! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
@@ -11,6 +11,7 @@
 //! counted, and [`serve`] puts the parts together; [`standalone`] does so for a relay on another machine.
 
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -140,7 +140,7 @@ impl Server {
             ),
             None => None,
         };
-        let info = AdminInfo { pin: identity.pin, coordinators, online: online.clone() };
+        let info = AdminInfo { identity: identity.clone(), coordinators, online: online.clone() };
         let admin = AdminServer::bind(&options.state_dir, registry.clone(), info)?;
         let stream_relay = relay.clone();
         let coordinator = Coordinator::new(registry.clone(), hub_handle, relay, stats.clone());

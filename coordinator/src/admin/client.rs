@@ -81,6 +81,14 @@ impl Client {
         parse(&self.request(Method::POST, "/v1/tokens", json(request)?).await?)
     }
 
+    /// Asks for a backup.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn backup(&self) -> Result<Bytes, ClientError> {
+        self.request(Method::GET, "/v1/backup", Bytes::new()).await
+    }
+
     /// Removes a node.
     ///
     /// # Errors

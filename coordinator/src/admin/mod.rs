@@ -1,5 +1,5 @@
 //! The administrators' API: HTTP/1 with JSON over a unix socket in the state directory, which the commands
-//! `mesh-coordinator token` and `node` speak to the running coordinator.
+//! `mesh-coordinator token`, `node` and `backup` speak to the running coordinator.
 //!
 //! | request | body | answer | who |
 //! |---|---|---|---|
@@ -7,6 +7,7 @@
 //! | `POST /v1/tokens` | [`TokenRequest`] | [`TokenReply`] | operators |
 //! | `DELETE /v1/nodes/NAME` | | | operators |
 //! | `PATCH /v1/nodes/NAME` | [`RenameRequest`] | | operators |
+//! | `GET /v1/backup` | | a [`Backup`](crate::backup::Backup), as text | operators |
 //!
 //! Whoever may enter the state directory may connect. The kernel tells who called (`SO_PEERCRED`), and
 //! [`Caller`] says what that is allowed. A request with `Origin`, `Referer` or a `Host` other than [`HOST`]
@@ -27,6 +28,8 @@ use mesh_proto::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use crate::identity::Identity;
 
 mod access;
 mod client;
@@ -49,8 +52,8 @@ const SOCKET_NAME: &str = "admin.sock";
 /// What the API tells beside what the registry knows.
 #[derive(Debug, Clone)]
 pub struct AdminInfo {
-    /// The pin of the coordinator's key.
-    pub pin: KeyPin,
+    /// The coordinator's key.
+    pub identity: Identity,
     /// Names and addresses of the coordinator, `host:port`, in the order in which agents try them.
     pub coordinators: Vec<String>,
     /// Who is connected.

@@ -23,6 +23,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use mesh_proto::name::NodeName;
 use serde::{Serialize, de::DeserializeOwned};
+use time::OffsetDateTime;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -35,7 +36,10 @@ use super::{
     access::{Credentials, is_ours},
     join_command, socket_path,
 };
-use crate::registry::{Registry, RegistryError, TokenSpec};
+use crate::{
+    backup::{Backup, BackupError},
+    registry::{Registry, RegistryError, TokenSpec},
+};
 
 /// Most connections at once: people and scripts, no more.
 const MAX_CONNECTIONS: usize = 32;
@@ -156,6 +160,10 @@ impl Api {
         let segments: Vec<_> = path.split('/').skip(1).collect();
         match (request.method(), &segments[..]) {
             (&Method::GET, ["v1", "nodes"]) => self.nodes().await,
+            (&Method::GET, ["v1", "backup"]) => {
+                check_operator(caller)?;
+                self.backup().await
+            }
             (&Method::POST, ["v1", "tokens"]) => {
                 check_operator(caller)?;
                 self.create_token(body(request).await?).await
@@ -183,6 +191,14 @@ impl Api {
         Ok(json(StatusCode::OK, &entries))
     }
 
+    async fn backup(&self) -> Result<Answer, Failure> {
+        let snapshot = self.registry.export().await?;
+        let backup = Backup { identity: self.info.identity.clone(), snapshot };
+        let failed = |error: BackupError| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+        let text = backup.encode(OffsetDateTime::now_utc()).map_err(failed)?;
+        Ok(Response::new(Full::from(text.to_vec())))
+    }
+
     async fn create_token(&self, request: TokenRequest) -> Result<Answer, Failure> {
         let TokenRequest { ttl_s, uses, tags } = request;
         let coordinator = self.info.coordinators.first().ok_or_else(|| {
@@ -191,7 +207,7 @@ impl Api {
         let spec = TokenSpec { ttl: Duration::from_secs(ttl_s), uses, tags };
         let token = self.registry.create_token(spec).await?;
         tracing::debug!(token = token.id(), "token created");
-        let join = join_command(coordinator, &self.info.pin, &token);
+        let join = join_command(coordinator, &self.info.identity.pin, &token);
         Ok(json(StatusCode::CREATED, &TokenReply { join }))
     }
 }

@@ -24,7 +24,10 @@ use super::{
     AdminInfo, AdminServer, Client, ClientError, HOST, TokenRequest, access::Credentials, join_command,
     socket_path,
 };
-use crate::registry::{MeshOptions, Registry, TokenSpec};
+use crate::{
+    identity::Identity,
+    registry::{MeshOptions, Registry, TokenSpec},
+};
 
 /// A user who is neither root nor runs tests or the service.
 const STRANGER: u32 = 65_533;
@@ -47,6 +50,7 @@ impl Rig {
 
     async fn start_as(service: Credentials) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::load_or_create(dir.path()).unwrap();
         let options = MeshOptions {
             ipv4: "10.90.0.0/16".parse().unwrap(),
             coordinators: vec!["pi.example:7443".to_owned()],
@@ -54,11 +58,7 @@ impl Rig {
         };
         let registry = Registry::open(dir.path(), options.clone()).await.unwrap();
         let online = watch::Sender::new(BTreeSet::new());
-        let info = AdminInfo {
-            pin: KeyPin([7; 32]),
-            coordinators: options.coordinators,
-            online: online.subscribe(),
-        };
+        let info = AdminInfo { identity, coordinators: options.coordinators, online: online.subscribe() };
         let cancel = CancellationToken::new();
         let server = AdminServer::bind(dir.path(), registry.clone(), info).unwrap().run_by(service);
         let server = tokio::spawn(server.run(cancel.clone()));
@@ -205,6 +205,7 @@ async fn a_stranger_may_read_but_not_change() {
                 client.create_token(&token).await.unwrap_err(),
                 client.remove_node(&name).await.unwrap_err(),
                 client.rename_node(&name, "pi".parse().unwrap()).await.unwrap_err(),
+                client.backup().await.unwrap_err(),
             ]
         })
     });

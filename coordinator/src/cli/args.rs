@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
@@ -39,6 +39,17 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: NodeCommand,
+    },
+    /// Writes everything that makes this coordinator to a private file; asks the running coordinator.
+    Backup {
+        /// The file. One that is there is replaced.
+        file: PathBuf,
+    },
+    /// Makes a state directory of a backup, while no coordinator runs there. The state that it replaces is kept beside it,
+    /// and agents take over the older map, because it gets a new epoch.
+    Restore {
+        /// The file.
+        file: PathBuf,
     },
     /// Prints a completion script for a shell.
     Completions {

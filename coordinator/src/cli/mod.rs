@@ -4,17 +4,22 @@
 //! usage.
 
 use std::{
+    fs,
     io::{self, ErrorKind, IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context;
 use clap::CommandFactory;
+use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 use crate::{
     admin::{Client, TokenRequest},
+    backup::{self, Backup},
     config::{self, Problems},
     serve, standalone,
 };
@@ -57,6 +62,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Token { command } => administer(token(client(state_dir)?, command)),
         Command::Node { command } => administer(node(client(state_dir)?, command)),
+        Command::Backup { file } => administer(back_up(client(state_dir)?, file)),
+        Command::Restore { file } => restore(&config::resolve_state_dir(state_dir)?, &file),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "mesh-coordinator", &mut script);
@@ -84,6 +91,24 @@ async fn node(client: Client, command: NodeCommand) -> anyhow::Result<()> {
             if as_json { print(&json(&serde_json::json!({ "renamed": name, "to": to }))?) } else { Ok(()) }
         }
     }
+}
+
+async fn back_up(client: Client, file: PathBuf) -> anyhow::Result<()> {
+    let text = client.backup().await?;
+    // What cannot be restored is not worth keeping in place of what can.
+    Backup::decode(&text).context("the coordinator gave no good backup")?;
+    backup::write(&file, &text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn restore(state_dir: &Path, file: &Path) -> anyhow::Result<()> {
+    let text =
+        fs::read(file).map(Zeroizing::new).with_context(|| format!("cannot read {}", file.display()))?;
+    let backup = Backup::decode(&text).with_context(|| format!("cannot restore {}", file.display()))?;
+    let restored = backup::restore(state_dir, backup, OffsetDateTime::now_utc())?;
+    if let Some(kept) = restored.kept {
+        eprintln!("mesh-coordinator: the state that was there is in {}", kept.display());
+    }
+    Ok(())
 }
 
 fn client(state_dir: Option<&str>) -> Result<Client, Problems> {

@@ -43,6 +43,10 @@ pub(super) async fn recall(store: &dyn Store, view: &mut View) -> Result<(), Reg
         };
         match watched {
             Ok(batch) => break batch,
+            // Nothing happened since the state was restored: a watch would wait for what comes next.
+            Err(StoreError::Compacted { compacted }) if compacted >= view.revision() => {
+                return view.recall(compacted.next(), &[]);
+            }
             Err(StoreError::Compacted { compacted }) => from = compacted.next(),
             Err(error) => return Err(error.into()),
         }

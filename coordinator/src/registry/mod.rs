@@ -40,11 +40,12 @@ use self::{
     error::corrupt,
     view::{SharedView, View},
 };
-pub use self::{error::RegistryError, tokens::TokenSpec};
-use crate::store::{Outcome, Revision, Store, sqlite::SqliteStore};
+pub use self::{epoch::begin_epoch, error::RegistryError, tokens::TokenSpec};
+use crate::store::{Outcome, Revision, Snapshot, Store, sqlite::SqliteStore};
 
 mod addresses;
 mod draft;
+mod epoch;
 mod error;
 mod follow;
 mod keys;
@@ -150,6 +151,14 @@ impl Registry {
     /// When it is closed already.
     pub async fn close(&self) -> Result<(), RegistryError> {
         Ok(self.inner.store.close().await?)
+    }
+
+    /// Returns everything that the store holds, at one revision.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn export(&self) -> Result<Snapshot, RegistryError> {
+        Ok(self.inner.store.range("").await?)
     }
 
     /// Registers a node: checks and consumes the token, gives it an id and addresses, and stores it, all in

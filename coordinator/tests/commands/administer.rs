@@ -142,6 +142,58 @@ fn a_relay_alone_joins_by_its_command() {
 }
 
 #[test]
+fn a_backup_makes_the_same_coordinator_elsewhere_and_a_restore_keeps_what_was_there() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = dir.path().join("mesh.backup");
+    let path = file.to_str().unwrap();
+    let complaint = failed(dir.path(), &["backup", path], 1);
+    assert!(complaint.contains("is `mesh-coordinator serve` running"), "{complaint}");
+    let serving = Serving::start(dir.path(), &["pi.example"]);
+    assert_eq!(done(dir.path(), &["backup", path]), "");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let pin = pin_of(&done(dir.path(), &["token", "create"]));
+    let complaint = failed(dir.path(), &["restore", path], 1);
+    assert!(complaint.contains("in use by another mesh-coordinator"), "{complaint}");
+    assert!(serving.stop());
+
+    assert_eq!(done(other.path(), &["restore", path]), "", "there was nothing before");
+    let elsewhere = Serving::start(other.path(), &["pi.example"]);
+    assert_eq!(pin_of(&done(other.path(), &["token", "create"])), pin);
+    assert!(elsewhere.stop());
+
+    let output = command(dir.path()).args(["restore", path]).output().unwrap();
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    let kept = said.trim_end().strip_prefix("mesh-coordinator: the state that was there is in ").unwrap();
+    for name in ["coordinator.key", "coordinator.db"] {
+        assert!(std::path::Path::new(kept).join(name).exists(), "{kept} lacks {name}");
+    }
+    assert!(Serving::start(dir.path(), &["pi.example"]).stop());
+}
+
+#[test]
+fn a_backup_that_is_damaged_or_foreign_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Serving::start(dir.path(), &["pi.example"]).stop());
+    let database = fs::read(dir.path().join("coordinator.db")).unwrap();
+    let file = dir.path().join("x");
+    for (content, reason) in
+        [("", "not a backup"), ("{}", "not a backup"), ("mesh-coordinator-backup 1 00\n{}\n", "damaged")]
+    {
+        fs::write(&file, content).unwrap();
+        let complaint = failed(dir.path(), &["restore", file.to_str().unwrap()], 1);
+        assert!(complaint.contains(reason), "{complaint}");
+    }
+    assert!(failed(dir.path(), &["restore", "/missing"], 1).contains("cannot read /missing"));
+    assert_eq!(fs::read(dir.path().join("coordinator.db")).unwrap(), database);
+}
+
+/// Returns the pin in a join command.
+fn pin_of(join: &str) -> KeyPin {
+    join.trim_end().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
 fn completions_are_a_script() {
     let dir = tempfile::tempdir().unwrap();
     assert!(done(dir.path(), &["completions", "bash"]).contains("mesh-coordinator"));

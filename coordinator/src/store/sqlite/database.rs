@@ -160,6 +160,20 @@ impl Database {
     }
 }
 
+/// Fills an empty database with the keys of a snapshot, each as old as it is there; what led to them is not known.
+pub(super) fn import(connection: &mut Connection, snapshot: &Snapshot) -> Result<(), StoreError> {
+    let sql = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for entry in &snapshot.entries {
+        let mut put = sql.prepare_cached(
+            "INSERT INTO keys (key, value, create_revision, mod_revision, digest) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        let revisions = (to_sql(entry.create_revision), to_sql(entry.mod_revision));
+        put.execute(params![entry.key, entry.value, revisions.0, revisions.1, &digest(entry)[..]])?;
+    }
+    sql.execute("UPDATE revisions SET current = ?1, compacted = ?1", [to_sql(snapshot.revision)])?;
+    Ok(sql.commit()?)
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Backend(error.into())

@@ -51,8 +51,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Opens the database of a state directory, making both where they are missing. The second part of the
 /// result is the lock, to be kept as long as the connection.
 pub(super) fn open(state_dir: &Path) -> Result<(Connection, File), StoreError> {
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(state_dir).map_err(io_error(state_dir))?;
-    let lock = lock(state_dir)?;
+    let lock = claim(state_dir)?;
     let path = state_dir.join(FILE_NAME);
     match fs::symlink_metadata(&path) {
         Ok(metadata) if !metadata.is_file() => {
@@ -67,6 +66,36 @@ pub(super) fn open(state_dir: &Path) -> Result<(Connection, File), StoreError> {
     }
     let connection = connect(&path)?;
     Ok((connection, lock))
+}
+
+/// Makes the state directory if need be and returns its lock.
+pub(super) fn claim(state_dir: &Path) -> Result<File, StoreError> {
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(state_dir).map_err(io_error(state_dir))?;
+    lock(state_dir)
+}
+
+/// Returns the files that hold the database of a state directory, as far as they are there.
+pub(super) fn present(state_dir: &Path) -> Vec<PathBuf> {
+    let path = state_dir.join(FILE_NAME);
+    ["", "-wal", "-journal"]
+        .map(|suffix| beside(&path, suffix))
+        .into_iter()
+        .filter(|path| path.exists())
+        .collect()
+}
+
+/// Replaces the database by a new one that `fill` fills. The caller has the lock, and keeps the old one elsewhere.
+pub(super) fn replace(
+    state_dir: &Path,
+    fill: impl FnOnce(&mut Connection) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let path = state_dir.join(FILE_NAME);
+    let draft = draft(&path, fill)?;
+    // A log is its database's: the new one must never find it.
+    for leftover in ["-wal", "-shm", "-journal"] {
+        remove_if_present(&beside(&path, leftover))?;
+    }
+    publish(state_dir, &draft, &path)
 }
 
 /// Says what a failure of SQLite means for the file.
@@ -101,12 +130,21 @@ fn lock(state_dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Makes the database: complete under a temporary name, then renamed. The lock keeps others from doing the same.
+/// Makes the database where there is none. The lock keeps others from doing the same.
 fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
     let orphans = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
     if let Some(orphan) = orphans.into_iter().find(|orphan| orphan.exists()) {
         return Err(damaged(path, format!("it is missing although {} is there", orphan.display())));
     }
+    let draft = draft(path, |_| Ok(()))?;
+    publish(state_dir, &draft, path)
+}
+
+/// Makes a complete database under a temporary name.
+fn draft(
+    path: &Path,
+    fill: impl FnOnce(&mut Connection) -> Result<(), StoreError>,
+) -> Result<PathBuf, StoreError> {
     let draft = beside(path, ".new");
     for leftover in [draft.clone(), beside(path, ".new-journal")] {
         remove_if_present(&leftover)?;
@@ -117,8 +155,14 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed(&draft))?;
     connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed(&draft))?;
     migrate(&mut connection, &draft, MIGRATIONS)?;
+    fill(&mut connection)?;
     connection.close().map_err(|(_, error)| database_error(&draft, error))?;
-    fs::rename(&draft, path).map_err(io_error(path))?;
+    Ok(draft)
+}
+
+/// Gives a database its name.
+fn publish(state_dir: &Path, draft: &Path, path: &Path) -> Result<(), StoreError> {
+    fs::rename(draft, path).map_err(io_error(path))?;
     File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(io_error(state_dir))
 }
 

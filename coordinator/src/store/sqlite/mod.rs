@@ -5,6 +5,7 @@
 //! dropped. Commits are synced to disk before they are acknowledged.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     thread,
 };
@@ -81,6 +82,36 @@ impl SqliteStore {
             .map_err(|error| StoreError::Backend(error.into()))?;
         let revision = result.await.map_err(|_| StoreError::Closed)??;
         Ok(Self { jobs, revision })
+    }
+}
+
+/// A state directory that no coordinator runs in as long as this exists.
+pub struct Offline {
+    state_dir: PathBuf,
+    _lock: File,
+}
+
+impl Offline {
+    /// Takes the directory, and makes it if need be.
+    ///
+    /// # Errors
+    /// When a coordinator runs there, or the system refuses.
+    pub fn claim(state_dir: &Path) -> Result<Self, StoreError> {
+        Ok(Self { state_dir: state_dir.to_owned(), _lock: file::claim(state_dir)? })
+    }
+
+    /// Returns the files of the database that is there.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        file::present(&self.state_dir)
+    }
+
+    /// Replaces the database by one that holds a snapshot.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn replace(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        file::replace(&self.state_dir, |connection| database::import(connection, snapshot))
     }
 }
 
