@@ -82,6 +82,24 @@ pub struct SelfStatus {
     /// never occurred may be missing.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
+    /// The engines that share the peers, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<EnginesStatus>,
+}
+
+/// Several engines, and how well the system gives each what is its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnginesStatus {
+    /// How many there are.
+    pub count: u32,
+    /// Packets and superpackets that were read from the TUN.
+    pub tun_reads: u64,
+    /// Of those, what belonged to another engine than the one that read it.
+    pub tun_reads_handed_over: u64,
+    /// Datagrams that came to the UDP port.
+    pub datagrams: u64,
+    /// Of those, and of what came through byte streams, what belonged to another engine.
+    pub datagrams_handed_over: u64,
 }
 
 /// What is known of the NAT before this node.

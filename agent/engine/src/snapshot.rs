@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub udp_blocked: bool,
     /// Datagrams and packets dropped before a peer was known.
     pub drops: DropCounters,
+    /// How many engines it is.
+    pub engines: u32,
     /// What came to a shard that it did not belong to.
     pub handed_over: HandedOver,
 }
@@ -56,6 +58,7 @@ impl Snapshot {
         for (reason, count) in other.drops.iter() {
             self.drops.count_some(reason, count);
         }
+        self.engines += other.engines;
         self.handed_over.frames += other.handed_over.frames;
         self.handed_over.datagrams += other.handed_over.datagrams;
         self

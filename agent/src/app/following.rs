@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -41,6 +42,7 @@ const RECHECK: Duration = Duration::from_secs(60);
 pub(super) struct Own {
     pub(super) interface: String,
     pub(super) offloads: Offloads,
+    pub(super) shards: NonZeroU32,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) port: u16,
 }
@@ -195,9 +197,9 @@ impl Following {
 
     /// Opens the TUN again if somebody deleted it; an error if it is still there.
     async fn reopen_tun(&self) -> anyhow::Result<()> {
-        let device = tun::open(&self.own.interface, self.own.offloads)?;
+        let queues = tun::open_queues(&self.own.interface, self.own.offloads, self.own.shards)?;
         tracing::warn!(interface = self.own.interface, "the interface was gone and is made again");
-        self.engine.set_tun(device).await
+        self.engine.set_tun(queues).await
     }
 
     fn set_ready(&self, ready: bool) {

@@ -3,9 +3,9 @@
 //! ```text
 //! lock the state directory, read identity and membership
 //! UDP sockets, TUN, netlink                          errors here say what to do and end the start
-//! driver (own thread), control client, local API
+//! drivers (a thread for each engine), control client, local API
 //! wiring: cached map -> plan -> reconcile -> READY   the coordinator may be away
-//! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the driver ends, the TUN with it
+//! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the drivers end, the TUN with them
 //! ```
 //!
 //! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
@@ -83,9 +83,9 @@ async fn run_once(
     if let Some(addresses) = addresses {
         membership.node.addresses = addresses;
     }
-    let udp = UdpSockets::bind(config.listen_port, config.offloads)?;
-    let port = udp.port;
-    let tun = tun::open(&config.interface, config.offloads)?;
+    let udp = UdpSockets::bind_group(config.listen_port, config.offloads, config.shards)?;
+    let port = udp.first().map_or(config.listen_port, |sockets| sockets.port);
+    let tun = tun::open_queues(&config.interface, config.offloads, config.shards)?;
     let netlink = Netlink::open(&config.interface)?;
     let watch = Watch::open()?;
 
@@ -121,12 +121,13 @@ async fn run_once(
     local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);
     let changes = wiring::spawn_watch(watch, &front, &tracker);
-    tracing::info!(interface = config.interface, port, "agent runs");
+    tracing::info!(interface = config.interface, port, engines = config.shards, "agent runs");
 
     let reconciler = Reconciler::new(netlink, engine.clone(), config.mtu);
     let own = Own {
         interface: config.interface.clone(),
         offloads: config.offloads,
+        shards: config.shards,
         addresses: membership.node.addresses,
         port,
     };

@@ -17,6 +17,7 @@ pub struct AgentCli {
 
 /// What `mesh-agent` can do.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 pub enum AgentCommand {
     /// Makes this host a node of a mesh; paste the line that `mesh-coordinator token create` prints.
     Join(JoinArgs),
@@ -83,9 +84,14 @@ pub struct RunArgs {
     /// The UDP port of WireGuard, 0 for any [env: MESH_LISTEN_PORT] [default: 51820].
     #[arg(long)]
     pub listen_port: Option<String>,
-    /// Offloads that may be used: all, none, or some of tun,udp-send,udp-receive [env: MESH_OFFLOADS] [default: all].
+    /// Offloads that may be used: all, none, or some of tun,udp-send,udp-receive,steering [env: MESH_OFFLOADS]
+    /// [default: all].
     #[arg(long)]
     pub offloads: Option<String>,
+    /// Engines that share the peers, each with a thread of its own: auto, or a number from 1 to 16; auto is half of the
+    /// cores, 4 at most [env: MESH_SHARDS] [default: auto].
+    #[arg(long)]
+    pub shards: Option<String>,
     /// The interface's MTU, 1280 to 1420 [env: MESH_MTU] [default: 1420].
     #[arg(long)]
     pub mtu: Option<String>,

@@ -7,11 +7,13 @@
 mod cli;
 mod punch;
 mod settings;
+mod shards;
 mod stream;
 
 use std::{
     ffi::OsString,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -61,6 +63,8 @@ pub struct RunConfig {
     pub listen_port: u16,
     /// What the kernel may do for whole trains of packets.
     pub offloads: Offloads,
+    /// How many engines share the peers, each with a thread of its own.
+    pub shards: NonZeroU32,
     /// The interface's MTU.
     pub mtu: u16,
     /// How byte pipes are made, where UDP is blocked.
@@ -112,6 +116,7 @@ impl RunConfig {
         let interface = settings.take("interface", args.interface.as_deref(), parse_interface);
         let listen_port = settings.take("listen-port", args.listen_port.as_deref(), parse_port);
         let offloads = settings.take("offloads", args.offloads.as_deref(), parse_offloads);
+        let shards = settings.take("shards", args.shards.as_deref(), shards::parse);
         let mtu = settings.take("mtu", args.mtu.as_deref(), parse_mtu);
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         let punch = punch::take(&mut settings, args);
@@ -124,6 +129,7 @@ impl RunConfig {
             interface: interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
             listen_port: listen_port.unwrap_or(DEFAULT_AGENT_PORT),
             offloads: offloads.unwrap_or_default(),
+            shards: shards.unwrap_or_else(shards::by_default),
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             stream,
             punch,

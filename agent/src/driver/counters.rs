@@ -29,6 +29,8 @@ pub enum Counter {
     NoStream,
     /// A relay's byte stream was full: the oldest went.
     StreamFull,
+    /// What belongs to another engine found its inbox full.
+    InboxFull,
 }
 
 impl Counter {
@@ -48,6 +50,7 @@ impl Counter {
             Self::UdpLoop => "udp-loop",
             Self::NoStream => "no-stream",
             Self::StreamFull => "stream-full",
+            Self::InboxFull => "inbox-full",
         }
     }
 
@@ -68,6 +71,17 @@ impl Counter {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counters {
     counts: BTreeMap<Counter, u64>,
+    /// What came to each of several drivers.
+    pub arrivals: Arrivals,
+}
+
+/// What came to drivers that have others beside them: it says how much of that had to be handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Arrivals {
+    /// Packets and superpackets that were read from the TUN.
+    pub frames: u64,
+    /// Datagrams of the main sockets.
+    pub datagrams: u64,
 }
 
 impl Counters {
@@ -81,6 +95,15 @@ impl Counters {
             tracing::debug!(kind = counter.name(), "first packet of its kind is lost");
         }
         *count += times;
+    }
+
+    /// Adds what another driver has counted.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (counter, count) in other.iter() {
+            *self.counts.entry(counter).or_default() += count;
+        }
+        self.arrivals.frames += other.arrivals.frames;
+        self.arrivals.datagrams += other.arrivals.datagrams;
     }
 
     /// Returns the kinds that were met, with their counts.

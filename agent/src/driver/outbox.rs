@@ -25,7 +25,8 @@ pub(super) fn outbox() -> (Outbox, Events) {
     (Outbox { shared: Arc::clone(&shared) }, Events { shared })
 }
 
-/// The driver's end.
+/// The drivers' end.
+#[derive(Clone)]
 pub(super) struct Outbox {
     shared: Arc<Shared>,
 }

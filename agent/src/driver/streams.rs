@@ -5,11 +5,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use mesh_pipe::{Train, TrainSender};
+use mesh_pipe::Train;
 use mesh_proto::netmap::RelayId;
 use tokio::sync::mpsc;
-
-use crate::io::stream::RelayPipe;
 
 /// The streams' inbound ends.
 #[derive(Default)]
@@ -20,10 +18,9 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Takes over a relay's stream in place of its older one; returns its outbound end.
-    pub(super) fn set(&mut self, relay: RelayId, pipe: RelayPipe) -> TrainSender {
-        self.inbound.insert(relay, pipe.inbound);
-        pipe.outbound
+    /// Takes over a relay's stream in place of its older one.
+    pub(super) fn set(&mut self, relay: RelayId, inbound: mpsc::Receiver<Train>) {
+        self.inbound.insert(relay, inbound);
     }
 
     /// Looks whether a train is there; streams that have ended are forgotten.
@@ -56,6 +53,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::io::stream::RelayPipe;
 
     #[test]
     fn every_stream_is_heard_and_one_that_has_ended_is_forgotten() {
@@ -64,8 +62,8 @@ mod tests {
         assert!(!streams.poll_ready(&mut context));
         let (one, _, sender_one) = RelayPipe::new();
         let (two, _, sender_two) = RelayPipe::new();
-        let _ = streams.set(RelayId(1), one);
-        let _ = streams.set(RelayId(2), two);
+        streams.set(RelayId(1), one.inbound);
+        streams.set(RelayId(2), two.inbound);
         let train = |byte| Train { bytes: vec![byte], stride: 1 };
         sender_two.try_send(train(2)).unwrap();
         sender_one.try_send(train(1)).unwrap();

@@ -45,13 +45,23 @@ impl Node {
     }
 
     fn start_at(id: u8, port: u16, cancel: &CancellationToken, tracker: &TaskTracker) -> Self {
+        Self::start_with(id, port, (NonZeroU32::MIN, Offloads::ALL), cancel, tracker)
+    }
+
+    fn start_with(
+        id: u8,
+        port: u16,
+        (engines, offloads): (NonZeroU32, Offloads),
+        cancel: &CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Self {
         let secret = x25519_dalek::StaticSecret::from([id; 32]);
         let public_key = PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes());
         let (tun, host) = UnixDatagram::pair().unwrap();
         tun.set_nonblocking(true).unwrap();
         host.set_nonblocking(true).unwrap();
-        let udp = UdpSockets::bind(port, Offloads::ALL).unwrap();
-        let port = udp.port;
+        let udp = UdpSockets::bind_group(port, offloads, engines).unwrap();
+        let port = udp[0].port;
         let config = Config {
             id: NodeId(id.into()),
             private_key: PrivateKey(zeroize::Zeroizing::new(secret.to_bytes())),
@@ -60,7 +70,8 @@ impl Node {
             mtu: 1280,
             punch: PunchLimits::default(),
         };
-        let (handle, events) = spawn(Parts { config, seed: [id; 32], tun, udp }, cancel, tracker).unwrap();
+        let (handle, events) =
+            spawn(Parts { config, seed: [id; 32], tun: vec![tun], udp }, cancel, tracker).unwrap();
         let host = tokio::net::UnixDatagram::from_std(host).unwrap();
         Self { id, handle, events, host, public_key, port }
     }
@@ -129,6 +140,40 @@ fn the_first_packets_arrive_all_and_a_snapshot_tells_of_them() {
         cancel.cancel();
         tracker.close();
         timeout(DEADLINE, tracker.wait()).await.expect("the threads end");
+    });
+}
+
+#[test]
+fn several_engines_behind_one_queue_hand_over_what_is_another_s() {
+    isolated("driver::tests::several_engines_behind_one_queue_hand_over_what_is_another_s", async || {
+        add_address();
+        for steering in [true, false] {
+            let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
+            let several = (NonZeroU32::new(3).unwrap(), Offloads { steering, ..Offloads::ALL });
+            // Of three engines, the third has peer 2 and the second has peer 1: the first has none.
+            let a = Node::start_with(1, 0, several, &cancel, &tracker);
+            let b = Node::start_with(2, 0, several, &cancel, &tracker);
+            a.meet(&b).await;
+            b.meet(&a).await;
+            let sent: Vec<_> = (0..100).map(|i| a.packet_to(&b, &[i; 100])).collect();
+            for packet in &sent {
+                a.host.send(packet).await.unwrap();
+            }
+            for packet in &sent {
+                assert_eq!(&b.receive().await, packet);
+            }
+            b.host.send(&b.packet_to(&a, b"answer")).await.unwrap();
+            assert_eq!(a.receive().await[28..], *b"answer");
+            let (_, snapshot, counters) = a.handle.snapshot().await.unwrap();
+            assert_eq!((snapshot.engines, snapshot.peers.len()), (3, 1));
+            // The only queue is read by the first engine.
+            assert_eq!((counters.arrivals.frames, snapshot.handed_over.frames), (100, 100));
+            assert!(counters.arrivals.datagrams > 0);
+            assert_eq!(counters.iter().count(), 0, "{counters:?}");
+            cancel.cancel();
+            tracker.close();
+            timeout(DEADLINE, tracker.wait()).await.expect("the threads end");
+        }
     });
 }
 

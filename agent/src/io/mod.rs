@@ -4,6 +4,8 @@
 //! Errors of single packets are returned to be counted by the driver; none of them ends anything.
 
 pub mod offload;
+#[cfg(target_os = "linux")]
+mod steering;
 pub mod stream;
 pub mod tun;
 pub mod udp;

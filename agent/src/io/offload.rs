@@ -1,4 +1,4 @@
-//! What the kernel does for whole trains, if it can and may.
+//! What the kernel does for whole trains, and to share them among engines, if it can and may.
 
 use std::str::FromStr;
 
@@ -12,13 +12,16 @@ pub struct Offloads {
     pub udp_send: bool,
     /// A train arrives with one system call (`UDP_GRO`).
     pub udp_receive: bool,
+    /// Each of several engines is given what is its own (`IFF_MULTI_QUEUE`, `SO_ATTACH_REUSEPORT_CBPF`); without, they hand it
+    /// over.
+    pub steering: bool,
 }
 
 impl Offloads {
     /// All.
-    pub const ALL: Self = Self { tun: true, udp_send: true, udp_receive: true };
+    pub const ALL: Self = Self { tun: true, udp_send: true, udp_receive: true, steering: true };
     /// None.
-    pub const NONE: Self = Self { tun: false, udp_send: false, udp_receive: false };
+    pub const NONE: Self = Self { tun: false, udp_send: false, udp_receive: false, steering: false };
 }
 
 impl Default for Offloads {
@@ -29,7 +32,9 @@ impl Default for Offloads {
 
 /// The text is no list of offloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("offloads are 'all', 'none', or some of 'tun', 'udp-send' and 'udp-receive', with commas between")]
+#[error(
+    "offloads are 'all', 'none', or some of 'tun', 'udp-send', 'udp-receive' and 'steering', with commas between"
+)]
 pub struct InvalidOffloads;
 
 impl FromStr for Offloads {
@@ -47,6 +52,7 @@ impl FromStr for Offloads {
                 "tun" => offloads.tun = true,
                 "udp-send" => offloads.udp_send = true,
                 "udp-receive" => offloads.udp_receive = true,
+                "steering" => offloads.steering = true,
                 _ => return Err(InvalidOffloads),
             }
         }
@@ -62,7 +68,7 @@ mod tests {
     fn offloads_are_all_none_or_a_list() {
         assert_eq!("all".parse(), Ok(Offloads::ALL));
         assert_eq!("none".parse(), Ok(Offloads::NONE));
-        assert_eq!("tun, udp-receive".parse(), Ok(Offloads { udp_send: false, ..Offloads::ALL }));
+        assert_eq!("tun, udp-receive,steering".parse(), Ok(Offloads { udp_send: false, ..Offloads::ALL }));
         for bad in ["", "some", "tun,", "TUN"] {
             assert_eq!(bad.parse::<Offloads>(), Err(InvalidOffloads), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! The UDP sockets of the underlay: one for IPv4, one for IPv6, on one port.
+//! The UDP sockets of the underlay: one for IPv4, one for IPv6, on one port; and as many again for each further engine.
 //!
 //! A train leaves with one system call (`UDP_SEGMENT`) and arrives with one (`UDP_GRO`), where the system and the
 //! device can; quinn-udp turns segmentation off for good when a device refuses it, and the train is sent again
@@ -9,6 +9,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    num::NonZeroU32,
     os::fd::{AsRawFd, RawFd},
 };
 
@@ -84,6 +85,14 @@ pub struct Socket {
     sends_trains: bool,
 }
 
+/// Whose a socket's port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Port {
+    Own,
+    /// Other sockets of this agent have it, too.
+    Shared,
+}
+
 /// How far the sending of a train came.
 #[derive(Debug)]
 pub enum Sent {
@@ -112,18 +121,66 @@ impl UdpSockets {
         outcome
     }
 
+    /// Binds the sockets of so many engines to the same port. The first ones are bound as if they were alone, so a port
+    /// that another program has is found out.
+    ///
+    /// # Errors
+    /// As [`UdpSockets::bind`]; or the system does not let several sockets have a port.
+    #[cfg(target_os = "linux")]
+    pub fn bind_group(port: u16, offloads: Offloads, engines: NonZeroU32) -> Result<Vec<Self>, BindError> {
+        let first = Self::bind(port, offloads)?;
+        let (port, count) = (first.port, engines.get());
+        let explain = |source| BindError::Io { port, source };
+        let mut group = vec![first];
+        if count == 1 {
+            return Ok(group);
+        }
+        let first = &group[0];
+        for socket in [&first.v4, &first.v6].into_iter().flatten() {
+            sockopt::set_socket_reuseport(&socket.socket, true).map_err(|errno| explain(errno.into()))?;
+        }
+        let addresses: [Option<SocketAddr>; 2] = [
+            first.v4.as_ref().map(|_| (Ipv4Addr::UNSPECIFIED, port).into()),
+            first.v6.as_ref().map(|_| (Ipv6Addr::UNSPECIFIED, port).into()),
+        ];
+        for _ in 1..count {
+            let [v4, v6] = addresses.map(|address| {
+                address.map(|address| Socket::bind(address, offloads, Port::Shared)).transpose()
+            });
+            group.push(Self { v4: v4.map_err(explain)?, v6: v6.map_err(explain)?, port, offloads });
+        }
+        if offloads.steering {
+            for socket in [&group[0].v4, &group[0].v6].into_iter().flatten() {
+                if let Err(error) = super::steering::attach(&socket.socket, count) {
+                    tracing::debug!(%error, "the system chooses the socket of a datagram by its addresses");
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    /// Binds the sockets of the only engine: here, ports are not shared.
+    ///
+    /// # Errors
+    /// As [`UdpSockets::bind`].
+    #[cfg(not(target_os = "linux"))]
+    pub fn bind_group(port: u16, offloads: Offloads, _engines: NonZeroU32) -> Result<Vec<Self>, BindError> {
+        Self::bind(port, offloads).map(|only| vec![only])
+    }
+
     fn bind_once(port: u16, offloads: Offloads) -> Result<Self, BindError> {
         let explain = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::PortTaken { port },
             io::ErrorKind::PermissionDenied => BindError::Permission { port },
             _ => BindError::Io { port, source },
         };
-        let v4 = present(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into(), offloads)).map_err(explain)?;
+        let bind = |address| present(Socket::bind(address, offloads, Port::Own)).map_err(explain);
+        let v4 = bind((Ipv4Addr::UNSPECIFIED, port).into())?;
         let port_of = |socket: &Option<Socket>| -> io::Result<Option<u16>> {
             socket.as_ref().map(|socket| socket.socket.local_addr().map(|addr| addr.port())).transpose()
         };
         let port = port_of(&v4).map_err(explain)?.unwrap_or(port);
-        let v6 = present(Socket::bind((Ipv6Addr::UNSPECIFIED, port).into(), offloads)).map_err(explain)?;
+        let v6 = bind((Ipv6Addr::UNSPECIFIED, port).into())?;
         let port = port_of(&v6).map_err(explain)?.unwrap_or(port);
         if v4.is_none() && v6.is_none() {
             return Err(explain(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)));
@@ -138,14 +195,17 @@ impl Socket {
     /// # Errors
     /// When the system has no more.
     pub fn bind_any_v4(offloads: Offloads) -> io::Result<Self> {
-        Self::bind((Ipv4Addr::UNSPECIFIED, 0).into(), offloads)
+        Self::bind((Ipv4Addr::UNSPECIFIED, 0).into(), offloads, Port::Own)
     }
 
-    fn bind(address: SocketAddr, offloads: Offloads) -> io::Result<Self> {
+    fn bind(address: SocketAddr, offloads: Offloads, port: Port) -> io::Result<Self> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))?;
         if address.is_ipv6() {
             sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        if port == Port::Shared {
+            sockopt::set_socket_reuseport(&fd, true)?;
         }
         // The FORCE option needs CAP_NET_ADMIN; without it the plain one is cut to the system's limit.
         if sockopt::set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER_LEN).is_err() {

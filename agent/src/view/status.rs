@@ -15,8 +15,8 @@ use mesh_proto::{
     nat64::Nat64Prefix,
     netmap::{NetworkMap, Node, RelayId},
     status::{
-        CoordinatorStatus, FamilyState, NatStatus, PathKind, PathReason, PathStatus, PeerStatus, PortMapping,
-        RelayStatus, RelayTransport, SelfStatus, Status, Timestamp,
+        CoordinatorStatus, EnginesStatus, FamilyState, NatStatus, PathKind, PathReason, PathStatus,
+        PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status, Timestamp,
     },
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -108,6 +108,7 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         ready: input.ready,
         warnings: warnings(input),
         drops: own_drops(input),
+        engines: engines(input),
     }
 }
 
@@ -182,6 +183,18 @@ fn path_status(
 
 fn drops(counters: &DropCounters) -> BTreeMap<String, u64> {
     counters.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
+}
+
+/// What several engines had to hand over to each other of what came to them.
+fn engines(input: &Input<'_>) -> Option<EnginesStatus> {
+    let (handed_over, arrivals) = (input.snapshot.handed_over, input.counters.arrivals);
+    (input.snapshot.engines > 1).then_some(EnginesStatus {
+        count: input.snapshot.engines,
+        tun_reads: arrivals.frames,
+        tun_reads_handed_over: handed_over.frames,
+        datagrams: arrivals.datagrams,
+        datagrams_handed_over: handed_over.datagrams,
+    })
 }
 
 /// What belongs to no peer: the engine's drops, the driver's and the port mapping's, whose names are all different.
@@ -301,6 +314,7 @@ pub(crate) mod tests {
             ipv6: FamilyState::Silent,
             udp_blocked: false,
             drops,
+            engines: 1,
             handed_over: HandedOver::default(),
         }
     }

@@ -12,8 +12,9 @@ use mesh_proto::{
     punch::{Punch, PunchStage, Sequence},
     relay::{self, ChannelId},
     status::{
-        ConnectionState, ControlTransport, CoordinatorStatus, FamilyState, Mapping, NatStatus, PathKind,
-        PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
+        ConnectionState, ControlTransport, CoordinatorStatus, EnginesStatus, FamilyState, Mapping, NatStatus,
+        PathKind, PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus,
+        Status,
     },
     stun,
     token::JoinToken,
@@ -208,6 +209,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         ready: true,
         warnings: vec![],
         drops: [].into(),
+        engines: None,
     };
     let direct = PeerStatus {
         name: "country".into(),
@@ -290,6 +292,13 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         ready: false,
         warnings: vec!["udp is blocked".into()],
         drops: [("malformed-datagram".to_owned(), 7)].into(),
+        engines: Some(EnginesStatus {
+            count: 2,
+            tun_reads: 100,
+            tun_reads_handed_over: 3,
+            datagrams: 4000,
+            datagrams_handed_over: 5,
+        }),
         ..this.clone()
     };
     vec![

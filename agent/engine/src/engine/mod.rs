@@ -221,6 +221,7 @@ impl Engine {
             ipv6: self.family(SocketAddr::is_ipv6),
             udp_blocked: self.is_udp_blocked(),
             drops: self.local.drops.clone(),
+            engines: 1,
             handed_over: HandedOver {
                 frames: self.local.sharing.handovers.frames,
                 datagrams: self.local.sharing.handovers.datagrams,

@@ -8,7 +8,10 @@ use std::{
 use mesh_engine::batch::{RxBatch, RxTrain, Via};
 use quinn_udp::RecvMeta;
 
-use super::Driver;
+use super::{
+    Driver, Queue,
+    sharing::{hand_over, note_received},
+};
 use crate::{
     driver::{
         counters::{Counter, Counters},
@@ -47,6 +50,9 @@ impl<T: Tun> Driver<T> {
                 continue;
             }
             self.moved.add(meta.len, meta.stride);
+            if self.crossing.is_some() {
+                self.counters.arrivals.datagrams += meta.len.div_ceil(meta.stride.max(1)) as u64;
+            }
             let mut train = RxTrain {
                 via: match outlet {
                     Outlet::V4 | Outlet::V6 => Via::Udp { remote: meta.addr, local: meta.dst_ip },
@@ -56,8 +62,9 @@ impl<T: Tun> Driver<T> {
                 bytes: &mut bytes[..meta.len],
             };
             self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
-            self.silence.handle_received(self.packets.packets().len());
-            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
+            note_received(&mut self.silence, self.crossing.as_ref(), &self.packets);
+            write_inner(&self.tun, train.bytes, &mut self.packets, &mut self.counters);
+            hand_over(&mut self.engine, self.crossing.as_ref(), &mut self.counters);
         }
     }
 
@@ -69,22 +76,23 @@ impl<T: Tun> Driver<T> {
             let (via, stride) = (Via::Stream(relay), train.stride.max(1));
             let mut train = RxTrain { via, stride, bytes: &mut train.bytes };
             self.engine.handle_datagrams(&mut train, now, &mut self.sending.arena, &mut self.packets);
-            self.silence.handle_received(self.packets.packets().len());
-            write_inner(&self.tun, &mut train, &mut self.packets, &mut self.counters);
+            note_received(&mut self.silence, self.crossing.as_ref(), &self.packets);
+            write_inner(&self.tun, train.bytes, &mut self.packets, &mut self.counters);
+            self.hand_over();
         }
     }
 }
 
-/// Writes the inner packets of an opened train to the TUN, and forgets them.
-fn write_inner<T: Tun>(
-    tun: &Option<T>,
-    train: &mut RxTrain<'_>,
+/// Writes the inner packets of an opened train, which lie in these bytes, to the TUN, and forgets them.
+pub(super) fn write_inner<T: Tun>(
+    tun: &Option<Queue<T>>,
+    bytes: &mut [u8],
     packets: &mut RxBatch,
     counters: &mut Counters,
 ) {
     match tun {
-        Some(tun) => {
-            let refused = tun.write_batch(train.bytes, packets.packets());
+        Some(Queue { tun, .. }) => {
+            let refused = tun.write_batch(bytes, packets.packets());
             counters.count(Counter::TunWrite, refused);
         }
         None => counters.count(Counter::TunAway, packets.packets().len() as u64),

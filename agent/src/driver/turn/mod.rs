@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    DriverEvent, Parts, Request,
+    DriverEvent, Part, Queue, Request,
     counters::{Counter, Counters},
+    crossing::Crossing,
     outbox::Outbox,
     pace::{self, Moved, Pace, Side},
     poller::{Poller, Ready, Source},
@@ -30,6 +31,7 @@ use crate::io::{
 
 mod inbound;
 mod outbound;
+mod sharing;
 
 /// Requests per turn.
 const REQUESTS: usize = 16;
@@ -41,7 +43,7 @@ pub(super) struct Driver<T: Tun> {
     overlay: Vec<IpAddr>,
     poller: Poller,
     ready: Ready,
-    tun: Option<T>,
+    tun: Option<Queue<T>>,
     sending: Sending,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     requests: mpsc::Receiver<Request<T>>,
@@ -56,6 +58,10 @@ pub(super) struct Driver<T: Tun> {
     moved: Moved,
     streams: Streams,
     silence: Silence,
+    /// The way to the other drivers, where there are any.
+    crossing: Option<Crossing>,
+    /// How many packets had come out of the mesh, at all drivers, when that was looked at last.
+    heard_elsewhere: u64,
 }
 
 /// What other threads have handed over.
@@ -76,22 +82,24 @@ impl<T> Heard<T> {
 impl<T: Tun> Driver<T> {
     /// Makes a driver.
     pub(super) fn new(
-        parts: Parts<T>,
+        part: Part<T>,
+        overlay: Vec<IpAddr>,
         cancel: CancellationToken,
         requests: mpsc::Receiver<Request<T>>,
-        outbox: Outbox,
     ) -> io::Result<Self> {
-        let poller = Poller::new()?;
+        let Part { engine, poller, queue, udp, crossing, outbox } = part;
         let watcher = poller.watcher()?;
-        watcher.watch(&parts.tun, Source::Tun)?;
+        if queue.is_read {
+            watcher.watch(&*queue.tun, Source::Tun)?;
+        }
         Ok(Self {
-            overlay: parts.config.addresses.clone(),
-            engine: Engine::new(parts.config, parts.seed, Instant::now()),
+            overlay,
+            engine,
             poller,
             // To hear the doorbell, all that ring it have to be told of it first.
             ready: Ready { rung: true, ..Ready::default() },
-            tun: Some(parts.tun),
-            sending: Sending::new(parts.udp, watcher)?,
+            tun: Some(queue),
+            sending: Sending::new(udp, watcher)?,
             cancelled: Box::pin(cancel.cancelled_owned()),
             requests,
             outbox,
@@ -104,6 +112,8 @@ impl<T: Tun> Driver<T> {
             moved: Moved::default(),
             streams: Streams::default(),
             silence: Silence::default(),
+            crossing,
+            heard_elsewhere: 0,
         })
     }
 
@@ -135,13 +145,18 @@ impl<T: Tun> Driver<T> {
     /// Returns for how long there is nothing to do, if nothing comes.
     fn patience(&self, now: Instant) -> Option<Duration> {
         let ready = &self.ready;
-        let is_busy = ready.rung || ready.udp() || ready.writable || self.may_read_tun() || self.may_seal();
+        let is_busy = ready.rung
+            || ready.udp()
+            || ready.writable
+            || self.may_read_tun()
+            || self.may_seal()
+            || self.has_handovers();
         let until = |at: Instant| at.saturating_duration_since(now);
         if is_busy { Some(Duration::ZERO) } else { self.timer.map(until) }
     }
 
     fn may_read_tun(&self) -> bool {
-        self.ready.tun && !self.engine.is_backlog_full()
+        self.ready.tun && !self.engine.is_backlog_full() && !self.is_congested()
     }
 
     fn may_seal(&self) -> bool {
@@ -151,7 +166,7 @@ impl<T: Tun> Driver<T> {
     /// Returns the side that is ready, if nothing else is to be done.
     fn only_side(&self, heard: &Heard<T>, now: Instant) -> Option<Side> {
         let is_due = self.timer.is_some_and(|at| at <= now);
-        if heard.is_anything() || is_due || self.ready.writable || self.may_seal() {
+        if heard.is_anything() || is_due || self.ready.writable || self.may_seal() || self.has_handovers() {
             return None;
         }
         match (self.ready.udp(), self.may_read_tun()) {
@@ -183,6 +198,7 @@ impl<T: Tun> Driver<T> {
                 self.handle_request(request, now);
             }
         }
+        self.take_handovers(now);
         if heard.stream {
             self.receive_streams(now);
         }
@@ -201,6 +217,7 @@ impl<T: Tun> Driver<T> {
             self.sending.flush(&mut self.counters);
         }
         let sealed = if self.ready.tun { self.read_tun(now) } else { 0 };
+        let sealed = self.take_frames(sealed, now);
         self.seal_backlog(sealed, now);
         if self.timer.is_some_and(|at| at <= now) {
             self.engine.handle_timeout(now);
@@ -219,12 +236,15 @@ impl<T: Tun> Driver<T> {
                 // Whoever asked may have gone.
                 let _ = reply.send((now, self.engine.snapshot(now), self.counters.clone()));
             }
-            Request::SetStream(relay, pipe) => {
-                let outbound = self.streams.set(relay, pipe);
+            Request::SetStream(relay, outbound, inbound) => {
                 self.sending.streams.insert(relay, outbound);
+                if let Some(inbound) = inbound {
+                    self.streams.set(relay, inbound);
+                }
             }
-            Request::SetTun(tun) => match self.sending.watcher.watch(&tun, Source::Tun) {
-                Ok(()) => self.tun = Some(tun),
+            Request::SetTun(queue) if !queue.is_read => self.tun = Some(queue),
+            Request::SetTun(queue) => match self.sending.watcher.watch(&*queue.tun, Source::Tun) {
+                Ok(()) => self.tun = Some(queue),
                 Err(error) => {
                     tracing::warn!(%error, "the new tun cannot be watched");
                     self.outbox.push(DriverEvent::TunLost);
@@ -249,8 +269,8 @@ impl<T: Tun> Driver<T> {
         }
         while let Some(packet) = self.engine.poll_packet() {
             match &self.tun {
-                Some(tun) => {
-                    let refused = tun.try_write(&packet).is_err();
+                Some(queue) => {
+                    let refused = queue.tun.try_write(&packet).is_err();
                     self.counters.count(Counter::TunWrite, refused.into());
                 }
                 None => self.counters.count(Counter::TunAway, 1),
@@ -259,6 +279,7 @@ impl<T: Tun> Driver<T> {
         while let Some(event) = self.engine.poll_event() {
             self.outbox.push(DriverEvent::Engine(event));
         }
+        self.hand_over();
         self.timer = self.engine.poll_timeout().map(|wakeup| wakeup.at);
     }
 }

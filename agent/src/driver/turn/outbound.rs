@@ -2,9 +2,9 @@
 
 use std::{io, time::Instant};
 
-use mesh_engine::Engine;
+use mesh_engine::{Engine, shard::HOME};
 
-use super::Driver;
+use super::{Driver, Queue};
 use crate::{
     driver::{DriverEvent, counters::Counter, poller::Source},
     io::tun::{self, Tun},
@@ -14,13 +14,14 @@ use crate::{
 const TUN_READS: usize = 64;
 
 /// Bytes from the TUN that a turn seals. They take about 0.2 ms: so long may what comes from the network have to wait.
-const TUN_BYTES: usize = 256 * 1024;
+pub(super) const TUN_BYTES: usize = 256 * 1024;
 
 impl<T: Tun> Driver<T> {
     /// Gives the engine what the TUN has: to be sealed at once, as long as it all can go, else to wait its turn. Returns
     /// how many bytes were sealed.
     pub(super) fn read_tun(&mut self, now: Instant) -> usize {
         let mut sealed = 0;
+        self.note_received_elsewhere();
         if self.silence.handle_sent(now) {
             self.outbox.push(DriverEvent::Unanswered);
         }
@@ -29,7 +30,15 @@ impl<T: Tun> Driver<T> {
             if waits && self.engine.is_backlog_full() {
                 break;
             }
-            let Some(tun) = &self.tun else {
+            if self.crossing.is_some() {
+                if self.engine.is_handover_full() {
+                    self.hand_over();
+                }
+                if self.is_congested() {
+                    break;
+                }
+            }
+            let Some(Queue { tun, .. }) = &self.tun else {
                 self.ready.clear(Source::Tun);
                 break;
             };
@@ -37,6 +46,7 @@ impl<T: Tun> Driver<T> {
             match tun.try_read(buffer) {
                 Ok(frame) => {
                     self.moved.add(frame.packet.len(), frame.packet.len());
+                    self.counters.arrivals.frames += u64::from(self.crossing.is_some());
                     if waits {
                         self.engine.handle_backlog(frame, now);
                     } else {
@@ -50,7 +60,10 @@ impl<T: Tun> Driver<T> {
                 }
                 Err(error) if tun::is_lost(&error) => {
                     self.tun = None;
-                    self.outbox.push(DriverEvent::TunLost);
+                    // All lose it together, and one tells.
+                    if self.engine.shard_number() == HOME {
+                        self.outbox.push(DriverEvent::TunLost);
+                    }
                 }
                 Err(_) => self.counters.count(Counter::TunRead, 1),
             }
@@ -67,7 +80,7 @@ impl<T: Tun> Driver<T> {
     }
 
     /// Whether one more frame of the TUN can be laid out, after what is laid out has been sent if need be.
-    fn has_room(&mut self) -> bool {
+    pub(super) fn has_room(&mut self) -> bool {
         if !self.sending.is_blocked() && self.sending.arena.room() < Engine::MAX_TUN_ROOM {
             self.sending.flush(&mut self.counters);
         }

@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, IoSlice},
+    num::NonZeroU32,
     ops::Range,
     os::fd::{AsRawFd, RawFd},
     path::Path,
@@ -37,6 +38,36 @@ pub struct Device {
 /// # Errors
 /// Says what stands in the way, and what to do about it.
 pub fn open(name: &str, offloads: Offloads) -> Result<Device, OpenError> {
+    open_first(name, offloads, Queues::One)
+}
+
+/// Makes the interface as [`open`] does, with so many queues, if it may have them and the system can: else with one. What
+/// is written to a queue tells the system where the answers are to go (`tun_automq_select_queue` in drivers/net/tun.c).
+///
+/// # Errors
+/// As [`open`].
+pub fn open_queues(name: &str, offloads: Offloads, queues: NonZeroU32) -> Result<Vec<Device>, OpenError> {
+    if queues.get() > 1
+        && offloads.steering
+        && let Ok(first) = open_first(name, offloads, Queues::Several)
+    {
+        let more: io::Result<Vec<_>> = (1..queues.get()).map(|_| first.another_queue()).collect();
+        match more {
+            Ok(more) => return Ok(std::iter::once(first).chain(more).collect()),
+            Err(error) => tracing::debug!(%error, "the interface has one queue"),
+        }
+    }
+    open(name, offloads).map(|device| vec![device])
+}
+
+/// How many queues an interface may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queues {
+    One,
+    Several,
+}
+
+fn open_first(name: &str, offloads: Offloads, queues: Queues) -> Result<Device, OpenError> {
     let forbidden = |c: char| c == '/' || c == '%' || c == ':' || c.is_whitespace() || c.is_control();
     if name.is_empty() || name.len() > MAX_NAME_LEN || name.contains(forbidden) || matches!(name, "." | "..")
     {
@@ -50,7 +81,7 @@ pub fn open(name: &str, offloads: Offloads) -> Result<Device, OpenError> {
             .name(name)
             .enable(false)
             .with(|builder| {
-                builder.offload(offload);
+                builder.offload(offload).multi_queue(queues == Queues::Several);
             })
             .build_sync()?;
         device.set_nonblocking(true)?;
@@ -63,6 +94,14 @@ pub fn open(name: &str, offloads: Offloads) -> Result<Device, OpenError> {
         built => built,
     };
     built.map_err(|source| explain(name, source))
+}
+
+impl Device {
+    fn another_queue(&self) -> io::Result<Self> {
+        let device = self.device.try_clone()?;
+        device.set_nonblocking(true)?;
+        Ok(Self { device, merge: self.merge })
+    }
 }
 
 impl Tun for Device {

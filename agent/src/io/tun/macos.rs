@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    num::NonZeroU32,
     os::fd::{AsRawFd, RawFd},
 };
 
@@ -31,6 +32,14 @@ pub fn open(name: &str, _offloads: Offloads) -> Result<Device, OpenError> {
         Some(libc::EBUSY) => OpenError::Busy { name: name.to_owned() },
         _ => OpenError::Io { name: name.to_owned(), source },
     })
+}
+
+/// Makes the interface, which has one queue.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_queues(name: &str, offloads: Offloads, _queues: NonZeroU32) -> Result<Vec<Device>, OpenError> {
+    open(name, offloads).map(|device| vec![device])
 }
 
 impl Tun for Device {

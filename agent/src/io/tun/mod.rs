@@ -17,15 +17,15 @@ mod merge;
 mod vnet;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Device, open};
+pub use linux::{Device, open, open_queues};
 #[cfg(target_os = "macos")]
-pub use macos::{Device, open};
+pub use macos::{Device, open, open_queues};
 
 /// Bytes that one read of a TUN may give: the longest IP packet and the header that Linux puts before it.
 pub const READ_BUFFER_LEN: usize = 65_535 + vnet::HEADER_LEN;
 
-/// A TUN device, non-blocking.
-pub trait Tun: AsRawFd + Send + 'static {
+/// A TUN device, or one of its queues, non-blocking.
+pub trait Tun: AsRawFd + Send + Sync + 'static {
     /// Reads one packet or superpacket into a buffer of [`READ_BUFFER_LEN`] bytes.
     ///
     /// # Errors

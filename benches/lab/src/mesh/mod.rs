@@ -47,6 +47,8 @@ pub struct MeshOptions {
     pub coordinator_args: Vec<String>,
     /// Further arguments of `mesh-agent run`, on every node.
     pub agent_args: Vec<String>,
+    /// And on single ones.
+    pub agent_args_of: BTreeMap<String, Vec<String>>,
 }
 
 impl MeshOptions {
@@ -58,6 +60,7 @@ impl MeshOptions {
             nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
             coordinator_args: Vec::new(),
             agent_args: Vec::new(),
+            agent_args_of: BTreeMap::new(),
         }
     }
 }
@@ -100,7 +103,9 @@ impl Mesh {
         let coordinator =
             Daemon::new(Arc::clone(&network), &options.coordinator, binaries.coordinator.clone(), args);
         let node = |name: &String| {
-            let node = Node::new(&network, name, &binaries, &options.agent_args)?;
+            let own = options.agent_args_of.get(name).into_iter().flatten();
+            let args: Vec<_> = options.agent_args.iter().chain(own).cloned().collect();
+            let node = Node::new(&network, name, &binaries, &args)?;
             Ok((name.clone(), node))
         };
         let nodes = options.nodes.iter().map(node).collect::<anyhow::Result<_>>()?;
