@@ -37,6 +37,8 @@ pub enum Command {
         candidates: Vec<Candidate>,
         /// The relays at which it has a channel.
         relays: Vec<RelayId>,
+        /// Of them, the one that is nearest to it.
+        home: Option<RelayId>,
         /// Where the coordinator sees it: the only address of its at which ports that nobody has named are probed.
         observed: Option<IpAddr>,
     },

@@ -36,6 +36,8 @@ pub enum Event {
     RelayUp(RelayId),
     /// A relay does not know its channel (any more): open a new one.
     RelayLost(RelayId),
+    /// This relay is the nearest one now: tell the coordinator.
+    HomeChanged(Option<RelayId>),
     /// A prefix of a peer was not taken over.
     PrefixRefused {
         /// The peer.

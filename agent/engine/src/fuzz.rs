@@ -135,6 +135,7 @@ impl World {
                 online: true,
                 candidates: vec![candidate],
                 relays: vec![RelayId(0)],
+                home: None,
                 observed: None,
             },
         ];

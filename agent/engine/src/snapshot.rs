@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub peers: Vec<PeerSnapshot>,
     /// The relays, by id.
     pub relays: Vec<RelaySnapshot>,
+    /// Of them, the nearest one that is up: where peers begin.
+    pub home: Option<RelayId>,
     /// This node's candidates.
     pub candidates: Vec<Candidate>,
     /// The NAT's mapping behaviour.

@@ -75,8 +75,14 @@ fn engine(now: Instant) -> Engine {
     for id in 1..=PEERS {
         let address = SocketAddr::from((Ipv4Addr::from_bits(0xc612_0000 + id), 51820));
         let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
-        let state =
-            Command::PeerState { id: NodeId(id), online: true, candidates, relays: vec![], observed: None };
+        let state = Command::PeerState {
+            id: NodeId(id),
+            online: true,
+            candidates,
+            relays: vec![],
+            home: None,
+            observed: None,
+        };
         engine.handle_command(state, now);
     }
     engine

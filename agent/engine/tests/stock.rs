@@ -78,6 +78,7 @@ impl Link {
             online: false,
             candidates: vec![candidate],
             relays: vec![],
+            home: None,
             observed: None,
         };
         self.engine.handle_command(state, self.now);

@@ -228,6 +228,7 @@ impl Wiring {
                     self.control.path_worked(peer, address);
                 }
             }
+            Event::HomeChanged(home) => self.control.set_home(home),
             Event::RelayUp(relay) => tracing::debug!(?relay, "relay answers"),
             Event::RelayLost(relay) => {
                 tracing::debug!(?relay, "relay does not know its channel");
@@ -334,6 +335,6 @@ impl Wiring {
 }
 
 fn peer_state(state: PeerState) -> Command {
-    let PeerState { id, online, candidates, relays, observed } = state;
-    Command::PeerState { id, online, candidates, relays, observed }
+    let PeerState { id, online, candidates, relays, home, observed } = state;
+    Command::PeerState { id, online, candidates, relays, home, observed }
 }

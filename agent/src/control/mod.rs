@@ -150,6 +150,11 @@ impl ControlHandle {
         self.shared.update(|outbox| outbox.set_candidates(candidates));
     }
 
+    /// Tells the coordinator, now and after every reconnect, which relay is nearest to this node.
+    pub fn set_home(&self, home: Option<RelayId>) {
+        self.shared.update(|outbox| outbox.set_home(home));
+    }
+
     /// Asks a peer, through the coordinator, to probe this node.
     pub fn call_me_maybe(&self, to: NodeId, candidates: Vec<Candidate>) {
         self.shared.update(|outbox| outbox.call_me_maybe(to, candidates, Instant::now()));

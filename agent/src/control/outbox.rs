@@ -31,6 +31,8 @@ pub(super) struct Outbox {
     candidates: Vec<Candidate>,
     /// The relays at which a channel is open, and where they are over UDP.
     relays: BTreeMap<RelayId, Option<SocketAddr>>,
+    /// The nearest of them.
+    home: Option<RelayId>,
     /// Whether the coordinator has to hear of candidates and relays.
     unsent: bool,
     calls: BTreeMap<NodeId, Call>,
@@ -72,6 +74,12 @@ impl Outbox {
     /// Says that there is no channel at a relay any more.
     pub(super) fn remove_relay(&mut self, relay: RelayId) {
         self.unsent |= self.relays.remove(&relay).is_some();
+    }
+
+    /// Says which relay is the nearest.
+    pub(super) fn set_home(&mut self, home: Option<RelayId>) {
+        self.unsent |= self.home != home;
+        self.home = home;
     }
 
     /// Adds a call to a peer.
@@ -120,10 +128,9 @@ impl Outbox {
     pub(super) fn poll_message(&mut self, now: Instant) -> Option<ClientMessage> {
         if mem::take(&mut self.unsent) {
             let candidates = self.candidates.clone();
-            return Some(ClientMessage::Candidates {
-                candidates,
-                relays: self.relays.keys().copied().collect(),
-            });
+            let relays = self.relays.keys().copied().collect();
+            let home = self.home.filter(|home| self.relays.contains_key(home));
+            return Some(ClientMessage::Candidates { candidates, relays, home });
         }
         self.calls.retain(|_, call| call.is_fresh(now));
         let (to, call) = self.calls.iter_mut().find(|(_, call)| !call.said)?;
@@ -187,13 +194,34 @@ mod tests {
         outbox.set_candidates(candidates(2));
         outbox.set_relay(RelayId(0), ([192, 0, 2, 9], 7443).into());
         let sent = drain(&mut outbox, now);
-        let [ClientMessage::Candidates { candidates: sent, relays }] = &sent[..] else { panic!("{sent:?}") };
+        let [ClientMessage::Candidates { candidates: sent, relays, home: None }] = &sent[..] else {
+            panic!("{sent:?}")
+        };
         assert_eq!((sent, &relays[..]), (&candidates(2), &[RelayId(0)][..]));
         outbox.set_candidates(candidates(2));
         outbox.set_relay(RelayId(0), ([192, 0, 2, 9], 7443).into());
         assert!(drain(&mut outbox, now).is_empty(), "the coordinator knows");
         outbox.handle_connected();
         assert_eq!(drain(&mut outbox, now).len(), 1);
+    }
+
+    #[test]
+    fn a_home_is_told_while_there_is_a_channel_at_it() {
+        let now = Instant::now();
+        let mut outbox = Outbox::default();
+        let home = |sent: Vec<ClientMessage>| match &sent[..] {
+            [ClientMessage::Candidates { home, .. }] => *home,
+            _ => panic!("{sent:?}"),
+        };
+        outbox.set_relay(RelayId(4), ([192, 0, 2, 9], 7443).into());
+        outbox.set_home(Some(RelayId(4)));
+        assert_eq!(home(drain(&mut outbox, now)), Some(RelayId(4)));
+        outbox.set_home(Some(RelayId(4)));
+        assert!(drain(&mut outbox, now).is_empty(), "it is known");
+        outbox.remove_relay(RelayId(4));
+        assert_eq!(home(drain(&mut outbox, now)), None);
+        outbox.set_relay(RelayId(4), ([192, 0, 2, 9], 7443).into());
+        assert_eq!(home(drain(&mut outbox, now)), Some(RelayId(4)));
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl Node {
         self.handle.command(Command::SetPeers(vec![peer])).await.unwrap();
         let address = ([192, 0, 2, 1], other.port).into();
         let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
-        let state = Command::PeerState { id, online: true, candidates, relays: vec![], observed: None };
+        let state =
+            Command::PeerState { id, online: true, candidates, relays: vec![], home: None, observed: None };
         self.handle.command(state).await.unwrap();
     }
 

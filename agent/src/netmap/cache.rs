@@ -45,6 +45,9 @@ pub struct CachedPeer {
     /// The relays at which it had a channel.
     #[serde(default)]
     pub relays: Vec<RelayId>,
+    /// Of them, the one that was nearest to it.
+    #[serde(default)]
+    pub home: Option<RelayId>,
     /// Where it answered last.
     #[serde(default)]
     pub worked: Option<SocketAddr>,
@@ -97,6 +100,7 @@ impl CachedPeers {
                 id: state.id,
                 candidates: state.candidates.clone(),
                 relays: state.relays.clone(),
+                home: state.home,
                 worked,
             };
             // A peer that is not connected has said nothing new.
@@ -111,7 +115,7 @@ impl CachedPeers {
 
     /// Remembers where a peer answered, and returns whether that is new.
     pub fn set_worked(&mut self, id: NodeId, address: SocketAddr) -> bool {
-        let new = || CachedPeer { id, candidates: Vec::new(), relays: Vec::new(), worked: None };
+        let new = || CachedPeer { id, candidates: Vec::new(), relays: Vec::new(), home: None, worked: None };
         let peer = self.0.entry(id).or_insert_with(new);
         peer.worked.replace(address) != Some(address)
     }
@@ -145,7 +149,14 @@ impl CachedPeer {
         let worked = self.worked.map(|address| Candidate { address, kind: CandidateKind::Reflexive });
         let others = self.candidates.iter().filter(|candidate| Some(candidate.address) != self.worked);
         let candidates = worked.into_iter().chain(others.copied()).take(MAX_CANDIDATES).collect();
-        PeerState { id: self.id, online: false, candidates, relays: self.relays.clone(), observed: None }
+        PeerState {
+            id: self.id,
+            online: false,
+            candidates,
+            relays: self.relays.clone(),
+            home: self.home,
+            observed: None,
+        }
     }
 }
 
@@ -220,6 +231,7 @@ mod tests {
             online: true,
             candidates: vec![candidate],
             relays: vec![RelayId(0)],
+            home: None,
             observed: None,
         }
     }
@@ -277,8 +289,14 @@ mod tests {
     fn news_without_addresses_do_not_forget_where_a_peer_was() {
         let mut peers = CachedPeers::default();
         peers.apply(&[state(2, "192.0.2.2:1")]);
-        let gone =
-            PeerState { id: NodeId(2), online: false, candidates: vec![], relays: vec![], observed: None };
+        let gone = PeerState {
+            id: NodeId(2),
+            online: false,
+            candidates: vec![],
+            relays: vec![],
+            home: None,
+            observed: None,
+        };
         assert!(!peers.apply(&[gone]));
         assert_eq!(peers.to_states()[0].candidates.len(), 1);
     }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use mesh_engine::{
     drops::DropCounters,
     event::PathAddress,
-    snapshot::{PathSnapshot, PeerSnapshot, Snapshot},
+    snapshot::{PathSnapshot, PeerSnapshot, RelaySnapshot, Snapshot},
 };
 use mesh_proto::{
     nat64::Nat64Prefix,
@@ -79,7 +79,8 @@ pub fn status(input: &Input<'_>) -> Status {
 
 fn self_status(input: &Input<'_>) -> SelfStatus {
     let this = &input.map.this;
-    let relay = input.snapshot.relays.iter().find(|relay| relay.up).map(|relay| RelayStatus {
+    let home = |relay: &&RelaySnapshot| Some(relay.id) == input.snapshot.home;
+    let relay = input.snapshot.relays.iter().find(home).map(|relay| RelayStatus {
         name: input.relay_name(relay.id),
         transport: if relay.address.is_some() { RelayTransport::Udp } else { RelayTransport::Websocket },
         rtt_ms: relay.rtt.map(millis),
@@ -229,10 +230,7 @@ impl Input<'_> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use mesh_engine::{
-        drops::DropReason,
-        snapshot::{HandedOver, RelaySnapshot},
-    };
+    use mesh_engine::{drops::DropReason, snapshot::HandedOver};
     use mesh_proto::{
         key::{NodeKey, PublicKey},
         netmap::{Mesh, NodeId, Relay, Version},
@@ -308,6 +306,7 @@ pub(crate) mod tests {
                 up: true,
                 rtt: Some(Duration::from_millis(8)),
             }],
+            home: Some(RelayId(0)),
             candidates: vec![],
             mapping: Mapping::Eim,
             ipv4: FamilyState::Works,

@@ -111,6 +111,7 @@ impl Spokes {
                 online: true,
                 candidates,
                 relays: Vec::new(),
+                home: None,
                 observed: None,
             };
             spoke.engine.handle_command(state, now);

@@ -98,8 +98,14 @@ impl Peer {
     /// Tells the engine where its peer is: one candidate, no relay.
     pub(crate) fn know(&mut self, address: SocketAddr) {
         let candidates = vec![Candidate { address, kind: CandidateKind::Host }];
-        let state =
-            Command::PeerState { id: STOCK_ID, online: false, candidates, relays: vec![], observed: None };
+        let state = Command::PeerState {
+            id: STOCK_ID,
+            online: false,
+            candidates,
+            relays: vec![],
+            home: None,
+            observed: None,
+        };
         self.engine.handle_command(state, Instant::now());
         self.drain();
     }

@@ -73,10 +73,21 @@ pub(super) struct Attachment {
     mailbox: Arc<Mailbox>,
 }
 
+/// Where a node says that it may be reached.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Addresses.
+    pub(super) candidates: Vec<Candidate>,
+    /// The relays at which it has a channel.
+    pub(super) relays: Vec<RelayId>,
+    /// Of them, the one that is nearest to it.
+    pub(super) home: Option<RelayId>,
+}
+
 enum Command {
     Attach { node: NodeId, observed: IpAddr, attached: oneshot::Sender<Attachment> },
     Detach(Attachment),
-    SetCandidates { node: NodeId, candidates: Vec<Candidate>, relays: Vec<RelayId> },
+    SetReach { node: NodeId, reach: Reach },
     Call { from: NodeId, to: NodeId, candidates: Vec<Candidate> },
 }
 
@@ -86,8 +97,7 @@ struct Presence {
     /// A relay that stands alone: nobody's peer.
     is_relay: bool,
     session: Option<Connected>,
-    candidates: Vec<Candidate>,
-    relays: Vec<RelayId>,
+    reach: Reach,
     /// Where its last session came from.
     observed: Option<IpAddr>,
 }
@@ -125,13 +135,8 @@ impl HubHandle {
     }
 
     /// Sets where a node may be reached, and at which relays.
-    pub(super) async fn set_candidates(
-        &self,
-        node: NodeId,
-        candidates: Vec<Candidate>,
-        relays: Vec<RelayId>,
-    ) {
-        let _ = self.commands.send(Command::SetCandidates { node, candidates, relays }).await;
+    pub(super) async fn set_reach(&self, node: NodeId, reach: Reach) {
+        let _ = self.commands.send(Command::SetReach { node, reach }).await;
     }
 
     /// Passes a call on.
@@ -237,9 +242,7 @@ impl Hub {
                 }
             }
             Command::Detach(attachment) => self.detach(&attachment),
-            Command::SetCandidates { node, candidates, relays } => {
-                self.set_candidates(node, candidates, relays);
-            }
+            Command::SetReach { node, reach } => self.set_reach(node, reach),
             Command::Call { from, to, candidates } => match self.call(from, to, candidates) {
                 Some(()) => self.stats.calls.increment(),
                 None => self.stats.calls_dropped.increment(),
@@ -292,13 +295,14 @@ impl Hub {
         }
     }
 
-    fn set_candidates(&mut self, node: NodeId, mut candidates: Vec<Candidate>, mut relays: Vec<RelayId>) {
-        candidates.truncate(MAX_CANDIDATES);
-        relays.truncate(MAX_RELAYS);
+    fn set_reach(&mut self, node: NodeId, mut reach: Reach) {
+        reach.candidates.truncate(MAX_CANDIDATES);
+        reach.relays.truncate(MAX_RELAYS);
+        // A home that is cut off, or was never listed, is none.
+        reach.home = reach.home.filter(|home| reach.relays.contains(home));
         let Some(presence) = self.nodes.get_mut(&node) else { return };
-        if presence.candidates != candidates || presence.relays != relays {
-            presence.candidates = candidates;
-            presence.relays = relays;
+        if presence.reach != reach {
+            presence.reach = reach;
             self.announce(node);
         }
     }
@@ -332,8 +336,9 @@ impl Presence {
         PeerState {
             id,
             online: self.session.is_some(),
-            candidates: self.candidates.clone(),
-            relays: self.relays.clone(),
+            candidates: self.reach.candidates.clone(),
+            relays: self.reach.relays.clone(),
+            home: self.reach.home,
             observed: self.observed,
         }
     }

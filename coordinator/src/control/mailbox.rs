@@ -88,8 +88,14 @@ mod tests {
         for round in 0..1000_u32 {
             for id in 0..3 {
                 let online = round % 2 == 1;
-                let state =
-                    PeerState { id: NodeId(id), online, candidates: vec![], relays: vec![], observed: None };
+                let state = PeerState {
+                    id: NodeId(id),
+                    online,
+                    candidates: vec![],
+                    relays: vec![],
+                    home: None,
+                    observed: None,
+                };
                 mailbox.put_state(Arc::new(state));
             }
         }

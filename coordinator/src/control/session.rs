@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     enter::refusal_of,
-    hub::{Attachment, HubHandle},
+    hub::{Attachment, HubHandle, Reach},
     link::{Link, LinkError},
     mailbox::Mail,
     refusal,
@@ -176,8 +176,8 @@ impl Session {
     async fn handle_message(&mut self, link: &mut Link, message: ClientMessage) -> Result<(), End> {
         match message {
             ClientMessage::Resync => self.send_map(link).await,
-            ClientMessage::Candidates { candidates, relays } => {
-                self.hub.set_candidates(self.node, candidates, relays).await;
+            ClientMessage::Candidates { candidates, relays, home } => {
+                self.hub.set_reach(self.node, Reach { candidates, relays, home }).await;
                 Ok(())
             }
             ClientMessage::CallMeMaybe { to, candidates } => {

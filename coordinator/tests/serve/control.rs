@@ -108,7 +108,8 @@ async fn peers_learn_of_each_other_and_of_an_end_and_addresses_are_remembered() 
     assert!(one.hear_until(|message| state_of(message, second_id)).await.online);
 
     let many: Vec<Candidate> = (1..=100).map(candidate).collect();
-    two.say(&ClientMessage::Candidates { candidates: many.clone(), relays: vec![RelayId(0)] }).await;
+    two.say(&ClientMessage::Candidates { candidates: many.clone(), relays: vec![RelayId(0)], home: None })
+        .await;
     let state = one.hear_until(|message| state_of(message, second_id)).await;
     assert_eq!(state.candidates, many[..MAX_CANDIDATES]);
     assert_eq!(state.relays, [RelayId(0)]);

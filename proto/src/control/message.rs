@@ -50,6 +50,9 @@ pub enum ClientMessage {
         candidates: Vec<Candidate>,
         /// The relays at which it has a channel.
         relays: Vec<RelayId>,
+        /// Of them, the one that is nearest to it: where peers begin.
+        #[serde(default)]
+        home: Option<RelayId>,
     },
     /// Asks a peer to probe this node's candidates now.
     CallMeMaybe {
@@ -162,6 +165,9 @@ pub struct PeerState {
     /// The relays at which it has a channel.
     #[serde(default)]
     pub relays: Vec<RelayId>,
+    /// Of them, the one that is nearest to it: where it is reached before anything was measured.
+    #[serde(default)]
+    pub home: Option<RelayId>,
     /// Where the coordinator sees it: the only address of its at which ports that nobody has named may be probed.
     #[serde(default)]
     pub observed: Option<IpAddr>,

@@ -113,7 +113,11 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
         ("resync", ClientMessage::Resync),
         (
             "candidates",
-            ClientMessage::Candidates { candidates: candidates(), relays: vec![RelayId(0), RelayId(3)] },
+            ClientMessage::Candidates {
+                candidates: candidates(),
+                relays: vec![RelayId(0), RelayId(3)],
+                home: Some(RelayId(3)),
+            },
         ),
         ("call_me_maybe", ClientMessage::CallMeMaybe { to: NodeId(2), candidates: candidates() }),
         ("relay_open", ClientMessage::RelayOpen),
@@ -132,9 +136,17 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
             online: true,
             candidates: candidates(),
             relays: vec![RelayId(0)],
+            home: Some(RelayId(0)),
             observed: Some(socket(V4).ip()),
         },
-        PeerState { id: NodeId(3), online: false, candidates: vec![], relays: vec![], observed: None },
+        PeerState {
+            id: NodeId(3),
+            online: false,
+            candidates: vec![],
+            relays: vec![],
+            home: None,
+            observed: None,
+        },
     ];
     let channel = RelayChannel {
         relay: RelayId(0),

@@ -228,6 +228,7 @@ fn online(id: u32) -> Command {
         online: true,
         candidates: vec![candidate(id)],
         relays: vec![],
+        home: None,
         observed: None,
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     config::{PeerConfig, RelayConfig},
     event::{Event, WakeupReason},
     path::is_probable,
+    peer::PeerNews,
     relay::{Outcome, RelayClient},
     router::{Claim, Own, Router},
 };
@@ -43,10 +44,11 @@ impl Engine {
                     self.translate(now);
                 }
             }
-            Command::PeerState { id, online, candidates, relays, observed } => {
+            Command::PeerState { id, online, candidates, relays, home, observed } => {
+                let news = PeerNews { online, candidates, relays, home };
                 self.with_peer(id, now, |peer, local| {
                     peer.set_observed(observed);
-                    peer.set_state(online, &candidates, relays, local, now);
+                    peer.set_state(news, local, now);
                 });
             }
             Command::CallMeMaybe { from, candidates } => {
@@ -189,8 +191,8 @@ impl Engine {
             }
         }
         self.rebuild_router();
-        for (id, (online, candidates, relays)) in moved {
-            self.with_peer(id, now, |peer, local| peer.set_state(online, &candidates, relays, local, now));
+        for (id, news) in moved {
+            self.with_peer(id, now, |peer, local| peer.set_state(news, local, now));
         }
         self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
     }

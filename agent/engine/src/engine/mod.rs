@@ -31,7 +31,7 @@ use crate::{
     peer::{Peer, Scratch},
     punch::Punching,
     queue::{Budget, MAX_TOTAL_BYTES},
-    relay::RelayClient,
+    relay::{RelayClient, home},
     router::{Own, Refusal, Router},
     session::Keys,
     shard::{Shard, Sharing, handover},
@@ -132,6 +132,7 @@ impl Engine {
                 rng,
                 router,
                 relays: BTreeMap::new(),
+                home: None,
                 netcheck: NetCheck::default(),
                 outbox: Outbox::default(),
                 budget: Budget::shared_by(shard.count()),
@@ -215,6 +216,7 @@ impl Engine {
         Snapshot {
             peers: self.peers.iter().map(|peer| peer.snapshot(now)).collect(),
             relays: relays.collect(),
+            home: self.local.home,
             candidates: self.local.netcheck.candidates(),
             mapping: self.local.netcheck.mapping(),
             ipv4: self.family(SocketAddr::is_ipv4),
@@ -243,6 +245,19 @@ impl Engine {
             return FamilyState::Works;
         }
         self.local.netcheck.family(is_of)
+    }
+
+    /// Chooses the relay that is this node's home, and tells if it is another one now. The home shard does.
+    fn judge_home(&mut self) {
+        if !self.local.sharing.is_home() {
+            return;
+        }
+        let views: Vec<_> = self.local.relays.values().filter_map(RelayClient::home_view).collect();
+        let home = home::choose(&views, self.local.home);
+        if std::mem::replace(&mut self.local.home, home) != home {
+            tracing::debug!(relay = home.map(|home| home.0), "the home is another relay now");
+            self.local.outbox.push_event(Event::HomeChanged(home));
+        }
     }
 
     /// Whether nothing is answered over UDP that should be.
@@ -317,6 +332,7 @@ impl Engine {
             self.local.outbox.push_event(Event::CandidatesChanged(candidates));
             self.with_all_peers(now, |peer, local| peer.on_own_candidates_changed(local, now));
         }
+        self.judge_home();
         if self.local.punching.has_sockets() {
             let used = self.peers.iter().flat_map(Peer::sockets).collect();
             self.local.punching.retain_sockets(&used);

@@ -55,6 +55,8 @@ pub(crate) struct Local {
     pub(crate) rng: ChaCha8Rng,
     pub(crate) router: Router,
     pub(crate) relays: BTreeMap<RelayId, RelayClient>,
+    /// The nearest of them.
+    pub(crate) home: Option<RelayId>,
     pub(crate) netcheck: NetCheck,
     pub(crate) outbox: Outbox,
     pub(crate) budget: Budget,

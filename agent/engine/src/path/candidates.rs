@@ -58,14 +58,13 @@ impl PathSet {
         added
     }
 
-    /// These relays can be used, all of them; `true` where the peer is said to be.
-    pub(crate) fn set_relays(&mut self, relays: &[(RelayId, bool)]) {
+    /// These relays can be used, all of them, with what is known of each as a way to the peer.
+    pub(crate) fn set_relays(&mut self, relays: &[(RelayId, Origin)]) {
         self.paths.retain(|path| match path.address {
             PathAddress::Relay(id) => relays.iter().any(|(relay, _)| *relay == id),
             PathAddress::Direct(_) | PathAddress::Punched { .. } => true,
         });
-        for &(id, listed) in relays {
-            let origin = if listed { Origin::ListedRelay } else { Origin::OwnRelay };
+        for &(id, origin) in relays {
             match self.get_mut(PathAddress::Relay(id)) {
                 Some(path) => path.origin = origin,
                 None => self.paths.push(Path::new(PathAddress::Relay(id), origin)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mesh_proto::disco::TxId;
 
 use super::{
-    Health, Path, PathSet, TRUST,
+    Health, Path, PathSet,
     select::Class,
     state::{PROBE_INTERVAL, SUSPECT_GRACE, SUSPECT_LIMIT},
 };
@@ -112,6 +112,16 @@ impl PathSet {
         let primary = self.primary;
         let primary_is_trusted = self.primary().is_some_and(|path| path.is_trusted(now));
         let mut due = Vec::new();
+        if active && self.primary().is_some_and(Path::is_silent_relay) {
+            // Before it is given up it shall be known who can take over.
+            for path in self.paths.iter_mut().filter(|path| !path.is_direct()) {
+                let rested =
+                    path.last_probe.is_none_or(|at| now.saturating_duration_since(at) >= PROBE_INTERVAL);
+                if rested && Some(path.address) != primary {
+                    path.next_probe = Some(now);
+                }
+            }
+        }
         for path in &mut self.paths {
             path.expire_probes(now);
             if path.next_probe.is_none_or(|at| at > now) {
@@ -124,7 +134,9 @@ impl PathSet {
             }
             let is_primary = primary == Some(path.address);
             path.step += 1;
-            path.next_probe = if is_primary || (!primary_is_trusted && path.health == Health::Alive) {
+            path.next_probe = if is_primary {
+                Some(now + path.primary_interval())
+            } else if !primary_is_trusted && path.health == Health::Alive {
                 Some(now + PROBE_INTERVAL)
             } else if path.health == Health::Alive {
                 Some(now + HUNT_INTERVAL)
@@ -163,6 +175,10 @@ impl PathSet {
             return None;
         }
         let rtt = path.on_pong(txid, now)?;
+        if let (true, Some(probed)) = (self.primary == Some(from), path.last_probe) {
+            // There is no need to ask again soon.
+            path.next_probe = Some(probed + PROBE_INTERVAL);
+        }
         Some((from, rtt))
     }
 
@@ -175,7 +191,7 @@ impl PathSet {
                 Some(if grace > now { grace } else { since + SUSPECT_LIMIT })
             }
             Health::Alive if self.is_active(now) && Some(path.address) == self.primary => {
-                path.last_answer.map(|at| at + TRUST)
+                path.last_answer.map(|at| at + path.trust())
             }
             Health::Untried | Health::Alive | Health::Suspect { .. } | Health::Dead => None,
         });

@@ -13,7 +13,7 @@
 //!
 //! After an idle time the NAT's mapping of a direct path may be gone. The primary path is kept, but it is not
 //! *trusted*: packets go on it and through the relay until it answers, see `targets`. The same holds
-//! for a path with traffic that has not answered for [`TRUST`]. If it stays silent and the relay answers, it is
+//! for a path with traffic that has not answered for [`state::TRUST`], or a relayed one for less: there mostly is another relay. If it stays silent and the relay answers, it is
 //! given up; the hunt goes on probing it.
 
 use std::{
@@ -32,7 +32,7 @@ pub(crate) mod translation;
 mod verdict;
 
 pub(crate) use candidates::is_probable;
-pub(crate) use state::{Health, Origin, Path, TRUST};
+pub(crate) use state::{Health, Origin, Path};
 pub(crate) use targets::Targets;
 
 use self::select::View;
@@ -163,7 +163,7 @@ mod tests {
         fn new(count: u8) -> Self {
             let now = Instant::now();
             let mut set = PathSet::default();
-            set.set_relays(&[(RelayId(1), true)]);
+            set.set_relays(&[(RelayId(1), Origin::ListedRelay)]);
             set.set_candidates(&(1..=count).map(host).collect::<Vec<_>>());
             set.judge(now);
             Self { set, start: now, now, probes: Vec::new(), txid: 0 }

@@ -40,6 +40,8 @@ pub(crate) enum Standing {
     Relayed,
     /// Direct, never answered, but authentic WireGuard messages come from there: a peer that speaks no disco.
     Heard,
+    /// Through the relay that the peer calls its home.
+    Home,
     /// Through a relay at which the peer is said to be.
     Listed,
     /// Through a relay of this node's; nothing says that the peer is there.

@@ -17,6 +17,12 @@ use crate::event::PathAddress;
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// A path is trusted for this long after its last answer: two probes may be lost, the third may not be late.
 pub(crate) const TRUST: Duration = Duration::from_millis(2500);
+/// The same through a relay, which must be left within 2 s: whenever an answer is late by [`RETRY_INTERVAL`] it is asked
+/// again, so that two of three probes may be lost.
+pub(crate) const RELAY_TRUST: Duration = Duration::from_millis(1800);
+/// A relayed path with traffic that does not answer is probed again after this, or after two round trips if that is
+/// longer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(350);
 /// A suspect path is given up after this long, if another one answers.
 pub(crate) const SUSPECT_GRACE: Duration = Duration::from_secs(1);
 /// A suspect path is given up after this long in any case.
@@ -40,6 +46,8 @@ pub(crate) enum Origin {
     Candidate(CandidateKind),
     /// Something authentic came from there.
     PeerReflexive,
+    /// The relay that the peer calls its home: the nearest one to it.
+    HomeRelay,
     /// A relay at which the peer is said to be.
     ListedRelay,
     /// A relay of this node's, where nothing is known of the peer's.
@@ -132,17 +140,36 @@ impl Path {
             }
             (PathAddress::Relay(_), Health::Alive | Health::Suspect { .. }) => Some(Standing::Relayed),
             (PathAddress::Relay(_), Health::Dead) => Some(Standing::Silent),
-            (PathAddress::Relay(_), Health::Untried) if self.origin == Origin::OwnRelay => {
-                Some(Standing::Hoped)
-            }
-            (PathAddress::Relay(_), Health::Untried) => Some(Standing::Listed),
+            (PathAddress::Relay(_), Health::Untried) => Some(match self.origin {
+                Origin::HomeRelay => Standing::Home,
+                Origin::ListedRelay => Standing::Listed,
+                Origin::OwnRelay | Origin::Candidate(_) | Origin::PeerReflexive => Standing::Hoped,
+            }),
         }
     }
 
     /// Whether its last answer is recent enough to send on it alone.
     pub(crate) fn is_trusted(&self, now: Instant) -> bool {
         self.health == Health::Alive
-            && self.last_answer.is_some_and(|at| now.saturating_duration_since(at) < TRUST)
+            && self.last_answer.is_some_and(|at| now.saturating_duration_since(at) < self.trust())
+    }
+
+    /// Returns how long the path is trusted after an answer.
+    pub(crate) fn trust(&self) -> Duration {
+        if self.is_direct() { TRUST } else { RELAY_TRUST }
+    }
+
+    /// Returns when the primary path is to be probed again, after a probe that is being sent now.
+    pub(crate) fn primary_interval(&self) -> Duration {
+        match self.is_direct() {
+            true => PROBE_INTERVAL,
+            false => RETRY_INTERVAL.max(self.rtt.unwrap_or_default() * 2).min(PROBE_INTERVAL),
+        }
+    }
+
+    /// Whether it leads through a relay and more than one probe was sent since the last answer.
+    pub(crate) fn is_silent_relay(&self) -> bool {
+        !self.is_direct() && self.unanswered > 1
     }
 
     /// Notes a probe that is being sent.

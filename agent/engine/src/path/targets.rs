@@ -5,6 +5,9 @@ use std::time::Instant;
 use super::{Path, PathSet};
 use crate::event::PathAddress;
 
+/// A first initiation goes through so many relays: one may be dead without anybody having noticed.
+const MAX_FIRST_RELAYS: usize = 2;
+
 /// Where a packet is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Targets {
@@ -29,7 +32,7 @@ impl PathSet {
             .filter(|path| path.address != primary.address)
             .filter(|path| !path.is_direct() || path.is_trusted(now))
             .filter_map(|path| Self::view(path, now))
-            .min_by_key(|view| (view.standing, view.rtt));
+            .min_by_key(|view| (view.standing, !view.fresh, view.rtt));
         match second {
             Some(second) => Targets::Two(primary.address, second.address),
             None => Targets::One(primary.address),
@@ -43,14 +46,14 @@ impl PathSet {
             return vec![primary.address];
         }
         let relays = self.paths.iter().filter(|path| !path.is_direct());
-        let best_relay = relays
-            .clone()
-            .filter_map(|path| Self::view(path, now))
-            .min_by_key(|view| (view.standing, view.rtt));
+        let mut relays: Vec<_> = relays.filter_map(|path| Self::view(path, now)).collect();
+        relays.sort_by_key(|view| (view.standing, !view.fresh, view.rtt));
+        // One that has just answered is enough; another one may have died unnoticed.
+        relays.truncate(if relays.first().is_some_and(|best| best.fresh) { 1 } else { MAX_FIRST_RELAYS });
         let is_chosen = |path: &&Path| {
             let worked = path.last_answer.is_some() || path.last_heard.is_some();
-            let is_best = best_relay.is_some_and(|best| best.address == path.address);
-            let everywhere = retries > 0 || (best_relay.is_none() && path.is_direct());
+            let is_best = relays.iter().any(|best| best.address == path.address);
+            let everywhere = retries > 0 || (relays.is_empty() && path.is_direct());
             Some(path.address) == self.primary || is_best || (worked && path.is_direct()) || everywhere
         };
         self.paths.iter().filter(is_chosen).map(|path| path.address).collect()

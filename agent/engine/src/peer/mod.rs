@@ -53,6 +53,8 @@ pub(crate) struct Peer {
     online: bool,
     /// The relays at which it has a channel, as the coordinator says.
     relays: Vec<RelayId>,
+    /// Of them, the one that is nearest to it.
+    home: Option<RelayId>,
     /// Of the newest initiation that was taken: older ones are replays, also after the session is gone.
     newest_initiation: Option<Timestamp>,
     last_handshake: Option<Instant>,
@@ -74,6 +76,19 @@ pub(crate) struct Peer {
     drops: DropCounters,
 }
 
+/// What the coordinator says of where a peer is.
+#[derive(Debug)]
+pub(crate) struct PeerNews {
+    /// Whether it is connected.
+    pub(crate) online: bool,
+    /// Where it may be reached.
+    pub(crate) candidates: Vec<Candidate>,
+    /// The relays at which it has a channel.
+    pub(crate) relays: Vec<RelayId>,
+    /// Of them, the one that is nearest to it.
+    pub(crate) home: Option<RelayId>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct AskedPing {
     token: u64,
@@ -92,6 +107,7 @@ impl Peer {
             queue: Queue::default(),
             online: false,
             relays: Vec::new(),
+            home: None,
             newest_initiation: None,
             last_handshake: None,
             probed_without_session: None,
@@ -136,8 +152,13 @@ impl Peer {
     }
 
     /// Returns what the coordinator and the peer have said of where it is.
-    pub(crate) fn news(&self) -> (bool, Vec<Candidate>, Vec<RelayId>) {
-        (self.online, self.paths.candidates(), self.relays.clone())
+    pub(crate) fn news(&self) -> PeerNews {
+        PeerNews {
+            online: self.online,
+            candidates: self.paths.candidates(),
+            relays: self.relays.clone(),
+            home: self.home,
+        }
     }
 
     /// Whether there was traffic lately.

@@ -8,13 +8,13 @@ use mesh_proto::{
     netmap::RelayId,
 };
 
-use super::{AskedPing, Peer};
+use super::{AskedPing, Peer, PeerNews};
 use crate::{
     disco::{DiscoKey, PING_PADDING},
     drops::DropReason,
     event::{Event, PathAddress},
     local::Local,
-    path::{Path, Targets, mtu::padding},
+    path::{Origin, Path, Targets, mtu::padding},
 };
 
 /// Least time between CallMeMaybes to a peer: so they don't answer each other for ever.
@@ -37,17 +37,12 @@ const MAX_ASKED_PINGS: usize = 16;
 
 impl Peer {
     /// News from the coordinator.
-    pub(crate) fn set_state(
-        &mut self,
-        online: bool,
-        candidates: &[Candidate],
-        relays: Vec<RelayId>,
-        local: &mut Local,
-        now: Instant,
-    ) {
+    pub(crate) fn set_state(&mut self, news: PeerNews, local: &mut Local, now: Instant) {
+        let PeerNews { online, candidates, relays, home } = news;
         self.online = online;
         self.relays = relays;
-        let candidates = local.filter_candidates(candidates);
+        self.home = home;
+        let candidates = local.filter_candidates(&candidates);
         let news = self.paths.set_candidates(&candidates);
         self.update_relays(local, now);
         if news && self.is_active(now) {
@@ -100,11 +95,11 @@ impl Peer {
             .relays
             .iter()
             .filter(|(_, relay)| relay.is_up())
-            .map(|(id, _)| (*id, self.relays.contains(id)))
-            .filter(|(id, listed)| {
-                let answers =
-                    |path: &crate::path::Path| path.standing().is_some() && path.last_heard.is_some();
-                *listed || !known || self.paths.get(PathAddress::Relay(*id)).is_some_and(answers)
+            .map(|(id, _)| (*id, self.relay_origin(*id)))
+            .filter(|(id, origin)| {
+                let answers = |path: &Path| path.standing().is_some() && path.last_heard.is_some();
+                let path = self.paths.get(PathAddress::Relay(*id));
+                *origin != Origin::OwnRelay || !known || path.is_some_and(answers)
             })
             .collect();
         let had_none = self.paths.best_relay().is_none();
@@ -116,9 +111,21 @@ impl Peer {
                 self.paths.hunt_new(now);
                 self.tell_news(local, now);
             }
+        } else if self.is_active(now) {
+            // A relay that has come (back) may be nearer than the one in use.
+            self.paths.hunt_new(now);
         }
         self.retry_unsent(local, now);
         self.judge(local, now);
+    }
+
+    /// Tells what is known of a relay as a way to the peer.
+    fn relay_origin(&self, relay: RelayId) -> Origin {
+        match (self.home == Some(relay), self.relays.contains(&relay)) {
+            (true, _) => Origin::HomeRelay,
+            (false, true) => Origin::ListedRelay,
+            (false, false) => Origin::OwnRelay,
+        }
     }
 
     /// The host's network changed: no path is to be trusted.

@@ -14,7 +14,10 @@
 //! A relay sends to the address that the Bind with the highest counter came from. Where a relay has several
 //! addresses, Binds to all of them race, so the one that answered first is bound once more before it is used.
 
+pub(crate) mod home;
+
 use std::{
+    collections::VecDeque,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -48,6 +51,8 @@ const UNKNOWN_WAIT: Duration = Duration::from_secs(5);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Binds whose answers are still waited for.
 const MAX_OUTSTANDING: usize = 16;
+/// Of so many last measurements the shortest says how far the relay is: the others waited in somebody's queue.
+const LATENCY_SAMPLES: usize = 4;
 /// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
 const RTT_WEIGHT: u32 = 8;
 
@@ -63,6 +68,8 @@ pub(crate) struct RelayClient {
     next_bind: Option<Instant>,
     last_bind: Option<Instant>,
     rtt: Option<Duration>,
+    /// The last measurements, the oldest first.
+    samples: VecDeque<Duration>,
     /// When it was last told that the relay does not know the channel.
     lost_reported: Option<Instant>,
 }
@@ -111,6 +118,7 @@ impl RelayClient {
             next_bind: Some(now),
             last_bind: None,
             rtt: None,
+            samples: VecDeque::new(),
             lost_reported: None,
         }
     }
@@ -132,8 +140,8 @@ impl RelayClient {
             return;
         }
         let counter = if config.channel == self.config.channel { self.counter } else { 0 };
-        let rtt = self.rtt;
-        *self = Self { counter, rtt, ..Self::new(config, now) };
+        let (rtt, samples) = (self.rtt, std::mem::take(&mut self.samples));
+        *self = Self { counter, rtt, samples, ..Self::new(config, now) };
     }
 
     /// Returns a copy for another shard: it knows the way, and never binds by itself.
@@ -154,6 +162,16 @@ impl RelayClient {
     /// Returns the smoothed round-trip time to the relay.
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.rtt
+    }
+
+    /// Returns the relay as the choice of a home sees it, if it is up.
+    pub(crate) fn home_view(&self) -> Option<home::View> {
+        let State::Up(via) = self.state else { return None };
+        let carrier = match via {
+            Via::Stream(_) => home::Carrier::Stream,
+            Via::Udp { .. } | Via::Punched { .. } => home::Carrier::Udp,
+        };
+        Some(home::View { id: self.config.id, carrier, latency: *self.samples.iter().min()? })
     }
 
     /// Returns where the relay answers, if it does over UDP.
@@ -297,6 +315,10 @@ impl RelayClient {
         let sent = self.outstanding.swap_remove(index);
         let rtt = now.saturating_duration_since(sent.at);
         self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
+        if self.samples.len() >= LATENCY_SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(rtt);
         self.unanswered = 0;
         self.lost_reported = None;
         let observer = match sent.via {

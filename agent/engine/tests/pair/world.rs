@@ -233,6 +233,7 @@ impl World {
             online: true,
             candidates: vec![host(3 - id)],
             relays: vec![RELAY],
+            home: None,
             observed: None,
         };
         self.command(id, state);

@@ -18,7 +18,7 @@ use crate::net::HostId;
 /// What a node says to the coordinator.
 #[derive(Debug, Clone)]
 pub(crate) enum Request {
-    Candidates { candidates: Vec<Candidate>, relays: Vec<RelayId> },
+    Candidates { candidates: Vec<Candidate>, relays: Vec<RelayId>, home: Option<RelayId> },
     CallMeMaybe { to: NodeId, candidates: Vec<Candidate> },
     RelayOpen(RelayId),
 }
@@ -74,16 +74,22 @@ impl Coordinator {
         node: NodeId,
         candidates: Vec<Candidate>,
         relays: Vec<RelayId>,
+        home: Option<RelayId>,
     ) -> PeerState {
         let state = self.state(node);
-        state.candidates = candidates;
-        state.relays = relays;
+        (state.candidates, state.relays, state.home) = (candidates, relays, home);
         state.clone()
     }
 
     fn state(&mut self, id: NodeId) -> &mut PeerState {
-        let unknown =
-            PeerState { id, online: false, candidates: Vec::new(), relays: Vec::new(), observed: None };
+        let unknown = PeerState {
+            id,
+            online: false,
+            candidates: Vec::new(),
+            relays: Vec::new(),
+            home: None,
+            observed: None,
+        };
         self.states.entry(id).or_insert(unknown)
     }
 }

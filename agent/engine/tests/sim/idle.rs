@@ -112,7 +112,14 @@ fn nothing_is_sent_to_absurd_candidates() {
     let relays = vec![RelayId(0)];
     world.command(
         0,
-        Command::PeerState { id, online: true, candidates: candidates.clone(), relays, observed: None },
+        Command::PeerState {
+            id,
+            online: true,
+            candidates: candidates.clone(),
+            relays,
+            home: None,
+            observed: None,
+        },
     );
     world.command(0, Command::CallMeMaybe { from: id, candidates });
     for _ in 0..100 {

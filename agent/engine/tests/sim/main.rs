@@ -20,6 +20,7 @@
 //! | stable pairs lose nothing, and keep their paths | `scenario/verify.rs` |
 //! | queues are bounded, and what waits too long goes | `scenario/schedule.rs` (floods), `ledger.rs` (ages) |
 //! | no timer spins | `world/mod.rs`, at every wakeup |
+//! | each node's home is near, a pair begins at it, and a dead relay is left within 2 s | `homes.rs` |
 //! | what nobody talks to costs no packet and no timer | `scenario/schedule.rs` (long pauses), `idle.rs` |
 //!
 //! A failing run prints its seed, its topology, its schedule so far and the last things that happened.
@@ -28,6 +29,7 @@
 mod coordinator;
 #[path = "../engines/mod.rs"]
 mod engines;
+mod homes;
 mod idle;
 mod ledger;
 mod matrix;

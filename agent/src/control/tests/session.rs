@@ -164,8 +164,14 @@ async fn maps_deltas_and_news_come_through() {
     // An address inside the mesh is no candidate.
     let inside = Candidate { address: "10.90.0.2:51820".parse().unwrap(), kind: CandidateKind::Host };
     let told = [candidates(7), vec![inside]].concat();
-    let state =
-        PeerState { id: NodeId(2), online: true, candidates: told.clone(), relays: vec![], observed: None };
+    let state = PeerState {
+        id: NodeId(2),
+        online: true,
+        candidates: told.clone(),
+        relays: vec![],
+        home: None,
+        observed: None,
+    };
     session.send(ServerMessage::PeerStates { peers: vec![state] }).await;
     let states = agent.event(|event| match event {
         ControlEvent::PeerStates(states) => Some(states),
@@ -322,6 +328,7 @@ async fn without_the_coordinator_everything_comes_from_the_disk() {
         online: true,
         candidates: candidates(7),
         relays: vec![RelayId(0)],
+        home: None,
         observed: None,
     };
     session.send(ServerMessage::PeerStates { peers: vec![state] }).await;

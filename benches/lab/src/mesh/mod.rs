@@ -18,6 +18,7 @@ mod leftovers;
 mod logs;
 mod node;
 mod paths;
+mod relay;
 
 pub use binaries::Binaries;
 pub use daemon::Daemon;

@@ -112,6 +112,8 @@ pub(crate) struct Net {
     hosts: Vec<Host>,
     uplinks: Vec<Uplink>,
     cut: BTreeSet<(UplinkId, UplinkId)>,
+    /// Time that it takes between two lines beside what they take themselves.
+    distances: BTreeMap<(UplinkId, UplinkId), Duration>,
 }
 
 #[derive(Default)]
@@ -163,6 +165,7 @@ impl Net {
             hosts: Vec::new(),
             uplinks: Vec::new(),
             cut: BTreeSet::new(),
+            distances: BTreeMap::new(),
         }
     }
 
@@ -317,6 +320,11 @@ impl Net {
         self.cut.contains(&(a.min(b), a.max(b)))
     }
 
+    /// Puts two lines this far apart, each way.
+    pub(crate) fn set_distance(&mut self, a: UplinkId, b: UplinkId, distance: Duration) {
+        self.distances.insert((a.min(b), a.max(b)), distance);
+    }
+
     /// Sends a datagram, as far as the realm where its destination is, and says when it arrives there.
     pub(crate) fn send(&mut self, outgoing: Outgoing, now: Duration) -> Result<(Duration, Flight), Lost> {
         if let Some(firewall) = &mut self.hosts[outgoing.host.0].firewall {
@@ -413,7 +421,10 @@ impl Net {
         let len = flight.bytes.len() + header;
         let up = self.uplinks[from.0].up.carry(to, len, now, &mut self.rng);
         let fate = match up {
-            Fate::Arrives(at) => self.uplinks[to.0].down.carry(from, len, at, &mut self.rng),
+            Fate::Arrives(at) => {
+                let distance = self.distances.get(&(from.min(to), from.max(to))).copied().unwrap_or_default();
+                self.uplinks[to.0].down.carry(from, len, at + distance, &mut self.rng)
+            }
             Fate::Lost | Fate::TooBig => up,
         };
         match fate {

@@ -85,6 +85,12 @@ impl World {
         self.publish_state(node);
     }
 
+    /// Takes to the coordinator which relay is a node's home.
+    pub(super) fn publish_home(&mut self, node: usize, home: Option<RelayId>) {
+        self.nodes[node].home = home;
+        self.publish_state(node);
+    }
+
     /// Takes a call-me-maybe to the coordinator.
     pub(super) fn forward_call(&mut self, node: usize, to: NodeId, candidates: Vec<Candidate>) {
         self.request(node, Request::CallMeMaybe { to, candidates });
@@ -108,8 +114,8 @@ impl World {
 
     /// Tells an engine about a peer.
     pub(super) fn tell_state(&mut self, node: usize, state: PeerState) {
-        let PeerState { id, online, candidates, relays, observed } = state;
-        self.command(node, Command::PeerState { id, online, candidates, relays, observed });
+        let PeerState { id, online, candidates, relays, home, observed } = state;
+        self.command(node, Command::PeerState { id, online, candidates, relays, home, observed });
     }
 
     pub(super) fn handle_control(&mut self, message: Message) {
@@ -177,7 +183,8 @@ impl World {
     fn publish_state(&mut self, node: usize) {
         let candidates = self.nodes[node].candidates.clone();
         let relays = self.nodes[node].relays.keys().copied().collect();
-        self.request(node, Request::Candidates { candidates, relays });
+        let home = self.nodes[node].home;
+        self.request(node, Request::Candidates { candidates, relays, home });
     }
 
     fn request(&mut self, node: usize, request: Request) {
@@ -203,8 +210,8 @@ impl World {
     fn handle_request(&mut self, node: usize, request: Request) {
         let id = self.nodes[node].id;
         match request {
-            Request::Candidates { candidates, relays } => {
-                let state = self.coordinator.set_candidates(id, candidates, relays);
+            Request::Candidates { candidates, relays, home } => {
+                let state = self.coordinator.set_candidates(id, candidates, relays, home);
                 self.tell_others(node, &state);
             }
             Request::CallMeMaybe { to, candidates } => {

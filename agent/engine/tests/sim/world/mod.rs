@@ -152,6 +152,7 @@ impl World {
         self.note(format!("node {node} is killed"));
         self.nodes[node].engine = None;
         self.nodes[node].relays.clear();
+        self.nodes[node].home = None;
         self.nodes[node].sockets.clear();
         self.nodes[node].candidates.clear();
         self.drop_control(node);
@@ -468,6 +469,7 @@ impl World {
             EngineEvent::RelayLost(relay) => self.reopen_relay(node, relay),
             EngineEvent::PathChanged { .. } => self.nodes[node].meter.path_changes += 1,
             EngineEvent::PrefixRefused { .. } => self.fail(format!("node {node} refuses a prefix")),
+            EngineEvent::HomeChanged(home) => self.publish_home(node, home),
             EngineEvent::RelayUp(_) | EngineEvent::Pong { .. } => {}
         }
     }

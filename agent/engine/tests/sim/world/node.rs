@@ -59,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) peers: Vec<PeerConfig>,
     pub(crate) states: BTreeMap<NodeId, PeerState>,
     pub(crate) relays: BTreeMap<RelayId, RelayConfig>,
+    /// The nearest of them, as the engine says.
+    pub(crate) home: Option<RelayId>,
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) control: Control,
     pub(crate) meter: Meter,
@@ -139,6 +141,7 @@ impl Node {
             peers: Vec::new(),
             states: BTreeMap::new(),
             relays: BTreeMap::new(),
+            home: None,
             candidates: Vec::new(),
             control: Control { connection: 0, connected: false, backoff: Duration::ZERO },
             meter: Meter::default(),
