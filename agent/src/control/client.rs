@@ -28,11 +28,12 @@ use super::{
     dial::Dialed,
     link::{Link, LinkError},
     race::{QuicAttempt, Reached},
-    relays::Relays,
+    relays::{self, Relays},
     session::{self, Beginning, End, Moved},
     shared::{LinkState, Shared},
     stream::{StreamDialed, WebSocketUrl},
-    ways::{Place, Ways},
+    ways::{Place, Server, Ways},
+    winners::WinnerBook,
 };
 use crate::{
     identity::Identity,
@@ -44,7 +45,7 @@ const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// A sign of the coordinator that is older says nothing any more.
 const SIGN_TTL: Duration = Duration::from_secs(5);
 /// How long a link in a byte pipe is kept beside the one that replaces it: what is under way arrives.
-const OLD_LINK_LIFETIME: Duration = Duration::from_secs(2);
+pub(super) const OLD_LINK_LIFETIME: Duration = Duration::from_secs(2);
 /// The map is written at once, and at most this often while it changes all the time.
 const MAP_INTERVAL: Duration = Duration::from_secs(1);
 /// News of peers come often and are worth little: they are written rarely.
@@ -122,8 +123,25 @@ impl Client {
         tracker: &TaskTracker,
     ) -> Self {
         let identity = Arc::new(config.identity.clone());
-        let ways = Ways::new(&config, cancel, tracker);
         let dir = &config.state_dir;
+        let winners = WinnerBook::load(dir, cancel, tracker);
+        let server = Server {
+            identity: &config.identity,
+            nat64: &config.nat64,
+            pin: config.membership.pin,
+            relay: None,
+        };
+        let ways = Ways::new(&server, config.stream.clone(), winners.clone());
+        let context = relays::Context {
+            identity: identity.clone(),
+            proxy: config.stream.clone(),
+            nat64: config.nat64.clone(),
+            winners,
+            shared: shared.clone(),
+            events: events.clone(),
+            cancel: cancel.clone(),
+            tracker: tracker.clone(),
+        };
         let caches = Caches::load(dir, &config.membership);
         let savers = Savers {
             map: Saver::spawn(netmap::map_file(dir), MAP_INTERVAL, cancel, tracker),
@@ -134,13 +152,7 @@ impl Client {
         Self {
             store: Store::new(identity.node_key(), caches.map),
             book: AddressBook::new(joined, caches.coordinator),
-            relays: Relays::new(
-                identity.clone(),
-                shared.clone(),
-                events.clone(),
-                config.nat64.clone(),
-                (cancel, tracker),
-            ),
+            relays: Relays::new(context),
             cancel: cancel.clone(),
             peers: caches.peers,
             backoff: Backoff::default(),
@@ -407,6 +419,9 @@ impl Client {
         });
         if network_changed {
             self.relays.network_changed();
+        }
+        if unanswered {
+            self.relays.unanswered();
         }
         let mut reopen_relay = false;
         for relay in reopened {

@@ -38,6 +38,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod upgrade;
 mod ways;
 mod winners;
 

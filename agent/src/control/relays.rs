@@ -1,18 +1,21 @@
 //! Relays that stand alone: one task and one connection for each.
 //!
-//! The set of tasks follows the map ([`Relays::set`], idempotent). A task opens a channel, says so, and keeps
-//! the connection so that it can open another one at once. It is cancel-safe: it owns nothing that lasts.
+//! The set of tasks follows the map ([`Relays::set`], idempotent). A task reaches its relay as the coordinator is reached
+//! ([`Ways`]): over QUIC, or where UDP is blocked in a byte pipe, in which the relay's frames travel, too. It opens a
+//! channel, says so, and keeps the connection so that it can open another one at once. From a byte pipe it goes back to
+//! UDP ([`Upgrade`]) with the channel that it has, so nothing is lost on the way. It is cancel-safe: it owns nothing that
+//! lasts.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
-    control::{ClientMessage, RelayChannel, ServerMessage},
+    control::{ClientMessage, Refusal, RelayChannel, ServerMessage},
     key::KeyPin,
     netmap::{Relay, RelayId},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
@@ -21,11 +24,15 @@ use super::{
     address::HostPort,
     backoff::{self, Backoff},
     book::AddressBook,
-    client::Gone,
-    dial::{self, DIAL_TIMEOUT, Target},
+    client::{Gone, OLD_LINK_LIFETIME},
+    dial::Dialed,
     link::{Link, LinkError},
+    race::{QuicAttempt, Reached},
     shared::Shared,
-    tls,
+    stream::StreamOptions,
+    upgrade::{Progress, Upgrade},
+    ways::{Place, Server, Ways},
+    winners::WinnerBook,
 };
 use crate::{identity::Identity, nat64::Nat64, netmap::KnownAddresses};
 
@@ -35,17 +42,28 @@ const ORDERS_CAPACITY: usize = 4;
 /// The tasks.
 pub(super) struct Relays {
     context: Context,
-    tracker: TaskTracker,
     running: BTreeMap<RelayId, Running>,
 }
 
+/// What all tasks need.
 #[derive(Clone)]
-struct Context {
-    identity: Arc<Identity>,
-    shared: Arc<Shared>,
-    events: mpsc::Sender<ControlEvent>,
-    cancel: CancellationToken,
-    nat64: Nat64,
+pub(super) struct Context {
+    /// This node's keys.
+    pub(super) identity: Arc<Identity>,
+    /// How byte pipes are made. A URL of the coordinator's leads to no relay.
+    pub(super) proxy: StreamOptions,
+    /// The way to IPv4 from a network without it.
+    pub(super) nat64: Nat64,
+    /// What is known of networks.
+    pub(super) winners: WinnerBook,
+    /// What is said to the coordinator.
+    pub(super) shared: Arc<Shared>,
+    /// What is said to the agent.
+    pub(super) events: mpsc::Sender<ControlEvent>,
+    /// Ends the tasks.
+    pub(super) cancel: CancellationToken,
+    /// Runs the tasks.
+    pub(super) tracker: TaskTracker,
 }
 
 struct Running {
@@ -58,29 +76,47 @@ struct Running {
 enum Order {
     Reopen,
     NetworkChanged,
+    Unanswered,
 }
 
 /// One task.
 struct Client {
     context: Context,
     relay: Relay,
-    target: Target,
+    ways: Ways,
+    place: Place,
     book: AddressBook,
     orders: mpsc::Receiver<Order>,
     backoff: Backoff,
 }
 
+/// What a connection begins with.
+#[derive(Default)]
+struct Beginning {
+    /// An attempt over QUIC that was slower than the byte pipe.
+    quic: Option<QuicAttempt>,
+    /// The channel of the connection before, which is kept.
+    channel: Option<RelayChannel>,
+}
+
+/// How a connection ended.
+enum End {
+    /// The next attempt comes after this.
+    Ended(Duration),
+    /// It is left for one over QUIC.
+    Moved(Box<Moved>),
+}
+
+/// What a byte pipe leaves behind.
+struct Moved {
+    dialed: Dialed,
+    channel: Option<RelayChannel>,
+    old: Link,
+}
+
 impl Relays {
-    pub(super) fn new(
-        identity: Arc<Identity>,
-        shared: Arc<Shared>,
-        events: mpsc::Sender<ControlEvent>,
-        nat64: Nat64,
-        stop: (&CancellationToken, &TaskTracker),
-    ) -> Self {
-        let (cancel, tracker) = stop;
-        let context = Context { identity, shared, events, cancel: cancel.clone(), nat64 };
-        Self { context, tracker: tracker.clone(), running: BTreeMap::new() }
+    pub(super) fn new(context: Context) -> Self {
+        Self { context, running: BTreeMap::new() }
     }
 
     /// Makes the tasks those of the relays in the map that stand alone.
@@ -95,14 +131,10 @@ impl Relays {
             stays
         });
         for (id, (relay, key)) in alone {
-            if !self.running.contains_key(&id)
-                && let Ok(config) =
-                    tls::client_config(&self.context.identity, KeyPin::of_spki(&key.to_spki()))
-            {
+            if !self.running.contains_key(&id) {
+                let pin = KeyPin::of_spki(&key.to_spki());
                 let names = HostPort::parse_all(&relay.addresses);
-                let (known, mesh, nat64) = (Vec::new(), mesh.to_vec(), self.context.nat64.clone());
-                let target = Target { config, names, known, mesh, nat64 };
-                self.start(relay.clone(), target);
+                self.start(relay.clone(), pin, Place { names, known: Vec::new(), mesh: mesh.to_vec() });
             }
         }
     }
@@ -118,25 +150,32 @@ impl Relays {
 
     /// Tests every connection.
     pub(super) fn network_changed(&self) {
-        for running in self.running.values() {
-            running.order(Order::NetworkChanged);
-        }
+        self.running.values().for_each(|running| running.order(Order::NetworkChanged));
     }
 
-    fn start(&mut self, relay: Relay, target: Target) {
+    /// Tests every connection over UDP: nothing is answered.
+    pub(super) fn unanswered(&self) {
+        self.running.values().for_each(|running| running.order(Order::Unanswered));
+    }
+
+    fn start(&mut self, relay: Relay, pin: KeyPin, place: Place) {
         let (orders, receiver) = mpsc::channel(ORDERS_CAPACITY);
         let context = Context { cancel: self.context.cancel.child_token(), ..self.context.clone() };
         let cancel = context.cancel.clone();
         self.running.insert(relay.id, Running { relay: relay.clone(), orders, cancel });
+        let Context { identity, nat64, .. } = &context;
+        let server = Server { identity, nat64, pin, relay: Some(relay.id) };
+        let options = StreamOptions { url: None, ..context.proxy.clone() };
         let client = Client {
+            ways: Ways::new(&server, options, context.winners.clone()),
             context,
             relay,
-            target,
+            place,
             book: AddressBook::new(Vec::new(), KnownAddresses::default()),
             orders: receiver,
             backoff: Backoff::default(),
         };
-        self.tracker.spawn(client.run());
+        self.context.tracker.spawn(client.run());
     }
 }
 
@@ -159,64 +198,139 @@ impl Client {
     }
 
     async fn stay_connected(&mut self) -> Result<(), Gone> {
+        let mut connected = self.connect().await?;
         loop {
-            let wait = match dial::dial(&self.target, Instant::now() + DIAL_TIMEOUT).await {
-                Ok(dialed) => {
-                    let remote = dialed.connection.remote_address();
-                    self.target.known = vec![self.context.nat64.meant(remote)];
-                    self.book.handle_resolved(dialed.resolved.clone());
-                    match Link::open(dialed).await {
-                        Ok(link) => self.serve(link).await?,
-                        Err(error) => self.handle_failure(&error),
-                    }
-                }
-                Err(error) => {
-                    self.forget();
-                    self.handle_failure(&error)
+            let end = match connected {
+                Ok((link, beginning)) => self.serve(link, beginning).await?,
+                Err(wait) => End::Ended(wait),
+            };
+            connected = match end {
+                End::Moved(moved) => self.resume(*moved).await,
+                End::Ended(wait) => {
+                    self.rest(wait).await?;
+                    self.connect().await?
                 }
             };
-            tokio::select! {
-                biased;
-                order = self.orders.recv() => {
-                    if order.ok_or(Gone)? == Order::NetworkChanged {
-                        self.backoff.reset();
-                    }
-                }
-                () = tokio::time::sleep(wait) => {}
-            }
         }
     }
 
-    /// Uses a connection to its end, and returns how long to wait after it.
-    async fn serve(&mut self, mut link: Link) -> Result<Duration, Gone> {
-        let mut said = link.queue(&ClientMessage::RelayOpen);
-        loop {
+    async fn rest(&mut self, wait: Duration) -> Result<(), Gone> {
+        tokio::select! {
+            biased;
+            order = self.orders.recv() => {
+                if order.ok_or(Gone)? == Order::NetworkChanged {
+                    self.backoff.reset();
+                }
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+        Ok(())
+    }
+
+    /// Dials, again at once whenever the network changes meanwhile; on failure it says how long to wait.
+    async fn connect(&mut self) -> Result<Result<(Link, Beginning), Duration>, Gone> {
+        let reached = loop {
+            let network = self.context.shared.network();
+            let race = self.ways.race(self.place.clone(), network.as_ref());
+            tokio::pin!(race);
+            let reached = loop {
+                tokio::select! {
+                    biased;
+                    order = self.orders.recv() => if order.ok_or(Gone)? == Order::NetworkChanged {
+                        break None;
+                    },
+                    reached = &mut race => break Some(reached),
+                }
+            };
+            if let Some(reached) = reached {
+                break reached;
+            }
+        };
+        let opened = match reached {
+            Ok(Reached::Quic(dialed)) => self.open(dialed).await.map(|link| (link, Beginning::default())),
+            Ok(Reached::Pipe { dialed, quic }) => {
+                debug!(relay = self.relay.id.0, "the relay is reached in a websocket");
+                self.ways.handle_won(self.context.shared.network().as_ref(), Some(&dialed.url));
+                let link = Link::open_pipe(*dialed, &self.context.tracker);
+                link.map(|link| (link, Beginning { quic, channel: None }))
+            }
+            Err(error) => {
+                self.forget();
+                return Ok(Err(self.handle_failure(&error)));
+            }
+        };
+        Ok(opened.map_err(|error| self.handle_failure(&error)))
+    }
+
+    /// Goes on over QUIC with the channel that a byte pipe has left.
+    async fn resume(&mut self, moved: Moved) -> Result<(Link, Beginning), Duration> {
+        let Moved { dialed, channel, old } = moved;
+        let cancel = self.context.cancel.clone();
+        self.context.tracker.spawn(async move {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                () = tokio::time::sleep(OLD_LINK_LIFETIME) => {}
+            }
+            old.close().await;
+        });
+        let link = self.open(dialed).await.map_err(|error| self.handle_failure(&error))?;
+        Ok((link, Beginning { quic: None, channel }))
+    }
+
+    async fn open(&mut self, dialed: Dialed) -> Result<Link, LinkError> {
+        self.place.known = vec![self.context.nat64.meant(dialed.connection.remote_address())];
+        self.book.handle_resolved(dialed.resolved.clone());
+        self.ways.handle_won(self.context.shared.network().as_ref(), None);
+        Link::open(dialed).await
+    }
+
+    /// Uses a connection to its end.
+    async fn serve(&mut self, mut link: Link, beginning: Beginning) -> Result<End, Gone> {
+        let Beginning { quic, mut channel } = beginning;
+        let mut upgrade = if link.is_pipe() { Upgrade::from_pipe(quic) } else { Upgrade::default() };
+        if let Some(pipe) = link.take_relay_pipe() {
+            self.emit(ControlEvent::RelayPipe(self.relay.id, pipe)).await?;
+        }
+        let mut said = if channel.is_none() { link.queue(&ClientMessage::RelayOpen) } else { Ok(()) };
+        let error = loop {
             if let Err(error) = said {
-                return Ok(self.handle_failure(&error));
+                break error;
             }
             said = tokio::select! {
                 biased;
-                order = self.orders.recv() => match order.ok_or(Gone)? {
-                    Order::Reopen => link.queue(&ClientMessage::RelayOpen).and_then(|()| link.test()),
-                    Order::NetworkChanged => {
-                        link.rebind().map_err(|_unreachable| LinkError::Silent).and_then(|()| link.test())
+                order = self.orders.recv() => {
+                    let order = order.ok_or(Gone)?;
+                    if order == Order::NetworkChanged && link.is_pipe() {
+                        upgrade.restart(self.ways.try_quic(self.place.clone()));
                     }
-                },
-                message = link.recv() => match message {
-                    Ok(ServerMessage::RelayOpened(channel)) => {
-                        self.backoff.reset();
-                        self.handle_opened(&link, &channel).await?;
+                    handle_order(order, &mut link)
+                }
+                progress = upgrade.next() => match progress {
+                    Progress::Due => {
+                        upgrade.start(self.ways.try_quic(self.place.clone()));
                         Ok(())
                     }
-                    Ok(ServerMessage::Refused(refusal)) => {
-                        debug!(relay = self.relay.id.0, %refusal, "the relay refuses");
-                        let random = backoff::random();
-                        return Ok(match refusal.retry_after_ms {
-                            Some(asked) => self.backoff.next_wait_asked(Duration::from_millis(asked), random),
-                            // It may not have heard of this node yet.
-                            None => self.backoff.next_wait(random),
-                        });
+                    Progress::Failed(error) => {
+                        debug!(relay = self.relay.id.0, %error, "UDP is blocked still");
+                        Ok(())
                     }
+                    Progress::Reached(dialed) => {
+                        self.book.handle_resolved(dialed.resolved.clone());
+                        upgrade.start_moving(dialed);
+                        self.tell(met(&link, &upgrade), channel.as_ref()).await?;
+                        Ok(())
+                    }
+                    Progress::Moved => Err(LinkError::Closed),
+                },
+                message = link.recv() => match message {
+                    Ok(ServerMessage::RelayOpened(opened)) => {
+                        self.backoff.reset();
+                        channel = Some(opened);
+                        self.tell(met(&link, &upgrade), channel.as_ref()).await?;
+                        Ok(())
+                    }
+                    Ok(ServerMessage::Refused(refusal)) => return Ok(End::Ended(self.handle_refusal(&refusal))),
                     Ok(
                         ServerMessage::Welcome(_)
                         | ServerMessage::Joined { .. }
@@ -230,20 +344,45 @@ impl Client {
                     Err(error) => Err(error),
                 },
             };
+        };
+        if let Some(dialed) = upgrade.into_dialed() {
+            return Ok(End::Moved(Box::new(Moved { dialed, channel, old: link })));
         }
+        let mut wait = self.handle_failure(&error);
+        if matches!(error, LinkError::Silent) && self.backoff.failures() == 1 {
+            // Time was lost already, and UDP may be what is lost.
+            wait = Duration::ZERO;
+            self.ways.hurry();
+        }
+        Ok(End::Ended(wait))
     }
 
-    async fn handle_opened(&self, link: &Link, channel: &RelayChannel) -> Result<(), Gone> {
-        let (id, remote) = (self.relay.id, link.remote());
-        let addresses = self.book.relay_addresses(&self.relay, remote, &self.target.mesh);
-        let config = RelayConfig {
-            id,
-            carrier: RelayCarrier::Udp(addresses),
-            channel: channel.channel,
-            key: channel.key,
+    /// Says where the channel is, for the engine and for the coordinator; `remote` where the relay was met over UDP.
+    async fn tell(&self, remote: Option<SocketAddr>, channel: Option<&RelayChannel>) -> Result<(), Gone> {
+        let Some(channel) = channel else { return Ok(()) };
+        let id = self.relay.id;
+        let carrier = match remote {
+            Some(remote) => {
+                RelayCarrier::Udp(self.book.relay_addresses(&self.relay, remote, &self.place.mesh))
+            }
+            None => RelayCarrier::Stream,
         };
-        self.context.shared.update(|outbox| outbox.set_relay(id, remote));
-        self.context.events.send(ControlEvent::RelayOpened(config)).await.map_err(|_closed| Gone)
+        self.context.shared.update(|outbox| match remote {
+            Some(remote) => outbox.set_relay(id, remote),
+            None => outbox.set_pipe_relay(id),
+        });
+        let config = RelayConfig { id, carrier, channel: channel.channel, key: channel.key };
+        self.emit(ControlEvent::RelayOpened(config)).await
+    }
+
+    fn handle_refusal(&mut self, refusal: &Refusal) -> Duration {
+        debug!(relay = self.relay.id.0, %refusal, "the relay refuses");
+        let random = backoff::random();
+        match refusal.retry_after_ms {
+            Some(asked) => self.backoff.next_wait_asked(Duration::from_millis(asked), random),
+            // It may not have heard of this node yet.
+            None => self.backoff.next_wait(random),
+        }
     }
 
     fn handle_failure(&mut self, error: &dyn std::error::Error) -> Duration {
@@ -251,8 +390,28 @@ impl Client {
         self.backoff.next_wait(backoff::random())
     }
 
+    async fn emit(&self, event: ControlEvent) -> Result<(), Gone> {
+        self.context.events.send(event).await.map_err(|_closed| Gone)
+    }
+
     fn forget(&self) {
         let id = self.relay.id;
         self.context.shared.update(|outbox| outbox.remove_relay(id));
+    }
+}
+
+/// Returns where the relay is met over UDP, if it is.
+fn met(link: &Link, upgrade: &Upgrade) -> Option<SocketAddr> {
+    upgrade.remote().or_else(|| (!link.is_pipe()).then(|| link.remote()))
+}
+
+fn handle_order(order: Order, link: &mut Link) -> Result<(), LinkError> {
+    match order {
+        Order::Reopen => link.queue(&ClientMessage::RelayOpen).and_then(|()| link.test()),
+        Order::NetworkChanged => {
+            link.rebind().map_err(|_unreachable| LinkError::Silent).and_then(|()| link.test())
+        }
+        Order::Unanswered if link.is_pipe() => Ok(()),
+        Order::Unanswered => link.test_urgently(),
     }
 }

@@ -3,14 +3,7 @@
 //! Everything that can be said without an answer is said at once (Hello, Connect, RelayOpen, Candidates), so a
 //! session is up one round trip after the handshake.
 
-use std::{
-    collections::BTreeSet,
-    future::Future,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::future::OptionFuture;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
@@ -29,15 +22,12 @@ use super::{
     dial::Dialed,
     link::{Link, LinkError},
     race::QuicAttempt,
+    upgrade::{Progress, Upgrade},
 };
 use crate::netmap::{Rejection, Update};
 
 /// The relay inside the coordinator.
 const OWN_RELAY: RelayId = RelayId(0);
-/// UDP is tried again this often from within a byte pipe.
-const QUIC_INTERVAL: Duration = Duration::from_secs(60);
-/// Time for a channel to be bound over UDP before the byte pipe is left, or ten round trips if that is longer.
-const MOVE_TIME: Duration = Duration::from_millis(500);
 
 /// Why a session ended.
 pub(super) enum End {
@@ -83,11 +73,8 @@ pub(super) struct Session<'a> {
     behind: bool,
     /// The channel at the coordinator's relay, and what the engine was told of it.
     relay: Option<OpenChannel>,
-    /// In a byte pipe: an attempt over QUIC, and when there is to be one again.
-    quic: Option<QuicAttempt>,
-    quic_at: Option<tokio::time::Instant>,
-    /// In a byte pipe: a connection over QUIC, and when the session moves there.
-    moving: Option<(tokio::time::Instant, Dialed)>,
+    /// In a byte pipe: the way back to UDP.
+    upgrade: Upgrade,
     /// Names that are being resolved beside the session.
     survey: Option<Survey>,
     /// Names that were or are being resolved.
@@ -98,12 +85,9 @@ type Survey = Pin<Box<dyn Future<Output = Resolved> + Send>>;
 
 /// Runs a session to its end.
 pub(super) async fn run(client: &mut Client, link: Link, beginning: Beginning) -> End {
-    let next_attempt = tokio::time::Instant::now() + QUIC_INTERVAL;
     let mut session = Session {
         client,
-        quic: beginning.quic,
-        quic_at: link.is_pipe().then_some(next_attempt),
-        moving: None,
+        upgrade: if link.is_pipe() { Upgrade::from_pipe(beginning.quic) } else { Upgrade::default() },
         link,
         resyncing: false,
         behind: false,
@@ -115,8 +99,8 @@ pub(super) async fn run(client: &mut Client, link: Link, beginning: Beginning) -
         Ok(()) => End::Gone,
         Err(end) => end,
     };
-    match (end, session.moving) {
-        (End::Lost(_) | End::Refused(_) | End::Moved(_), Some((_, dialed))) => {
+    match (end, session.upgrade.into_dialed()) {
+        (End::Lost(_) | End::Refused(_) | End::Moved(_), Some(dialed)) => {
             End::Moved(Box::new(Moved { dialed, relay: session.relay, old: session.link }))
         }
         (end, _) => {
@@ -154,26 +138,15 @@ impl Session<'_> {
                     self.client.book.handle_resolved(resolved);
                     self.handle_addresses().await?;
                 }
-                Some(dialed) = OptionFuture::from(self.quic.as_mut()) => {
-                    self.quic = None;
-                    match dialed {
-                        Ok(dialed) => self.start_moving(dialed).await?,
-                        Err(error) => debug!(%error, "UDP is blocked still"),
-                    }
-                }
-                // As if the link were gone: either way there is the other one to go on with.
-                () = at(self.moving.as_ref().map(|(at, _)| *at)) => return Err(End::Lost(LinkError::Closed)),
-                () = at(self.quic_at) => self.try_quic(),
+                progress = self.upgrade.next() => match progress {
+                    Progress::Due => self.upgrade.start(self.client.try_quic()),
+                    Progress::Reached(dialed) => self.start_moving(dialed).await?,
+                    Progress::Failed(error) => debug!(%error, "UDP is blocked still"),
+                    // As if the link were gone: either way there is the other one to go on with.
+                    Progress::Moved => return Err(End::Lost(LinkError::Closed)),
+                },
                 message = self.link.recv() => self.handle(message?).await?,
             }
-        }
-    }
-
-    /// Tries UDP again beside the byte pipe.
-    fn try_quic(&mut self) {
-        self.quic_at = Some(tokio::time::Instant::now() + QUIC_INTERVAL);
-        if self.quic.is_none() && self.moving.is_none() {
-            self.quic = Some(self.client.try_quic());
         }
     }
 
@@ -182,9 +155,7 @@ impl Session<'_> {
         debug!("UDP is let through: moving there");
         let remote = dialed.connection.remote_address();
         self.client.book.handle_resolved(dialed.resolved.clone());
-        let time = MOVE_TIME.max(dialed.connection.rtt() * 10);
-        self.quic_at = None;
-        self.moving = Some((tokio::time::Instant::now() + time, dialed));
+        self.upgrade.start_moving(dialed);
         if let Some((_, told)) = &self.relay {
             let id = told.id;
             self.client.shared.update(|outbox| outbox.set_relay(id, remote));
@@ -215,8 +186,7 @@ impl Session<'_> {
             self.link.rebind().map_err(|_unreachable| LinkError::Silent)?;
             self.link.test()?;
             if self.link.is_pipe() {
-                self.quic = None;
-                self.try_quic();
+                self.upgrade.restart(self.client.try_quic());
             }
         }
         if local.unanswered && !self.link.is_pipe() {
@@ -343,10 +313,7 @@ impl Session<'_> {
 
     /// Returns where the coordinator is reached over UDP, if it is.
     fn udp_remote(&self) -> Option<SocketAddr> {
-        match &self.moving {
-            Some((_, dialed)) => Some(dialed.connection.remote_address()),
-            None => (!self.link.is_pipe()).then(|| self.link.remote()),
-        }
+        self.upgrade.remote().or_else(|| (!self.link.is_pipe()).then(|| self.link.remote()))
     }
 
     fn relay_config(&self, channel: &RelayChannel) -> RelayConfig {
@@ -361,14 +328,6 @@ impl Session<'_> {
             (None, _) => RelayCarrier::Stream,
         };
         RelayConfig { id: channel.relay, carrier, channel: channel.channel, key: channel.key }
-    }
-}
-
-/// Waits for a time; for ever, if there is none. Cancel-safe.
-async fn at(time: Option<tokio::time::Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

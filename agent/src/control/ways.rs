@@ -1,36 +1,48 @@
-//! The ways to the coordinator, and what was learned of them: what is tried first, and where.
+//! The ways to the coordinator or to a relay that stands alone, and what was learned of them: what is tried first, and where.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use ipnet::IpNet;
+use mesh_proto::{key::KeyPin, netmap::RelayId};
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ControlConfig,
     address::HostPort,
     attempt::DialError,
     dial::{DIAL_TIMEOUT, Target},
     race::{self, First, QuicAttempt, Reached},
     stream::{StreamOptions, StreamTarget, WebSocketUrl},
     tls,
-    winners::Winners,
+    winners::WinnerBook,
 };
-use crate::{nat64::Nat64, netmap::Saver, os::NetworkId};
+use crate::{identity::Identity, nat64::Nat64, os::NetworkId};
 
-/// How the coordinator is reached.
+/// How a server is reached.
 pub(super) struct Ways {
+    relay: Option<RelayId>,
     quic: quinn::ClientConfig,
     pipe: Arc<rustls::ClientConfig>,
     options: StreamOptions,
     nat64: Nat64,
-    winners: Winners,
-    saver: Saver<Winners>,
+    winners: WinnerBook,
     /// UDP has gone silent: nothing is waited for before a byte pipe is tried.
     in_a_hurry: bool,
 }
 
-/// Where the coordinator is, as far as it is known now.
+/// Who is to be reached, and by whom.
+pub(super) struct Server<'a> {
+    /// This node.
+    pub(super) identity: &'a Identity,
+    /// The way to IPv4 from a network without it.
+    pub(super) nat64: &'a Nat64,
+    /// The server's key.
+    pub(super) pin: KeyPin,
+    /// Which relay it is; `None` for the coordinator.
+    pub(super) relay: Option<RelayId>,
+}
+
+/// Where the server is, as far as it is known now.
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     /// Where it says that it is.
     pub(super) names: Vec<HostPort>,
@@ -41,16 +53,16 @@ pub(super) struct Place {
 }
 
 impl Ways {
-    pub(super) fn new(config: &ControlConfig, cancel: &CancellationToken, tracker: &TaskTracker) -> Self {
-        let (identity, pin) = (&config.identity, config.membership.pin);
+    pub(super) fn new(server: &Server<'_>, options: StreamOptions, winners: WinnerBook) -> Self {
+        let Server { identity, nat64, pin, relay } = *server;
         let usable = "an identity's node key can be used for TLS";
         Self {
+            relay,
             quic: tls::client_config(identity, pin).expect(usable),
             pipe: tls::stream_config(identity, pin).expect(usable),
-            options: config.stream.clone(),
-            nat64: config.nat64.clone(),
-            winners: Winners::load(&config.state_dir),
-            saver: Saver::spawn(Winners::file(&config.state_dir), Duration::ZERO, cancel, tracker),
+            options,
+            nat64: nat64.clone(),
+            winners,
             in_a_hurry: false,
         }
     }
@@ -60,17 +72,19 @@ impl Ways {
         self.in_a_hurry = true;
     }
 
-    /// Reaches the coordinator from a network, the way that has won there before first.
+    /// Reaches the server from a network, the way that has won there before first; for a relay
+    /// a pipe, too, if one has won there on the way to the coordinator.
     pub(super) fn race(
         &mut self,
         place: Place,
         network: Option<&NetworkId>,
     ) -> impl Future<Output = Result<Reached, DialError>> + use<> {
-        let last = self.winners.pipe_in(network);
-        let first = match (&last, std::mem::take(&mut self.in_a_hurry)) {
+        let last = self.winners.pipe_in(network, self.relay);
+        let first = match (self.winners.is_blocked(network, self.relay), std::mem::take(&mut self.in_a_hurry))
+        {
             (_, true) => First::Both,
-            (Some(_), false) => First::Pipe,
-            (None, false) => First::Quic,
+            (true, false) => First::Pipe,
+            (false, false) => First::Quic,
         };
         let target = StreamTarget {
             config: self.pipe.clone(),
@@ -78,8 +92,8 @@ impl Ways {
             names: place.names.clone(),
             known: place.known.clone(),
             mesh: place.mesh.clone(),
-            nat64: self.nat64.clone(),
             last,
+            nat64: self.nat64.clone(),
         };
         race::race(self.target(place), target, first, Instant::now() + DIAL_TIMEOUT)
     }
@@ -90,10 +104,8 @@ impl Ways {
     }
 
     /// Remembers what has won in a network: a pipe, or with `None` QUIC.
-    pub(super) fn handle_won(&mut self, network: Option<&NetworkId>, pipe: Option<&WebSocketUrl>) {
-        if self.winners.set(network, pipe) {
-            self.saver.save(Arc::new(self.winners.clone()));
-        }
+    pub(super) fn handle_won(&self, network: Option<&NetworkId>, pipe: Option<&WebSocketUrl>) {
+        self.winners.set(network, self.relay, pipe);
     }
 
     fn target(&self, place: Place) -> Target {

@@ -62,6 +62,10 @@ pub struct RelayArgs {
     /// The UDP port, or its address, or both [env: MESH_LISTEN_UDP] [default: 7443 of all addresses].
     #[arg(long, value_name = "ADDRESS")]
     pub listen_udp: Option<String>,
+    /// The TCP port, or its address, or both, for nodes that UDP does not reach; they look for it at the number of the
+    /// UDP port, and at 443 [env: MESH_LISTEN_TCP] [default: the number of the UDP port, of all addresses].
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen_tcp: Option<String>,
     /// Bytes per second that one node may send through the relay [env: MESH_RELAY_RATE]
     /// [default: 125000000].
     #[arg(long, value_name = "BYTES")]

@@ -30,6 +30,9 @@ pub(super) fn from_sources(
         0 => DEFAULT_COORDINATOR_PORT,
         port => port,
     };
+    let any_tcp = SocketAddr::new(host.any, port);
+    let listen_tcp =
+        settings.take("listen-tcp", args.listen_tcp.as_deref(), |text| parse_listen(text, any_tcp));
     let coordinators = settings
         .take_list("coordinator", &args.coordinator, |text| parse_host(text, DEFAULT_COORDINATOR_PORT));
     settings.require("coordinator", !coordinators.is_empty());
@@ -54,6 +57,7 @@ pub(super) fn from_sources(
     Ok(RelayOptions {
         state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         listen_udp,
+        listen_tcp: listen_tcp.unwrap_or(any_tcp),
         addresses,
         coordinators,
         pin: pin.expect("a pin that is missing was reported"),
@@ -92,6 +96,7 @@ mod tests {
         let options = resolve(&RelayArgs::default(), &file).unwrap();
         assert_eq!(options.coordinators, ["pi.example:7443"]);
         assert_eq!(options.addresses, ["Edge.example:9000"]);
+        assert_eq!(options.listen_tcp.to_string(), "[::]:9000", "where nodes look for it");
         assert_eq!(options.name.as_str(), "edge");
         assert_eq!(options.pin.to_string(), PIN);
         assert!(options.token.is_none());

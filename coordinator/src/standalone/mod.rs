@@ -13,7 +13,9 @@
 //! A relay has no WireGuard key. As the registry wants one that is unique, its node key stands in its place:
 //! nobody is ever told to use it, as a relay is nobody's peer.
 //!
-//! Tasks: the front, the control server and its connections, and the uplink. Each ends when cancelled; what
+//! It listens on UDP and on TCP, as the coordinator does: what is said of either port there ([`crate::tcp`]) holds here.
+//!
+//! Tasks: the front, the control server and its connections, the TCP port, and the uplink. Each ends when cancelled; what
 //! they wait for is cancel-safe. The uplink ends by itself when the coordinator refuses the relay for good,
 //! and the process ends with it.
 
@@ -43,6 +45,7 @@ use crate::{
     identity::Identity,
     relay::{Limits, RelayCore, RelayHandle},
     serve::{Group, explain_bind, say_goodbye, stop_signal},
+    tcp::{StreamTls, Streams, TcpFront},
 };
 
 /// What `relay` needs to know.
@@ -52,7 +55,9 @@ pub struct RelayOptions {
     pub state_dir: PathBuf,
     /// The UDP port.
     pub listen_udp: SocketAddr,
-    /// Where agents reach that port: `host:port`, tried in order.
+    /// The TCP port, for nodes that UDP does not reach.
+    pub listen_tcp: SocketAddr,
+    /// Where agents reach the UDP port: `host:port`, tried in order.
     pub addresses: Vec<String>,
     /// Where the coordinator is: `host:port`, tried in order.
     pub coordinators: Vec<String>,
@@ -69,6 +74,7 @@ pub struct RelayOptions {
 /// A relay that is running.
 pub struct StandaloneRelay {
     udp: SocketAddr,
+    tcp: SocketAddr,
     endpoint: quinn::Endpoint,
     clients: Group,
     background: Group,
@@ -86,6 +92,10 @@ impl StandaloneRelay {
         let known = cache.load().context("cannot use the relay's map")?;
         let socket = FrontSocket::bind(options.listen_udp)
             .map_err(|error| explain_bind(error, "UDP", options.listen_udp, "--listen-udp"))?;
+        let tcp = TcpFront::bind(options.listen_tcp)
+            .await
+            .map_err(|error| explain_bind(error, "TCP", options.listen_tcp, "--listen-tcp"))?;
+        let tcp_addr = tcp.local_addr().context("the TCP port has no address")?;
         let (relay, inbox) = RelayHandle::channel();
         let front = Front::new(socket, RelayCore::new(Instant::now(), options.limits), inbox);
         let quic = server_config(&identity.pkcs8).context("cannot use the relay's key for TLS")?;
@@ -97,20 +107,29 @@ impl StandaloneRelay {
         let maps = watch::Sender::new(None);
         let service = RelayService::new(relay.clone(), maps.subscribe());
         let stats = Arc::new(ControlStats::default());
-        let control = ControlServer::new(endpoint.clone(), Door::new(Arc::new(service), stats));
+        let door = Door::new(Arc::new(service), stats);
+        let control = ControlServer::new(endpoint.clone(), door.clone());
+        let streams = Streams { door, relay: relay.clone(), tls: StreamTls::new(&identity.pkcs8)? };
+        clients.spawn(tcp.run(streams, clients.tracker.clone(), clients.cancel.clone()));
         clients.spawn(control.run(clients.tracker.clone(), clients.cancel.clone()));
         let mut uplink = Uplink::new(options, identity, cache, relay, maps)?;
         if let Some(map) = known {
             uplink.set_map(map).await;
         }
         let uplink = tokio::spawn(uplink.run(background.cancel.clone()));
-        Ok(Self { udp, endpoint, clients, background, uplink })
+        Ok(Self { udp, tcp: tcp_addr, endpoint, clients, background, uplink })
     }
 
     /// Returns the address of the UDP port.
     #[must_use]
     pub fn udp_addr(&self) -> SocketAddr {
         self.udp
+    }
+
+    /// Returns the address of the TCP port.
+    #[must_use]
+    pub fn tcp_addr(&self) -> SocketAddr {
+        self.tcp
     }
 
     /// Waits until the relay cannot go on: the coordinator has refused it for good, or a part has ended by
@@ -138,7 +157,7 @@ impl StandaloneRelay {
 pub async fn run(options: RelayOptions) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let mut relay = StandaloneRelay::start(options).await?;
-    tracing::info!(udp_port = relay.udp.port(), "relaying");
+    tracing::info!(udp_port = relay.udp.port(), tcp_port = relay.tcp.port(), "relaying");
     // Not being under systemd is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let result = tokio::select! {

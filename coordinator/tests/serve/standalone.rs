@@ -21,6 +21,7 @@ fn options(rig: &Rig, state: &Path, token: Option<JoinToken>) -> RelayOptions {
     RelayOptions {
         state_dir: state.to_owned(),
         listen_udp: "127.0.0.1:0".parse().unwrap(),
+        listen_tcp: "127.0.0.1:0".parse().unwrap(),
         addresses: vec!["relay.example:7443".to_owned()],
         coordinators: vec![rig.address().to_string()],
         pin: rig.server.pin(),

@@ -4,3 +4,4 @@
 
 mod homes;
 mod rig;
+mod tcp;
