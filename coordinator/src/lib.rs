@@ -8,13 +8,14 @@
 //! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
 //! nodes, and [`control`] is what nodes and the coordinator say to each other over QUIC, with the keys of
 //! [`tls`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
-//! counted, and [`serve`] puts the parts together; [`standalone`] does so for a relay on another machine.
+//! counted, and [`dyndns`] keeps the coordinator's name pointing here, and [`serve`] puts the parts together; [`standalone`] does so for a relay on another machine.
 
 pub mod admin;
 pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod dyndns;
 pub mod front;
 pub mod identity;
 pub mod limit;

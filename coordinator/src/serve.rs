@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{AdminInfo, AdminServer},
     control::{ControlServer, ControlStats, Coordinator, Door, Hub, server_config},
+    dyndns::{self, DynDnsOptions},
     front::{Front, FrontSocket},
     identity::Identity,
     metrics::{MetricsServer, Sources},
@@ -59,6 +60,8 @@ pub struct ServeOptions {
     pub mesh: MeshOptions,
     /// What the relay grants.
     pub relay: Limits,
+    /// The name that is kept pointing here.
+    pub dyndns: Option<DynDnsOptions>,
 }
 
 /// A coordinator that is running.
@@ -123,7 +126,7 @@ impl Server {
         let endpoint = front.endpoint(quic).context("cannot start QUIC")?;
         let stats = Arc::new(ControlStats::default());
         let (hub, hub_handle) = Hub::new(registry.clone(), relay.clone(), stats.clone());
-        let online = hub_handle.online();
+        let (online, outside) = (hub_handle.online(), hub_handle.outside());
         let sources = Sources {
             front: front.stats(),
             control: stats.clone(),
@@ -170,6 +173,15 @@ impl Server {
         background.spawn(admin.run(background.cancel.clone()));
         if let Some(metrics) = metrics {
             background.spawn(metrics.run(background.tracker.clone(), background.cancel.clone()));
+        }
+        if let Some(options) = options.dyndns {
+            let kept = dyndns::keep(options, outside, background.cancel.clone());
+            // The mesh goes on without.
+            background.tracker.spawn(async move {
+                if let Err(error) = kept.await {
+                    tracing::error!(%error, "the dynamic DNS name cannot be kept");
+                }
+            });
         }
         clients.spawn(tcp.run(streams, clients.tracker.clone(), clients.cancel.clone()));
         clients.spawn(control.run(clients.tracker.clone(), clients.cancel.clone()));

@@ -35,6 +35,16 @@ pub struct ServeArgs {
     /// [default: 125000000].
     #[arg(long, value_name = "BYTES")]
     pub relay_rate: Option<String>,
+    /// The DuckDNS name to keep pointing here [env: MESH_DUCKDNS_DOMAIN] [default: the first --name that is one].
+    #[arg(long, value_name = "NAME")]
+    pub duckdns_domain: Option<String>,
+    /// The file with the DuckDNS token [env: MESH_DUCKDNS_TOKEN_FILE] [default: the credential duckdns-token that
+    /// systemd hands over].
+    #[arg(long, value_name = "FILE")]
+    pub duckdns_token_file: Option<String>,
+    /// Where DuckDNS is [env: MESH_DUCKDNS_URL] [default: https://www.duckdns.org/update].
+    #[arg(long, value_name = "URL")]
+    pub duckdns_url: Option<String>,
 }
 
 /// Flags of `mesh-coordinator relay`.

@@ -35,6 +35,8 @@ struct Host<'a> {
     any: IpAddr,
     /// The text of the configuration file.
     file: &'a str,
+    /// Where systemd has put credentials for this service.
+    credentials: Option<&'a Path>,
 }
 
 /// Resolves flags, environment and file to what `serve` needs.
@@ -43,7 +45,8 @@ struct Host<'a> {
 /// Everything that is wrong, at once; also when the file cannot be read.
 pub fn resolve_serve(args: &ServeArgs, state_dir: Option<&str>) -> anyhow::Result<ServeOptions> {
     let (name, file) = (host_name(), read_file(args.config.as_deref())?);
-    let host = Host { name: &name, any: any_address(), file: &file };
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let host = Host { name: &name, any: any_address(), file: &file, credentials: credentials.as_deref() };
     Ok(serve::from_sources(args, state_dir, environment, &host)?)
 }
 
@@ -53,7 +56,7 @@ pub fn resolve_serve(args: &ServeArgs, state_dir: Option<&str>) -> anyhow::Resul
 /// As [`resolve_serve`].
 pub fn resolve_relay(args: &RelayArgs, state_dir: Option<&str>) -> anyhow::Result<RelayOptions> {
     let (name, file) = (host_name(), read_file(args.config.as_deref())?);
-    let host = Host { name: &name, any: any_address(), file: &file };
+    let host = Host { name: &name, any: any_address(), file: &file, credentials: None };
     Ok(relay::from_sources(args, state_dir, environment, &host)?)
 }
 

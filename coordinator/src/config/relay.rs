@@ -86,7 +86,12 @@ mod tests {
     const PIN: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
     fn resolve(args: &RelayArgs, file: &str) -> Result<RelayOptions, Problems> {
-        let host = Host { name: "Edge.example", any: std::net::Ipv6Addr::UNSPECIFIED.into(), file };
+        let host = Host {
+            name: "Edge.example",
+            any: std::net::Ipv6Addr::UNSPECIFIED.into(),
+            file,
+            credentials: None,
+        };
         from_sources(args, None, |_| None, &host)
     }
 

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
 };
 
 use mesh_proto::DEFAULT_COORDINATOR_PORT;
@@ -13,13 +14,23 @@ use super::{
     relay_limits,
     settings::Settings,
 };
-use crate::{registry::MeshOptions, serve::ServeOptions};
+use crate::{
+    dyndns::{
+        DynDnsOptions, Endpoint,
+        duckdns::{self, parse_domain},
+    },
+    registry::MeshOptions,
+    serve::ServeOptions,
+};
 
 /// Where metrics are shown when it is not told.
 const DEFAULT_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9743);
 
 /// The range of IPv4 mesh addresses: private, and not where carriers put their NATs (RFC 6598).
 const DEFAULT_IPV4_RANGE: &str = "10.90.0.0/16";
+
+/// What systemd calls the DuckDNS token when it hands it over.
+const CREDENTIAL: &str = "duckdns-token";
 
 pub(super) fn from_sources(
     args: &ServeArgs,
@@ -47,6 +58,7 @@ pub(super) fn from_sources(
             parse_host(text, port).map_err(|_| "this host's name is none: give one".to_owned())
         }));
     }
+    let dyndns = dyndns(&mut settings, args, &coordinators, host.credentials);
     let default_range = settings.check("ipv4-range", DEFAULT_IPV4_RANGE, parse_range);
     settings.finish()?;
     let relay_name = coordinators.first().map(|name| relay_name(name)).unwrap_or_default();
@@ -61,7 +73,34 @@ pub(super) fn from_sources(
             relay_name,
         },
         relay: relay_limits(relay_rate),
+        dyndns,
     })
+}
+
+/// What is to be kept pointing here: something if there is a token, or a name was asked for.
+fn dyndns<E: Fn(&str) -> Option<OsString>>(
+    settings: &mut Settings<E>,
+    args: &ServeArgs,
+    coordinators: &[String],
+    credentials: Option<&Path>,
+) -> Option<DynDnsOptions> {
+    let domain = settings.take("duckdns-domain", args.duckdns_domain.as_deref(), parse_domain);
+    let token_file = settings.take("duckdns-token-file", args.duckdns_token_file.as_deref(), parse_path);
+    let endpoint = settings.take("duckdns-url", args.duckdns_url.as_deref(), |text| {
+        text.parse::<Endpoint>().map_err(|error| error.to_string())
+    });
+    let handed_over = credentials.map(|folder| folder.join(CREDENTIAL)).filter(|file| file.exists());
+    let token_file = token_file.or(handed_over);
+    if domain.is_none() && token_file.is_none() {
+        return None;
+    }
+    let host = |name: &String| name.rsplit_once(':').map_or(name.clone(), |(host, _)| host.to_owned());
+    let mut named = coordinators.iter().map(host).filter(|name| name.ends_with(duckdns::SUFFIX));
+    let domain = domain.or_else(|| named.find_map(|name| parse_domain(&name).ok()));
+    settings.require("duckdns-domain", domain.is_some());
+    settings.require("duckdns-token-file", token_file.is_some());
+    let default = duckdns::ENDPOINT.parse().expect("the keeper's own address");
+    Some(DynDnsOptions { domain: domain?, token_file: token_file?, endpoint: endpoint.unwrap_or(default) })
 }
 
 /// The relay is called as the coordinator: by the first label of a name, or the whole of an address.
@@ -82,7 +121,8 @@ mod tests {
         let environment = |name: &str| {
             environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(*value))
         };
-        from_sources(args, None, environment, &Host { name: "pi", any: Ipv6Addr::UNSPECIFIED.into(), file })
+        let any = Ipv6Addr::UNSPECIFIED.into();
+        from_sources(args, None, environment, &Host { name: "pi", any, file, credentials: None })
     }
 
     #[test]
@@ -132,6 +172,30 @@ mod tests {
         );
         let text = Problems(problems.clone()).to_string();
         assert_eq!(text.lines().count(), settings.len(), "{text}");
+    }
+
+    #[test]
+    fn a_dynamic_name_is_kept_where_there_is_a_token() {
+        assert_eq!(resolve(&ServeArgs::default(), &[], "name = 'pi.duckdns.org'").unwrap().dyndns, None);
+        let file = "name = ['192.0.2.1', 'Pi.duckdns.org:443']\nduckdns-token-file = '/t'";
+        let kept = resolve(&ServeArgs::default(), &[], file).unwrap().dyndns.unwrap();
+        assert_eq!((kept.domain.as_str(), kept.token_file.as_path()), ("pi", Path::new("/t")));
+        assert_eq!(kept.endpoint.to_string(), "https://www.duckdns.org:443/update");
+        for (file, setting) in [
+            ("name = 'pi.example'\nduckdns-token-file = '/t'", "--duckdns-domain"),
+            ("duckdns-domain = 'pi'", "--duckdns-token-file"),
+            ("duckdns-domain = 'a b'", "duckdns-domain"),
+        ] {
+            let Problems(problems) = resolve(&ServeArgs::default(), &[], file).unwrap_err();
+            assert!(problems.iter().any(|problem| problem.setting == setting), "{problems:?}");
+        }
+        let credentials = tempfile::tempdir().unwrap();
+        std::fs::write(credentials.path().join(CREDENTIAL), "x").unwrap();
+        let any = Ipv6Addr::UNSPECIFIED.into();
+        let host =
+            Host { name: "pi", any, file: "name = 'pi.duckdns.org'", credentials: Some(credentials.path()) };
+        let kept = from_sources(&ServeArgs::default(), None, |_| None, &host).unwrap().dyndns.unwrap();
+        assert_eq!(kept.token_file, credentials.path().join(CREDENTIAL));
     }
 
     #[test]

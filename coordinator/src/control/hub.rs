@@ -15,7 +15,7 @@ use std::{
 };
 
 use mesh_proto::{
-    candidate::{Candidate, MAX_CANDIDATES},
+    candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
     control::{PeerState, RefusalCode},
     netmap::{NodeId, RelayId},
 };
@@ -47,6 +47,7 @@ pub struct Hub {
     relay: RelayHandle,
     stats: Arc<ControlStats>,
     online: watch::Sender<BTreeSet<NodeId>>,
+    outside: watch::Sender<Option<IpAddr>>,
     nodes: BTreeMap<NodeId, Presence>,
     /// Ids are never used again: a session that comes too late for its node's removal is known by them.
     removed: BTreeSet<NodeId>,
@@ -58,6 +59,7 @@ pub struct Hub {
 pub struct HubHandle {
     commands: mpsc::Sender<Command>,
     online: watch::Receiver<BTreeSet<NodeId>>,
+    outside: watch::Receiver<Option<IpAddr>>,
 }
 
 /// The hub's task has ended: the process is stopping.
@@ -122,6 +124,12 @@ impl HubHandle {
         self.online.clone()
     }
 
+    /// Returns this site's outside address, as nodes on its own network have found it, now and as it changes.
+    #[must_use]
+    pub fn outside(&self) -> watch::Receiver<Option<IpAddr>> {
+        self.outside.clone()
+    }
+
     /// Says that a node has a session, which comes from an address. An older session of it ends; the others are told.
     pub(super) async fn attach(&self, node: NodeId, observed: IpAddr) -> Result<Attachment, HubGone> {
         let (attached, answer) = oneshot::channel();
@@ -151,7 +159,8 @@ impl Hub {
     pub fn new(registry: Registry, relay: RelayHandle, stats: Arc<ControlStats>) -> (Self, HubHandle) {
         let (sender, commands) = mpsc::channel(COMMAND_CAPACITY);
         let online = watch::Sender::new(BTreeSet::new());
-        let handle = HubHandle { commands: sender, online: online.subscribe() };
+        let outside = watch::Sender::new(None);
+        let handle = HubHandle { commands: sender, online: online.subscribe(), outside: outside.subscribe() };
         let hub = Self {
             changes: registry.watch(),
             registry,
@@ -159,6 +168,7 @@ impl Hub {
             relay,
             stats,
             online,
+            outside,
             nodes: BTreeMap::new(),
             removed: BTreeSet::new(),
             next_session: 0,
@@ -303,6 +313,9 @@ impl Hub {
         let Some(presence) = self.nodes.get_mut(&node) else { return };
         if presence.reach != reach {
             presence.reach = reach;
+            if let Some(outside) = presence.outside() {
+                self.outside.send_if_modified(|known| known.replace(outside) != Some(outside));
+            }
             self.announce(node);
         }
     }
@@ -332,6 +345,22 @@ impl Hub {
 }
 
 impl Presence {
+    /// Returns this site's outside address, if the node is on the coordinator's own network and knows it: it was told so
+    /// by an observer elsewhere, or by the router.
+    fn outside(&self) -> Option<IpAddr> {
+        let is_near = match self.observed? {
+            IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
+            IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local(),
+        };
+        let found = |candidate: &&Candidate| match (candidate.kind, candidate.address.ip()) {
+            (CandidateKind::Reflexive | CandidateKind::PortMapped, IpAddr::V4(v4)) => {
+                !v4.is_private() && !v4.is_loopback()
+            }
+            _ => false,
+        };
+        self.reach.candidates.iter().filter(|_| is_near).find(found).map(|candidate| candidate.address.ip())
+    }
+
     fn state(&self, id: NodeId) -> PeerState {
         PeerState {
             id,
@@ -341,5 +370,38 @@ impl Presence {
             home: self.reach.home,
             observed: self.observed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn presence(observed: &str, candidates: &[(&str, CandidateKind)]) -> Presence {
+        let candidate = |(address, kind): &(&str, CandidateKind)| Candidate {
+            address: address.parse().unwrap(),
+            kind: *kind,
+        };
+        Presence {
+            observed: Some(observed.parse().unwrap()),
+            reach: Reach { candidates: candidates.iter().map(candidate).collect(), ..Reach::default() },
+            ..Presence::default()
+        }
+    }
+
+    #[test]
+    fn the_outside_address_is_what_nodes_nearby_were_seen_at() {
+        let host = ("192.168.1.7:51820", CandidateKind::Host);
+        let guess = ("203.0.113.5:51820", CandidateKind::Guess);
+        let inner = ("192.168.1.7:51820", CandidateKind::Reflexive);
+        let outer = ("203.0.113.7:51820", CandidateKind::Reflexive);
+        let expected = Some(IpAddr::from([203, 0, 113, 7]));
+        assert_eq!(presence("127.0.0.1", &[host, guess, inner, outer]).outside(), expected);
+        assert_eq!(
+            presence("192.168.1.7", &[("203.0.113.7:1", CandidateKind::PortMapped)]).outside(),
+            expected
+        );
+        assert_eq!(presence("192.168.1.7", &[host, guess, inner]).outside(), None);
+        assert_eq!(presence("198.51.100.1", &[outer]).outside(), None, "it is somewhere else");
     }
 }

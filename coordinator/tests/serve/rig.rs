@@ -124,6 +124,7 @@ impl Rig {
 
 async fn start_server(state: &TempDir, address: &str) -> Server {
     let options = ServeOptions {
+        dyndns: None,
         state_dir: state.path().to_owned(),
         listen_udp: address.parse().unwrap(),
         listen_tcp: "127.0.0.1:0".parse().unwrap(),
