@@ -13,6 +13,9 @@ const MAX_OBSERVERS: usize = 8;
 /// Addresses of one relay that the engine is told of.
 const MAX_RELAY_ADDRESSES: usize = 4;
 
+/// What is left of an IPv6 address without what tells the hosts of a link apart, which have 64 bits.
+const LINK_SHIFT: u32 = 64;
+
 /// Where everybody is.
 #[derive(Debug, Default)]
 pub(super) struct AddressBook {
@@ -57,7 +60,9 @@ impl AddressBook {
     pub(super) fn handle_connected(&mut self, remote: SocketAddr, meant: SocketAddr) -> bool {
         self.connected = Some(remote);
         self.observed = None;
-        self.known.set_worked(meant)
+        // What only the link knows is found anew.
+        let is_link_local = matches!(meant.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local());
+        !is_link_local && self.known.set_worked(meant)
     }
 
     /// Takes that the coordinator is reached in a byte pipe: what is at its other end says nothing about UDP.
@@ -94,12 +99,25 @@ impl AddressBook {
     /// Returns where a node that stands beside the coordinator may be reached from outside: where the
     /// coordinator's name leads everybody else.
     pub(super) fn guess(&self, map: Option<&NetworkMap>) -> Option<IpAddr> {
-        if is_public(self.observed?) {
+        if !self.is_beside() {
             return None;
         }
         let names = self.names(map);
         let resolved = names.iter().flat_map(|name| self.lookup(name));
-        resolved.map(|address| address.ip()).find(|ip| is_public(*ip))
+        // Over IPv6 there is nothing to guess.
+        resolved.map(|address| address.ip()).find(|ip| ip.is_ipv4() && is_public(*ip))
+    }
+
+    /// Whether the coordinator is on a network of this node's: it sees an address that means nothing elsewhere, or one of
+    /// its own link.
+    fn is_beside(&self) -> bool {
+        let link = |ip: IpAddr| match ip {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(v6.to_bits() >> LINK_SHIFT),
+        };
+        let Some(observed) = self.observed else { return false };
+        let met = self.connected.and_then(|address| link(address.ip()));
+        !is_public(observed) || (met.is_some() && met == link(observed))
     }
 
     fn lookup(&self, name: &HostPort) -> Vec<SocketAddr> {
@@ -118,7 +136,13 @@ pub(super) fn mesh_ranges(map: Option<&NetworkMap>) -> Vec<IpNet> {
 fn distinct(all: impl Iterator<Item = SocketAddr>, mesh: &[IpNet], max: usize) -> Vec<SocketAddr> {
     let mut kept = Vec::new();
     for address in all {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let address = match address {
+            // The link is a part of it.
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => address,
+            SocketAddr::V4(_) | SocketAddr::V6(_) => {
+                SocketAddr::new(address.ip().to_canonical(), address.port())
+            }
+        };
         if kept.len() < max && is_usable(address, mesh) && !kept.contains(&address) {
             kept.push(address);
         }
@@ -157,6 +181,17 @@ mod tests {
         assert_eq!(book.guess(Some(&map)), Some("203.0.113.1".parse().unwrap()));
         book.handle_observed(at("198.51.100.7:999"));
         assert_eq!(book.guess(Some(&map)), None, "it has an outside observer");
+    }
+
+    #[test]
+    fn a_node_on_the_coordinators_link_guesses_its_outside_too() {
+        let map = map(1, []);
+        let mut book = book();
+        book.handle_connected(at("[2001:db8::1]:7443"), at("[2001:db8::1]:7443"));
+        book.handle_observed(at("[2001:db8::7]:999"));
+        assert_eq!(book.guess(Some(&map)), Some("203.0.113.1".parse().unwrap()));
+        book.handle_observed(at("[2001:db8:1::7]:999"));
+        assert_eq!(book.guess(Some(&map)), None, "it is elsewhere");
     }
 
     #[test]

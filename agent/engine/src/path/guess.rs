@@ -11,14 +11,14 @@ use mesh_proto::candidate::{Candidate, CandidateKind};
 /// Most guesses: one for each port of the peer's at each address of the coordinator's.
 const MAX_GUESSES: usize = 4;
 
-/// Returns guesses for a peer none of whose candidates is public.
+/// Returns guesses for a peer none of whose IPv4 candidates is public: IPv6, if it has that, is of no use to who has not.
 ///
 /// `observers` are where this node reaches the coordinator, and relays that know its address.
 pub(crate) fn guesses(
     candidates: &[Candidate],
     observers: impl Iterator<Item = SocketAddr>,
 ) -> Vec<Candidate> {
-    if candidates.iter().any(|candidate| is_public(candidate.address.ip())) {
+    if candidates.iter().any(|candidate| candidate.address.is_ipv4() && is_public(candidate.address.ip())) {
         return Vec::new();
     }
     let mut ports: Vec<u16> = candidates
@@ -62,6 +62,7 @@ mod tests {
             candidate("192.168.1.2:51820", CandidateKind::Host),
             candidate("192.168.1.2:51820", CandidateKind::Reflexive),
             candidate("[fd00::2]:51820", CandidateKind::Host),
+            candidate("[2001:db8::2]:51820", CandidateKind::Host),
         ];
         assert_eq!(guesses(&beside, observers()), [candidate("203.0.113.1:51820", CandidateKind::Guess)]);
     }
