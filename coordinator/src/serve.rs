@@ -5,7 +5,7 @@
 //! stop:   control stops accepting, every session is told ShuttingDown -> QUIC closes -> the ports close
 //! ```
 //!
-//! Tasks: the front, the hub, the control server and its connections, the TCP port, the admin socket and the
+//! Tasks: the front, the observer, the hub, the control server and its connections, the TCP port, the admin socket and the
 //! metrics. One token ends what speaks to clients; a second one, cancelled after that, ends what the first
 //! needs to say goodbye. A task that ends by itself stops the rest.
 
@@ -30,9 +30,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{AdminInfo, AdminServer},
-    control::{ControlServer, ControlStats, Coordinator, Door, Hub, server_config},
+    control::{ControlServer, ControlStats, Coordinator, Door, Hub, Ports, server_config},
     dyndns::{self, DynDnsOptions},
-    front::{Front, FrontSocket},
+    front::{
+        Front, FrontSocket,
+        observer::{self, Observer},
+    },
     identity::Identity,
     metrics::{MetricsServer, Sources},
     registry::{MeshOptions, Registry},
@@ -54,6 +57,8 @@ pub struct ServeOptions {
     pub listen_udp: SocketAddr,
     /// The TCP port.
     pub listen_tcp: SocketAddr,
+    /// A second UDP port, which answers STUN.
+    pub listen_stun: Option<SocketAddr>,
     /// Where metrics are shown: a loopback address, or nowhere.
     pub metrics: Option<SocketAddr>,
     /// What the mesh is called and which addresses it has.
@@ -116,6 +121,14 @@ impl Server {
             .with_context(|| format!("cannot open the state in {}", options.state_dir.display()))?;
         let socket = FrontSocket::bind(options.listen_udp)
             .map_err(|error| explain_bind(error, "UDP", options.listen_udp, "--listen-udp"))?;
+        let second = observer::bind(options.listen_stun, options.listen_udp).map_err(|error| {
+            let wanted = options.listen_stun.unwrap_or(options.listen_udp);
+            explain_bind(error, "UDP", wanted, "--listen-stun")
+        })?;
+        let observer = Observer::new(second);
+        let knocker = observer.knocker();
+        // A port that nobody chose is open to nobody behind a router.
+        let announced = options.listen_stun.map(|_| knocker.port());
         let tcp = TcpFront::bind(options.listen_tcp)
             .await
             .map_err(|error| explain_bind(error, "TCP", options.listen_tcp, "--listen-tcp"))?;
@@ -146,8 +159,9 @@ impl Server {
         let info = AdminInfo { identity: identity.clone(), coordinators, online: online.clone() };
         let admin = AdminServer::bind(&options.state_dir, registry.clone(), info)?;
         let stream_relay = relay.clone();
-        let coordinator = Coordinator::new(registry.clone(), hub_handle, relay, stats.clone());
-        let door = Door::new(Arc::new(coordinator), stats);
+        let ports = Ports { relay, knocker };
+        let coordinator = Coordinator::new(registry.clone(), hub_handle, ports, stats.clone());
+        let door = Door::new(Arc::new(coordinator), stats).with_observers(announced);
         let control = ControlServer::new(endpoint.clone(), door.clone());
         let streams = Streams { door, relay: stream_relay, tls: StreamTls::new(&identity.pkcs8)? };
 
@@ -164,6 +178,7 @@ impl Server {
             background: background.clone(),
         };
         background.spawn(front.run(background.cancel.clone()));
+        background.spawn(observer.run(background.cancel.clone()));
         let hub_cancel = background.cancel.clone();
         background.spawn(async move {
             if let Err(error) = hub.run(hub_cancel).await {

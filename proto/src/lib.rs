@@ -3,7 +3,7 @@
 //! Everything that crosses a process boundary is defined here: control messages between an agent and the
 //! coordinator ([`control`]), the network map and its deltas ([`netmap`]), disco messages between agents
 //! ([`disco`]), relay frames ([`relay`]), both of control and relay in a byte pipe ([`stream`]), STUN for address discovery ([`stun`]), IPv4 behind a translator ([`nat64`]) and the JSON of
-//! `meshctl status` ([`status`]). [`demux`] tells apart what shares one UDP port.
+//! `meshctl status` ([`status`]) and `meshctl netcheck` ([`netreport`]). [`demux`] tells apart what shares one UDP port.
 //!
 //! Control messages are JSON objects with named fields. A reader ignores fields it does not know and turns
 //! variants it does not know into an `Unknown` variant, so old agents and new coordinators work together.
@@ -27,6 +27,7 @@ pub mod key;
 pub mod name;
 pub mod nat64;
 pub mod netmap;
+pub mod netreport;
 pub mod punch;
 pub mod relay;
 pub mod status;

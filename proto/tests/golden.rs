@@ -208,6 +208,14 @@ fn status() {
     golden.finish();
 }
 
+#[test]
+fn net_report() {
+    let mut golden = Golden::open("netreport");
+    golden.check_json("reference", &samples::net_report());
+    golden.check_json("filterings", &samples::filterings());
+    golden.finish();
+}
+
 /// The fields of the first version, as scripts know them. This text is never edited.
 #[test]
 fn status_keeps_the_fields_of_its_first_version() {
@@ -316,9 +324,9 @@ fn text_forms() {
 #[test]
 fn every_variant_has_a_sample() {
     let client: BTreeSet<_> = samples::client_messages().iter().map(|(_, m)| client_variant(m)).collect();
-    assert_eq!(client.len(), 10);
+    assert_eq!(client.len(), 11);
     let server: BTreeSet<_> = samples::server_messages().iter().map(|(_, m)| server_variant(m)).collect();
-    assert_eq!(server.len(), 10);
+    assert_eq!(server.len(), 12);
     let kinds: BTreeSet<_> = samples::candidate_kinds().into_iter().map(kind_variant).collect();
     assert_eq!(kinds.len(), 5);
     let codes: BTreeSet<_> = samples::refusal_codes().into_iter().map(code_variant).collect();
@@ -337,6 +345,7 @@ fn client_variant(message: &ClientMessage) -> u8 {
         ClientMessage::Ping { .. } => 7,
         ClientMessage::Unknown => 8,
         ClientMessage::ServeRelay { .. } => 9,
+        ClientMessage::Knock(_) => 10,
     }
 }
 
@@ -352,6 +361,8 @@ fn server_variant(message: &ServerMessage) -> u8 {
         ServerMessage::Pong { .. } => 7,
         ServerMessage::Refused(_) => 8,
         ServerMessage::Unknown => 9,
+        ServerMessage::Knock(_) => 10,
+        ServerMessage::Knocking(_) => 11,
     }
 }
 

@@ -49,7 +49,7 @@ pub enum ResolveError {
 }
 
 /// What names resolved to.
-pub(super) type Resolved = BTreeMap<HostPort, Vec<SocketAddr>>;
+pub(crate) type Resolved = BTreeMap<HostPort, Vec<SocketAddr>>;
 
 impl FromStr for HostPort {
     type Err = InvalidHostPort;
@@ -70,7 +70,7 @@ impl fmt::Display for HostPort {
 
 impl HostPort {
     /// Reads a host and a port, which may be missing.
-    pub(super) fn parse_with_default(text: &str, default: u16) -> Result<Self, InvalidHostPort> {
+    pub(crate) fn parse_with_default(text: &str, default: u16) -> Result<Self, InvalidHostPort> {
         let invalid = || InvalidHostPort(text.to_owned());
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Ok(Self { host: address.ip().to_string(), port: address.port() });
@@ -106,7 +106,7 @@ impl HostPort {
     }
 
     /// Reads a list, leaving out what is not understood and what comes twice.
-    pub(super) fn parse_all<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<Self> {
+    pub(crate) fn parse_all<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<Self> {
         let mut parsed = Vec::new();
         for host in texts.into_iter().filter_map(|text| text.parse().ok()) {
             if !parsed.contains(&host) {
@@ -122,7 +122,7 @@ impl HostPort {
     }
 
     /// Resolves the name, outside the ranges of the mesh.
-    pub(super) async fn resolve(&self, mesh: &[IpNet]) -> Result<Vec<SocketAddr>, ResolveError> {
+    pub(crate) async fn resolve(&self, mesh: &[IpNet]) -> Result<Vec<SocketAddr>, ResolveError> {
         let found: Vec<_> = match self.literal() {
             Some(address) => vec![address],
             None => {
@@ -146,7 +146,7 @@ impl HostPort {
 }
 
 /// Resolves several names at once; those that lead nowhere are left out.
-pub(super) async fn resolve_all(names: Vec<HostPort>, mesh: Vec<IpNet>) -> Resolved {
+pub(crate) async fn resolve_all(names: Vec<HostPort>, mesh: Vec<IpNet>) -> Resolved {
     let lookups = names.into_iter().map(|name| {
         let mesh = &mesh;
         async move {
@@ -177,7 +177,7 @@ pub(super) fn is_usable(address: SocketAddr, mesh: &[IpNet]) -> bool {
 }
 
 /// Returns whether an address means the same host everywhere.
-pub(super) fn is_public(ip: IpAddr) -> bool {
+pub(crate) fn is_public(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();

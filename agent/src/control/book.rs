@@ -10,6 +10,8 @@ use crate::netmap::KnownAddresses;
 
 /// Observers that the engine is told of; two are enough to tell mapping types apart.
 const MAX_OBSERVERS: usize = 8;
+/// Further ports of the coordinator's that are asked; one is enough to tell NATs that map by port.
+const MAX_OBSERVER_PORTS: usize = 2;
 /// Addresses of one relay that the engine is told of.
 const MAX_RELAY_ADDRESSES: usize = 4;
 
@@ -27,6 +29,8 @@ pub(super) struct AddressBook {
     connected: Option<SocketAddr>,
     /// Where the coordinator sees this node.
     observed: Option<IpAddr>,
+    /// Further UDP ports of the coordinator's that answer STUN, where it is reached now.
+    observer_ports: Vec<u16>,
 }
 
 impl AddressBook {
@@ -60,6 +64,7 @@ impl AddressBook {
     pub(super) fn handle_connected(&mut self, remote: SocketAddr, meant: SocketAddr) -> bool {
         self.connected = Some(remote);
         self.observed = None;
+        self.observer_ports.clear();
         // What only the link knows is found anew.
         let is_link_local = matches!(meant.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local());
         !is_link_local && self.known.set_worked(meant)
@@ -69,11 +74,18 @@ impl AddressBook {
     pub(super) fn handle_pipe(&mut self) {
         self.connected = None;
         self.observed = None;
+        self.observer_ports.clear();
     }
 
     /// Takes where the coordinator sees this node.
     pub(super) fn handle_observed(&mut self, observed: SocketAddr) {
         self.observed = Some(observed.ip().to_canonical());
+    }
+
+    /// Takes which further ports of the coordinator's answer STUN.
+    pub(super) fn set_observer_ports(&mut self, mut ports: Vec<u16>) {
+        ports.truncate(MAX_OBSERVER_PORTS);
+        self.observer_ports = ports;
     }
 
     /// Returns who can answer STUN: the coordinator where it is reached, where else it is, and the relays.
@@ -85,7 +97,11 @@ impl AddressBook {
         let names = self.names(map);
         let resolved = names.iter().flat_map(|name| self.lookup(name));
         let known = self.known.as_slice().iter().copied().filter(|_| self.connected.is_none());
-        let all = self.connected.into_iter().chain(relays).chain(resolved).chain(known);
+        let seconds = self
+            .connected
+            .into_iter()
+            .flat_map(|at| self.observer_ports.iter().map(move |port| SocketAddr::new(at.ip(), *port)));
+        let all = self.connected.into_iter().chain(seconds).chain(relays).chain(resolved).chain(known);
         distinct(all, &mesh_ranges(map), MAX_OBSERVERS)
     }
 
@@ -202,6 +218,16 @@ mod tests {
         let relay = at("198.51.100.5:7443");
         let want = ["192.168.1.2:7443", "198.51.100.5:7443", "203.0.113.1:7443", "[2001:db8::1]:7443"];
         assert_eq!(book.observers(Some(&map), [relay]), want.map(at));
+    }
+
+    #[test]
+    fn a_second_port_is_an_observer_where_the_coordinator_is_reached() {
+        let mut book = AddressBook::new(vec![], KnownAddresses::default());
+        book.handle_connected(at("192.0.2.1:7443"), at("192.0.2.1:7443"));
+        book.set_observer_ports(vec![7444, 0, 1, 2]);
+        assert_eq!(book.observers(None, []), ["192.0.2.1:7443", "192.0.2.1:7444"].map(at));
+        book.handle_pipe();
+        assert_eq!(book.observers(None, []), [at("192.0.2.1:7443")], "only where it was");
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
 }
 
 /// Makes a socket that can reach the address, or says at once that there is none.
-pub(super) fn bind_for(address: SocketAddr) -> io::Result<UdpSocket> {
+pub(crate) fn bind_for(address: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = match address {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

@@ -96,7 +96,8 @@ impl FakeCoordinator {
         let mut session = FakeSession { connection, node_key, send, messages, answers_pings };
         assert!(matches!(session.recv().await, ClientMessage::Hello(_)));
         let observed = session.connection.remote_address();
-        let welcome = Welcome { version: "fake".to_owned(), features: vec![], observed };
+        let welcome =
+            Welcome { version: "fake".to_owned(), features: vec![], observed, observer_ports: vec![] };
         session.send(ServerMessage::Welcome(welcome)).await;
         session
     }
@@ -152,7 +153,7 @@ async fn read(
         while let Some(message) = decoder.poll_message().unwrap() {
             let sent = match message {
                 ClientMessage::Ping { id } if answers_pings.load(Ordering::Relaxed) => {
-                    let pong = encode(&ServerMessage::Pong { id }).unwrap();
+                    let pong = encode(&ServerMessage::Pong { id, time_ms: None }).unwrap();
                     send.lock().await.write_all(&pong).await.is_ok()
                 }
                 message => forward.send(message).is_ok(),

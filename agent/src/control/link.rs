@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::BytesMut;
@@ -27,8 +27,9 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::{
+    clock::Clock,
     dial::{Dialed, bind_for},
-    stream::StreamDialed,
+    stream::{Proxy, StreamDialed},
 };
 use crate::io::stream::RelayPipe;
 
@@ -65,6 +66,7 @@ pub(super) struct Link {
     tests: u64,
     /// When to ask for a sign of life, unless one is waited for.
     heartbeat: Instant,
+    clock: Arc<Clock>,
 }
 
 /// What carries a link.
@@ -77,6 +79,7 @@ enum Carrier {
         remote: SocketAddr,
         rtt: Arc<Rtt>,
         certificate: Option<String>,
+        proxy: Option<Proxy>,
         /// For the driver, until it has them.
         relay: Option<RelayPipe>,
         task: JoinHandle<()>,
@@ -85,7 +88,16 @@ enum Carrier {
 
 /// What others see of a link.
 #[derive(Debug, Clone)]
-pub(super) enum LinkView {
+pub(super) struct LinkView {
+    /// What carries it.
+    pub(super) carrier: CarrierView,
+    /// The other side's clock.
+    pub(super) clock: Arc<Clock>,
+}
+
+/// What others see of what carries a link.
+#[derive(Debug, Clone)]
+pub(super) enum CarrierView {
     /// Over QUIC.
     Quic(Connection),
     /// In a byte pipe.
@@ -96,6 +108,8 @@ pub(super) enum LinkView {
         rtt: Arc<Rtt>,
         /// The outer certificate's SHA-256.
         certificate: Option<String>,
+        /// The proxy on the way.
+        proxy: Option<Proxy>,
     },
 }
 
@@ -152,12 +166,15 @@ impl Link {
     pub(super) async fn open(dialed: Dialed) -> Result<Self, LinkError> {
         let Dialed { connection, endpoint, resolved: _ } = dialed;
         let (send, recv) = connection.open_bi().await?;
-        Self::over(Carrier::Quic { connection, endpoint }, Box::new(send), Box::new(recv))
+        let mut link = Self::over(Carrier::Quic { connection, endpoint }, Box::new(send), Box::new(recv))?;
+        // The answer brings the time.
+        link.start_test(HEARTBEAT_TIMEOUT)?;
+        Ok(link)
     }
 
     /// Says Hello in a byte pipe, which a task carries until this link is dropped.
     pub(super) fn open_pipe(dialed: StreamDialed, tracker: &TaskTracker) -> Result<Self, LinkError> {
-        let StreamDialed { pipe, remote, url: _, proxy: _, fingerprint: certificate } = dialed;
+        let StreamDialed { pipe, remote, url: _, proxy, fingerprint: certificate } = dialed;
         let (near, control) = duplex(CONTROL_ROOM);
         let (relay, outbound, inbound) = RelayPipe::new();
         let ends = Ends { control, outbound, inbound };
@@ -168,7 +185,7 @@ impl Link {
         });
         let (recv, send) = split(near);
         let rtt = Arc::new(Rtt::default());
-        let carrier = Carrier::Pipe { remote, rtt, certificate, relay: Some(relay), task };
+        let carrier = Carrier::Pipe { remote, rtt, certificate, proxy, relay: Some(relay), task };
         let mut link = Self::over(carrier, Box::new(send), Box::new(recv))?;
         // The first measurement.
         link.start_test(HEARTBEAT_TIMEOUT)?;
@@ -190,6 +207,7 @@ impl Link {
             test: None,
             tests: 0,
             heartbeat: Instant::now() + HEARTBEAT,
+            clock: Arc::default(),
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         link.queue(&ClientMessage::Hello(Hello { version, features: Vec::new() }))?;
@@ -206,12 +224,16 @@ impl Link {
 
     /// Returns what others may see of it.
     pub(super) fn view(&self) -> LinkView {
-        match &self.carrier {
-            Carrier::Quic { connection, .. } => LinkView::Quic(connection.clone()),
-            Carrier::Pipe { remote, rtt, certificate, .. } => {
-                LinkView::Pipe { remote: *remote, rtt: rtt.clone(), certificate: certificate.clone() }
-            }
-        }
+        let carrier = match &self.carrier {
+            Carrier::Quic { connection, .. } => CarrierView::Quic(connection.clone()),
+            Carrier::Pipe { remote, rtt, certificate, proxy, .. } => CarrierView::Pipe {
+                remote: *remote,
+                rtt: rtt.clone(),
+                certificate: certificate.clone(),
+                proxy: proxy.clone(),
+            },
+        };
+        LinkView { carrier, clock: self.clock.clone() }
     }
 
     /// Whether it is in a byte pipe.
@@ -268,10 +290,14 @@ impl Link {
         Ok(())
     }
 
-    fn handle_pong(&mut self, id: u64) {
+    fn handle_pong(&mut self, id: u64, time_ms: Option<u64>) {
         if let Some(test) = self.test.filter(|test| test.id == id) {
+            let took = test.sent.elapsed();
             if let Carrier::Pipe { rtt, .. } = &self.carrier {
-                rtt.add(test.sent.elapsed());
+                rtt.add(took);
+            }
+            if let Some(time_ms) = time_ms {
+                self.clock.add(time_ms, took, SystemTime::now());
             }
             self.test = None;
             self.heartbeat = Instant::now() + HEARTBEAT;
@@ -282,7 +308,7 @@ impl Link {
     pub(super) async fn recv(&mut self) -> Result<ServerMessage, LinkError> {
         loop {
             match self.decoder.poll_message()? {
-                Some(ServerMessage::Pong { id }) => self.handle_pong(id),
+                Some(ServerMessage::Pong { id, time_ms }) => self.handle_pong(id, time_ms),
                 Some(message) => return Ok(message),
                 None => self.exchange().await?,
             }

@@ -23,6 +23,7 @@ mod attempt;
 mod backoff;
 mod book;
 mod client;
+mod clock;
 mod dial;
 #[cfg(test)]
 mod fake;
@@ -52,11 +53,11 @@ use std::{
 use mesh_engine::config::RelayConfig;
 use mesh_proto::{
     candidate::Candidate,
-    control::PeerState,
+    control::{Knock, Knocking, PeerState},
     netmap::{NetworkMap, NodeId, RelayId},
     status::CoordinatorStatus,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use client::Client;
@@ -64,7 +65,9 @@ use outbox::Outbox;
 use shared::Shared;
 
 pub use address::{HostPort, InvalidHostPort, ResolveError};
+pub(crate) use address::{is_public, resolve_all};
 pub use attempt::{AttemptError, DialError};
+pub(crate) use dial::bind_for;
 pub use join::{JOIN_PATIENCE, JoinError, JoinRequest, join};
 pub use link::LinkError;
 pub use stream::{
@@ -185,6 +188,29 @@ impl ControlHandle {
     /// Remembers that a peer answered at this address, for a start without a coordinator.
     pub fn path_worked(&self, peer: NodeId, address: SocketAddr) {
         self.shared.update(|outbox| outbox.path_worked(peer, address));
+    }
+
+    /// Asks the coordinator for knocks at an address of this host's; who knocks is told by [`Self::knockings`].
+    pub fn knock(&self, knock: Knock) {
+        self.shared.update(|outbox| outbox.knock(knock));
+    }
+
+    /// Returns a receiver of who knocks, from now on.
+    #[must_use]
+    pub fn knockings(&self) -> broadcast::Receiver<Knocking> {
+        self.shared.knockings()
+    }
+
+    /// Returns the coordinator's clock less this host's, in milliseconds.
+    #[must_use]
+    pub fn clock_offset_ms(&self) -> Option<f64> {
+        self.shared.clock_offset_ms()
+    }
+
+    /// Returns the proxy that the connection leads through, if there is one.
+    #[must_use]
+    pub fn proxy(&self) -> Option<Proxy> {
+        self.shared.proxy()
     }
 
     /// Describes the connection.

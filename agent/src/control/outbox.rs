@@ -6,7 +6,7 @@
 //! next one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use std::{
 
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
-    control::ClientMessage,
+    control::{ClientMessage, Knock},
     netmap::{NodeId, RelayId},
 };
 
@@ -22,6 +22,8 @@ use mesh_proto::{
 const MAX_CALLS: usize = 256;
 /// An older call is not sent (again): what it says of the network may be wrong by now.
 const CALL_TTL: Duration = Duration::from_secs(10);
+/// Knocks that wait to be asked for: those of one check of the network.
+const MAX_KNOCKS: usize = 8;
 /// Peers whose last good address waits to be written.
 const MAX_WORKED: usize = 1024;
 
@@ -36,6 +38,7 @@ pub(super) struct Outbox {
     /// Whether the coordinator has to hear of candidates and relays.
     unsent: bool,
     calls: BTreeMap<NodeId, Call>,
+    knocks: VecDeque<Knock>,
     reopen: BTreeSet<RelayId>,
     network_changed: bool,
     unanswered: bool,
@@ -94,6 +97,13 @@ impl Outbox {
         }
     }
 
+    /// Asks for knocks, on the connection that is up now.
+    pub(super) fn knock(&mut self, knock: Knock) {
+        if self.knocks.len() < MAX_KNOCKS {
+            self.knocks.push_back(knock);
+        }
+    }
+
     /// Asks for a new channel at a relay.
     pub(super) fn reopen_relay(&mut self, relay: RelayId) {
         self.reopen.insert(relay);
@@ -122,6 +132,8 @@ impl Outbox {
         for call in self.calls.values_mut() {
             call.said = false;
         }
+        // Whoever asked has given up, or asks again.
+        self.knocks.clear();
     }
 
     /// Returns the next message to the coordinator.
@@ -131,6 +143,9 @@ impl Outbox {
             let relays = self.relays.keys().copied().collect();
             let home = self.home.filter(|home| self.relays.contains_key(home));
             return Some(ClientMessage::Candidates { candidates, relays, home });
+        }
+        if let Some(knock) = self.knocks.pop_front() {
+            return Some(ClientMessage::Knock(knock));
         }
         self.calls.retain(|_, call| call.is_fresh(now));
         let (to, call) = self.calls.iter_mut().find(|(_, call)| !call.said)?;

@@ -338,6 +338,8 @@ impl Client {
                         | ServerMessage::Delta { .. }
                         | ServerMessage::PeerStates { .. }
                         | ServerMessage::CallMeMaybe { .. }
+                        | ServerMessage::Knock(_)
+                        | ServerMessage::Knocking(_)
                         | ServerMessage::Pong { .. }
                         | ServerMessage::Unknown,
                     ) => Ok(()),

@@ -3,14 +3,22 @@
 //! Everything that can be said without an answer is said at once (Hello, Connect, RelayOpen, Candidates), so a
 //! session is up one round trip after the handshake.
 
-use std::{collections::BTreeSet, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::OptionFuture;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
-    control::{ClientMessage, PeerState, Refusal, RelayChannel, ServerMessage},
+    control::{ClientMessage, Knock, PeerState, Refusal, RelayChannel, ServerMessage},
     netmap::{NetworkMap, NodeId, RelayId},
+    stun,
 };
 use tracing::{debug, warn};
 
@@ -19,7 +27,7 @@ use super::{
     address::{HostPort, Resolved, is_usable, resolve_all},
     book::mesh_ranges,
     client::{Client, Gone},
-    dial::Dialed,
+    dial::{Dialed, bind_for},
     link::{Link, LinkError},
     race::QuicAttempt,
     upgrade::{Progress, Upgrade},
@@ -28,6 +36,11 @@ use crate::netmap::{Rejection, Update};
 
 /// The relay inside the coordinator.
 const OWN_RELAY: RelayId = RelayId(0);
+
+/// Most knocks at others within [`KNOCK_WINDOW`]: a few nodes that check their networks at once.
+const MAX_KNOCKS: usize = 20;
+/// See [`MAX_KNOCKS`].
+const KNOCK_WINDOW: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 pub(super) enum End {
@@ -79,6 +92,8 @@ pub(super) struct Session<'a> {
     survey: Option<Survey>,
     /// Names that were or are being resolved.
     surveyed: BTreeSet<HostPort>,
+    /// When others were knocked at lately.
+    knocked: Vec<Instant>,
 }
 
 type Survey = Pin<Box<dyn Future<Output = Resolved> + Send>>;
@@ -94,6 +109,7 @@ pub(super) async fn run(client: &mut Client, link: Link, beginning: Beginning) -
         relay: beginning.relay,
         survey: None,
         surveyed: BTreeSet::new(),
+        knocked: Vec::new(),
     };
     let end = match session.run().await {
         Ok(()) => End::Gone,
@@ -212,6 +228,7 @@ impl Session<'_> {
                 debug!(version = welcome.version, "connected");
                 if !self.link.is_pipe() {
                     self.client.book.handle_observed(welcome.observed);
+                    self.client.book.set_observer_ports(welcome.observer_ports);
                 }
                 self.handle_addresses().await
             }
@@ -227,6 +244,14 @@ impl Session<'_> {
             ServerMessage::PeerStates { peers } => self.handle_peer_states(peers).await,
             ServerMessage::CallMeMaybe { from, candidates } => self.handle_call(from, candidates).await,
             ServerMessage::RelayOpened(channel) => self.handle_relay(channel).await,
+            ServerMessage::Knock(knock) => {
+                self.handle_knock(&knock);
+                Ok(())
+            }
+            ServerMessage::Knocking(knocking) => {
+                self.client.shared.set_knocking(knocking);
+                Ok(())
+            }
             ServerMessage::Refused(refusal) => Err(End::Refused(refusal)),
             ServerMessage::Joined { .. } | ServerMessage::Pong { .. } | ServerMessage::Unknown => Ok(()),
         }
@@ -296,6 +321,22 @@ impl Session<'_> {
             None => outbox.set_pipe_relay(id),
         });
         Ok(self.client.emit(ControlEvent::RelayOpened(config)).await?)
+    }
+
+    /// Knocks at another node, which the coordinator vouches for, from a socket that is used for nothing else.
+    fn handle_knock(&mut self, knock: &Knock) {
+        let Knock { to, transaction } = *knock;
+        let mesh = mesh_ranges(self.client.store.map().map(Arc::as_ref));
+        let now = Instant::now();
+        self.knocked.retain(|at| now.duration_since(*at) < KNOCK_WINDOW);
+        if !is_usable(to, &mesh) || self.knocked.len() >= MAX_KNOCKS {
+            return;
+        }
+        self.knocked.push(now);
+        let message = stun::Message::BindingSuccess { transaction, mapped: to }.encode();
+        if let Err(error) = bind_for(to).and_then(|socket| socket.send_to(&message, to)) {
+            debug!(%error, "cannot knock");
+        }
     }
 
     /// Passes on what follows from addresses that became known.

@@ -9,23 +9,33 @@ use std::{
 };
 
 use mesh_proto::{
+    control::Knocking,
     netmap::RelayId,
     status::{ConnectionState, ControlTransport, CoordinatorStatus},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
-use super::{link::LinkView, outbox::Outbox};
+use super::{
+    link::{CarrierView, LinkView},
+    outbox::Outbox,
+    stream::Proxy,
+};
 use crate::os::NetworkId;
 
 /// After this many failures in a row the coordinator is said to be offline.
 const OFFLINE_AFTER: u32 = 3;
 
+/// Answers of the coordinator's that wait for whoever asked for knocks; an older one says what a newer one does.
+const KNOCKINGS: usize = 8;
+
 /// What the handle and the tasks share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     /// Tells the coordinator's task, and no other, that the outbox changed.
     changed: Notify,
+    /// Who knocks, as the coordinator says it.
+    knockings: broadcast::Sender<Knocking>,
 }
 
 /// What is known of the connection to the coordinator.
@@ -53,6 +63,13 @@ struct State {
     link: LinkState,
     relay_names: BTreeMap<RelayId, String>,
     network: Option<NetworkId>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let (knockings, _) = broadcast::channel(KNOCKINGS);
+        Self { state: Mutex::default(), changed: Notify::default(), knockings }
+    }
 }
 
 impl Shared {
@@ -110,12 +127,12 @@ impl Shared {
         match &self.lock().link {
             LinkState::Starting => down,
             LinkState::Connected(link) => {
-                let (address, transport, rtt, outer_certificate) = match link {
-                    LinkView::Quic(connection) => {
+                let (address, transport, rtt, outer_certificate) = match &link.carrier {
+                    CarrierView::Quic(connection) => {
                         let rtt = Some(connection.rtt());
                         (connection.remote_address(), ControlTransport::Quic, rtt, None)
                     }
-                    LinkView::Pipe { remote, rtt, certificate } => {
+                    CarrierView::Pipe { remote, rtt, certificate, proxy: _ } => {
                         (*remote, ControlTransport::Websocket, rtt.get(), certificate.clone())
                     }
                 };
@@ -138,6 +155,33 @@ impl Shared {
                 ..down
             },
         }
+    }
+
+    /// Returns the coordinator's clock less this host's, in milliseconds.
+    pub(super) fn clock_offset_ms(&self) -> Option<f64> {
+        match &self.lock().link {
+            LinkState::Connected(link) => link.clock.offset_ms(),
+            LinkState::Starting | LinkState::Down { .. } => None,
+        }
+    }
+
+    /// Returns the proxy that the connection leads through.
+    pub(super) fn proxy(&self) -> Option<Proxy> {
+        match &self.lock().link {
+            LinkState::Connected(LinkView { carrier: CarrierView::Pipe { proxy, .. }, .. }) => proxy.clone(),
+            LinkState::Connected(_) | LinkState::Starting | LinkState::Down { .. } => None,
+        }
+    }
+
+    /// Passes on who knocks.
+    pub(super) fn set_knocking(&self, knocking: Knocking) {
+        // Nobody may be waiting for it any more.
+        let _ = self.knockings.send(knocking);
+    }
+
+    /// Returns a receiver of who knocks from now on.
+    pub(super) fn knockings(&self) -> broadcast::Receiver<Knocking> {
+        self.knockings.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

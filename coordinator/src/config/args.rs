@@ -20,6 +20,10 @@ pub struct ServeArgs {
     /// The TCP port, or its address, or both [env: MESH_LISTEN_TCP] [default: 7443 of all addresses].
     #[arg(long, value_name = "ADDRESS")]
     pub listen_tcp: Option<String>,
+    /// A second UDP port, or its address, or both, that tells nodes what their NATs do; where a router forwards the
+    /// first one it has to forward this one, too [env: MESH_LISTEN_STUN] [default: none].
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen_stun: Option<String>,
     /// A DNS name or address by which nodes reach this coordinator, with a port where a router forwards
     /// another one; several are tried in order [env: MESH_NAME, with commas] [default: the host name].
     #[arg(long, value_name = "HOST[:PORT]")]

@@ -44,6 +44,7 @@ pub(super) fn from_sources(
     let parse_listen = |text: &str| parse_listen(text, any);
     let listen_udp = settings.take("listen-udp", args.listen_udp.as_deref(), parse_listen);
     let listen_tcp = settings.take("listen-tcp", args.listen_tcp.as_deref(), parse_listen);
+    let listen_stun = settings.take("listen-stun", args.listen_stun.as_deref(), parse_listen);
     let metrics = settings.take("metrics", args.metrics.as_deref(), parse_metrics);
     let ipv4 = settings.take("ipv4-range", args.ipv4_range.as_deref(), parse_range);
     let relay_rate = settings.take("relay-rate", args.relay_rate.as_deref(), parse_rate);
@@ -66,6 +67,7 @@ pub(super) fn from_sources(
         state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         listen_udp,
         listen_tcp: listen_tcp.unwrap_or(any),
+        listen_stun,
         metrics: metrics.unwrap_or(Some(DEFAULT_METRICS)),
         mesh: MeshOptions {
             ipv4: ipv4.or(default_range).expect("the default range is a range"),

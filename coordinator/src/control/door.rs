@@ -45,11 +45,18 @@ pub struct Door<S> {
     service: Arc<S>,
     pub(super) stats: Arc<ControlStats>,
     gate: Gate,
+    /// What Welcome says.
+    observer_ports: Arc<[u16]>,
 }
 
 impl<S> Clone for Door<S> {
     fn clone(&self) -> Self {
-        Self { service: self.service.clone(), stats: self.stats.clone(), gate: self.gate.clone() }
+        Self {
+            service: self.service.clone(),
+            stats: self.stats.clone(),
+            gate: self.gate.clone(),
+            observer_ports: self.observer_ports.clone(),
+        }
     }
 }
 
@@ -57,7 +64,14 @@ impl<S: Service> Door<S> {
     /// Makes the door of a service.
     #[must_use]
     pub fn new(service: Arc<S>, stats: Arc<ControlStats>) -> Self {
-        Self { service, stats, gate: Gate::new(std::time::Instant::now()) }
+        let gate = Gate::new(std::time::Instant::now());
+        Self { service, stats, gate, observer_ports: [].into() }
+    }
+
+    /// Says to everybody which further UDP ports of this host answer STUN.
+    #[must_use]
+    pub fn with_observers(self, ports: impl IntoIterator<Item = u16>) -> Self {
+        Self { observer_ports: ports.into_iter().collect(), ..self }
     }
 
     /// Takes a place for a connection over TCP, whose source address is proved; `None` if there is none.
@@ -84,7 +98,7 @@ impl<S: Service> Door<S> {
         let handshake = async {
             let link = open.await?;
             self.stats.connections.increment();
-            greet(link, &self.stats).await
+            greet(link, &self.stats, &self.observer_ports).await
         };
         let link = tokio::select! {
             biased;
@@ -99,13 +113,17 @@ impl<S: Service> Door<S> {
 }
 
 /// Expects Hello and answers Welcome.
-async fn greet(mut link: Link, stats: &ControlStats) -> Option<Link> {
+async fn greet(mut link: Link, stats: &ControlStats, observer_ports: &[u16]) -> Option<Link> {
     link.set_allowance(Some(STRANGER_ALLOWANCE));
     match link.recv().await {
         Ok(ClientMessage::Hello(hello)) => {
             tracing::debug!(version = hello.version, "hello");
-            let welcome =
-                Welcome { version: VERSION.to_owned(), features: Vec::new(), observed: link.remote };
+            let welcome = Welcome {
+                version: VERSION.to_owned(),
+                features: Vec::new(),
+                observed: link.remote,
+                observer_ports: observer_ports.to_vec(),
+            };
             link.send(&ServerMessage::Welcome(welcome)).await.ok()?;
             Some(link)
         }

@@ -19,12 +19,13 @@ use super::{
     door::{Service, Stranger},
     hub::HubHandle,
     link::Link,
-    refusal,
+    pong, refusal,
     server::{refuse, refuse_broken},
     session::{self, Session},
     stats::ControlStats,
 };
 use crate::{
+    front::observer::Knocker,
     limit::{Rate, SourceLimiter, TokenBucket},
     registry::{Registry, RegistryError},
     relay::RelayHandle,
@@ -44,8 +45,17 @@ pub struct Coordinator {
     registry: Registry,
     hub: HubHandle,
     relay: RelayHandle,
+    knocker: Knocker,
     stats: Arc<ControlStats>,
     failed_joins: Mutex<FailedJoins>,
+}
+
+/// What sessions have done through the UDP ports.
+pub struct Ports {
+    /// The first one's relay.
+    pub relay: RelayHandle,
+    /// What knocks from the second one.
+    pub knocker: Knocker,
 }
 
 /// What Join says.
@@ -70,13 +80,14 @@ struct FailedJoins {
 impl Coordinator {
     /// Makes the service.
     #[must_use]
-    pub fn new(registry: Registry, hub: HubHandle, relay: RelayHandle, stats: Arc<ControlStats>) -> Self {
+    pub fn new(registry: Registry, hub: HubHandle, ports: Ports, stats: Arc<ControlStats>) -> Self {
+        let Ports { relay, knocker } = ports;
         let now = Instant::now();
         let failed_joins = FailedJoins {
             all: TokenBucket::new(now),
             by_source: SourceLimiter::new(now, FAILED_JOINS_PER_SOURCE),
         };
-        Self { registry, hub, relay, stats, failed_joins: Mutex::new(failed_joins) }
+        Self { registry, hub, relay, knocker, stats, failed_joins: Mutex::new(failed_joins) }
     }
 
     async fn handle_join(&self, link: &Link, join: Join) -> ServerMessage {
@@ -117,6 +128,8 @@ impl Coordinator {
                     registry: self.registry.clone(),
                     hub: self.hub.clone(),
                     relay: self.relay.clone(),
+                    knocker: self.knocker.clone(),
+                    knocks: TokenBucket::new(Instant::now()),
                     stats: self.stats.clone(),
                 };
                 session::run(session, link, cancel).await;
@@ -148,7 +161,7 @@ impl Service for Coordinator {
                 Ok(Ok(ClientMessage::Connect { public_key, map })) => {
                     return self.handle_connect(stranger, Connect { public_key, map }, cancel).await;
                 }
-                Ok(Ok(ClientMessage::Ping { id })) => ServerMessage::Pong { id },
+                Ok(Ok(ClientMessage::Ping { id })) => pong(id),
                 Ok(Ok(ClientMessage::Unknown)) => continue,
                 Ok(Ok(
                     ClientMessage::Hello(_)
@@ -156,7 +169,8 @@ impl Service for Coordinator {
                     | ClientMessage::Candidates { .. }
                     | ClientMessage::CallMeMaybe { .. }
                     | ClientMessage::RelayOpen
-                    | ClientMessage::ServeRelay { .. },
+                    | ClientMessage::ServeRelay { .. }
+                    | ClientMessage::Knock(_),
                 )) => ServerMessage::Refused(refusal(RefusalCode::Protocol, "connect first")),
                 Ok(Err(error)) => return refuse_broken(stranger.link, &self.stats, &error).await,
                 Err(_elapsed) => {

@@ -16,7 +16,7 @@ use std::{
 
 use mesh_proto::{
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
-    control::{PeerState, RefusalCode},
+    control::{Knock, PeerState, RefusalCode},
     netmap::{NodeId, RelayId},
 };
 use tokio::sync::{
@@ -25,7 +25,12 @@ use tokio::sync::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{mailbox::Mailbox, refusal, stats::ControlStats};
+use super::{
+    link::{Carrier, Link},
+    mailbox::Mailbox,
+    refusal,
+    stats::ControlStats,
+};
 use crate::{
     limit::{Rate, TokenBucket},
     registry::{Change, ChangeKind, Registry, RegistryError},
@@ -36,6 +41,8 @@ use crate::{
 const COMMAND_CAPACITY: usize = 1024;
 /// CallMeMaybes from one node to one other. Honest ones come with a change of network or a new attempt.
 const CALL_RATE: Rate = Rate { per_second: 2, burst: 8 };
+/// Nodes that are asked to knock at one address.
+const MAX_KNOCKERS: usize = 2;
 /// Relays of one node that are passed on; what goes beyond is cut.
 const MAX_RELAYS: usize = 8;
 
@@ -86,8 +93,16 @@ pub(super) struct Reach {
     pub(super) home: Option<RelayId>,
 }
 
+/// Where a session comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    address: IpAddr,
+    carrier: Carrier,
+}
+
 enum Command {
-    Attach { node: NodeId, observed: IpAddr, attached: oneshot::Sender<Attachment> },
+    Attach { node: NodeId, seen: Seen, attached: oneshot::Sender<Attachment> },
+    Knock { node: NodeId, knock: Knock, knocking: oneshot::Sender<Vec<IpAddr>> },
     Detach(Attachment),
     SetReach { node: NodeId, reach: Reach },
     Call { from: NodeId, to: NodeId, candidates: Vec<Candidate> },
@@ -106,9 +121,16 @@ struct Presence {
 
 struct Connected {
     id: u64,
+    carrier: Carrier,
     mailbox: Arc<Mailbox>,
     /// One bucket per peer that was called and is registered.
     calls: BTreeMap<NodeId, TokenBucket>,
+}
+
+impl Seen {
+    pub(super) fn of(link: &Link) -> Self {
+        Self { address: link.remote.ip(), carrier: link.carrier }
+    }
 }
 
 impl Attachment {
@@ -130,10 +152,17 @@ impl HubHandle {
         self.outside.clone()
     }
 
-    /// Says that a node has a session, which comes from an address. An older session of it ends; the others are told.
-    pub(super) async fn attach(&self, node: NodeId, observed: IpAddr) -> Result<Attachment, HubGone> {
+    /// Says that a node has a session, and where it comes from. An older session of it ends; the others are told.
+    pub(super) async fn attach(&self, node: NodeId, seen: Seen) -> Result<Attachment, HubGone> {
         let (attached, answer) = oneshot::channel();
-        self.commands.send(Command::Attach { node, observed, attached }).await.map_err(|_| HubGone)?;
+        self.commands.send(Command::Attach { node, seen, attached }).await.map_err(|_| HubGone)?;
+        answer.await.map_err(|_| HubGone)
+    }
+
+    /// Has others knock at an address of a node's; returns where those come from.
+    pub(super) async fn knock(&self, node: NodeId, knock: Knock) -> Result<Vec<IpAddr>, HubGone> {
+        let (knocking, answer) = oneshot::channel();
+        self.commands.send(Command::Knock { node, knock, knocking }).await.map_err(|_| HubGone)?;
         answer.await.map_err(|_| HubGone)
     }
 
@@ -245,8 +274,12 @@ impl Hub {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Attach { node, observed, attached } => {
-                let attachment = self.attach(node, observed);
+            Command::Knock { node, knock, knocking } => {
+                // Who asked may be gone.
+                let _ = knocking.send(self.knock(node, knock));
+            }
+            Command::Attach { node, seen, attached } => {
+                let attachment = self.attach(node, seen);
                 if let Err(unclaimed) = attached.send(attachment) {
                     self.detach(&unclaimed);
                 }
@@ -260,7 +293,7 @@ impl Hub {
         }
     }
 
-    fn attach(&mut self, node: NodeId, observed: IpAddr) -> Attachment {
+    fn attach(&mut self, node: NodeId, seen: Seen) -> Attachment {
         self.next_session += 1;
         let mailbox = Arc::new(Mailbox::default());
         let attachment = Attachment { node, session: self.next_session, mailbox: mailbox.clone() };
@@ -273,7 +306,8 @@ impl Hub {
                 mailbox.put_state(Arc::new(peer.state(*id)));
             }
         }
-        let connected = Connected { id: self.next_session, mailbox, calls: BTreeMap::new() };
+        let Seen { address: observed, carrier } = seen;
+        let connected = Connected { id: self.next_session, carrier, mailbox, calls: BTreeMap::new() };
         let presence = self.nodes.entry(node).or_default();
         let observed = Some(observed.to_canonical());
         let moved = std::mem::replace(&mut presence.observed, observed) != observed;
@@ -330,6 +364,28 @@ impl Hub {
         bucket.try_take(now, CALL_RATE, 1).ok()?;
         mailbox.put_call(from, candidates);
         Some(())
+    }
+
+    /// Passes a knock on to a few nodes that stand elsewhere and whose UDP gets out; not always the same ones.
+    fn knock(&self, node: NodeId, knock: Knock) -> Vec<IpAddr> {
+        let own = self.nodes.get(&node).and_then(|presence| presence.observed);
+        let mut fit: Vec<(IpAddr, &Mailbox)> = Vec::new();
+        for (id, presence) in &self.nodes {
+            let session = presence.session.as_ref().filter(|session| session.carrier == Carrier::Udp);
+            let (Some(session), Some(observed)) = (session, presence.observed) else { continue };
+            let is_same_family = observed.is_ipv4() == knock.to.is_ipv4();
+            let is_known = fit.iter().any(|(known, _)| *known == observed);
+            if *id != node && Some(observed) != own && is_same_family && !is_known {
+                fit.push((observed, &session.mailbox));
+            }
+        }
+        let start = usize::from(knock.transaction[0]) % fit.len().max(1);
+        let chosen = fit.iter().cycle().skip(start).take(MAX_KNOCKERS.min(fit.len()));
+        let tell = |(observed, mailbox): &(IpAddr, &Mailbox)| {
+            mailbox.put_knock(knock);
+            *observed
+        };
+        chosen.map(tell).collect()
     }
 
     /// Tells the connected peers of a node its state.

@@ -30,8 +30,19 @@ pub struct Link {
     pub node_key: NodeKey,
     /// Where the other side is.
     pub remote: SocketAddr,
+    /// What carries the connection, down to the network.
+    pub carrier: Carrier,
     reader: FrameReader,
     writer: FrameWriter,
+}
+
+/// What carries a connection through the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// UDP: it gets through, then, both ways.
+    Udp,
+    /// TCP.
+    Tcp,
 }
 
 /// Reads messages.
@@ -71,7 +82,7 @@ pub enum LinkError {
 }
 
 impl Link {
-    /// Makes a link of a carrier's stream.
+    /// Makes a link of a stream over UDP.
     pub fn new(
         node_key: NodeKey,
         remote: SocketAddr,
@@ -85,7 +96,14 @@ impl Link {
             partial_since: None,
             allowance: None,
         };
-        Self { node_key, remote, reader, writer: FrameWriter { stream: Box::new(writer) } }
+        let writer = FrameWriter { stream: Box::new(writer) };
+        Self { node_key, remote, carrier: Carrier::Udp, reader, writer }
+    }
+
+    /// Says that the stream is one over TCP.
+    #[must_use]
+    pub fn over_tcp(self) -> Self {
+        Self { carrier: Carrier::Tcp, ..self }
     }
 
     /// Limits how many bytes are read from now on; `None` lifts the limit.

@@ -10,10 +10,13 @@ use std::{
 
 use mesh_proto::{
     candidate::Candidate,
-    control::{PeerState, Refusal},
+    control::{Knock, PeerState, Refusal},
     netmap::NodeId,
 };
 use tokio::sync::Notify;
+
+/// Knocks that wait; what goes beyond is dropped, and asked for again.
+const MAX_KNOCKS: usize = 8;
 
 /// The mailbox of a session.
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ pub(super) struct Mail {
     pub(super) states: BTreeMap<NodeId, Arc<PeerState>>,
     /// The latest call of each peer that called.
     pub(super) calls: BTreeMap<NodeId, Vec<Candidate>>,
+    /// Where the node is asked to knock.
+    pub(super) knocks: Vec<Knock>,
     /// The session has to end.
     pub(super) end: Option<Refusal>,
 }
@@ -43,6 +48,14 @@ impl Mailbox {
     pub(super) fn put_call(&self, from: NodeId, candidates: Vec<Candidate>) {
         self.put(|mail| {
             mail.calls.insert(from, candidates);
+        });
+    }
+
+    pub(super) fn put_knock(&self, knock: Knock) {
+        self.put(|mail| {
+            if mail.knocks.len() < MAX_KNOCKS {
+                mail.knocks.push(knock);
+            }
         });
     }
 
@@ -74,7 +87,7 @@ impl Mailbox {
 
 impl Mail {
     fn is_empty(&self) -> bool {
-        self.states.is_empty() && self.calls.is_empty() && self.end.is_none()
+        self.states.is_empty() && self.calls.is_empty() && self.knocks.is_empty() && self.end.is_none()
     }
 }
 

@@ -29,21 +29,30 @@ mod server;
 mod session;
 mod stats;
 
-use mesh_proto::control::{Refusal, RefusalCode};
+use std::time::SystemTime;
+
+use mesh_proto::control::{Refusal, RefusalCode, ServerMessage};
 
 pub(crate) use self::server::{IDLE_TIMEOUT, KEEP_ALIVE};
 pub use self::{
     door::{Door, Service, Stranger},
-    enter::Coordinator,
+    enter::{Coordinator, Ports},
     gate::Place,
     hub::{Hub, HubGone, HubHandle},
-    link::{Link, LinkError},
+    link::{Carrier, Link, LinkError},
     server::{ControlServer, server_config},
     stats::{ControlStats, Counter},
 };
 
 /// What this program says of itself in Hello and Welcome.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Answers a Ping, with the time.
+pub(crate) fn pong(id: u64) -> ServerMessage {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok();
+    let time_ms = time.and_then(|time| u64::try_from(time.as_millis()).ok());
+    ServerMessage::Pong { id, time_ms }
+}
 
 fn refusal(code: RefusalCode, message: &str) -> Refusal {
     Refusal { code, message: message.to_owned(), retry_after_ms: None }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh_proto::{
-    control::{ClientMessage, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage},
+    control::{ClientMessage, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage},
     netmap::{NodeId, RelayId, Version},
 };
 use tokio::{
@@ -14,14 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     enter::refusal_of,
-    hub::{Attachment, HubHandle, Reach},
+    hub::{Attachment, HubHandle, Reach, Seen},
     link::{Link, LinkError},
     mailbox::Mail,
-    refusal,
+    pong, refusal,
     server::{refuse, refuse_broken},
     stats::ControlStats,
 };
 use crate::{
+    front::observer::Knocker,
     limit::{Rate, TokenBucket},
     registry::{Change, ChangeKind, Registry, RegistryError, mapgen},
     relay::RelayHandle,
@@ -30,6 +31,8 @@ use crate::{
 /// Messages of one client. One that is over it is read more slowly, which QUIC passes on to it. The burst
 /// is a call to each of a thousand peers.
 const MESSAGE_RATE: Rate = Rate { per_second: 200, burst: 2000 };
+/// Knocks that one client may ask for: a check of its network takes three.
+const KNOCK_RATE: Rate = Rate { per_second: 2, burst: 8 };
 /// Peers in one PeerStates: with the most candidates each has some 3 KiB, and a message may have 1 MiB.
 const STATES_PER_MESSAGE: usize = 256;
 /// The relay inside the coordinator.
@@ -48,6 +51,9 @@ pub(super) struct Session {
     pub(super) registry: Registry,
     pub(super) hub: HubHandle,
     pub(super) relay: RelayHandle,
+    pub(super) knocker: Knocker,
+    /// How often the client may still ask for knocks.
+    pub(super) knocks: TokenBucket,
     pub(super) stats: Arc<ControlStats>,
 }
 
@@ -62,7 +68,7 @@ enum End {
 /// Serves a session until its connection, the node or the coordinator is gone.
 pub(super) async fn run(mut session: Session, mut link: Link, cancel: CancellationToken) {
     let end = match session.send_map_or_changes(&mut link).await {
-        Ok(()) => match session.hub.attach(session.node, link.remote.ip()).await {
+        Ok(()) => match session.hub.attach(session.node, Seen::of(&link)).await {
             Ok(attachment) => {
                 tracing::debug!(node = session.node.0, "connected");
                 let end = session.serve(&mut link, &attachment, &cancel).await;
@@ -167,6 +173,9 @@ impl Session {
         for peers in states.chunks(STATES_PER_MESSAGE) {
             link.send(&ServerMessage::PeerStates { peers: peers.to_vec() }).await?;
         }
+        for knock in mail.knocks {
+            link.send(&ServerMessage::Knock(knock)).await?;
+        }
         for (from, candidates) in mail.calls {
             link.send(&ServerMessage::CallMeMaybe { from, candidates }).await?;
         }
@@ -196,14 +205,32 @@ impl Session {
                 Ok(())
             }
             ClientMessage::Ping { id } => {
-                link.send(&ServerMessage::Pong { id }).await?;
+                link.send(&pong(id)).await?;
                 Ok(())
             }
+            ClientMessage::Knock(knock) => self.handle_knock(link, knock).await,
             ClientMessage::Hello(_) | ClientMessage::Join { .. } | ClientMessage::Connect { .. } => {
                 Err(End::Refused(refusal(RefusalCode::Protocol, "this connection is a node's already")))
             }
             ClientMessage::Unknown => Ok(()),
         }
+    }
+}
+
+impl Session {
+    /// Knocks, and has others knock, at an address of the client's own; anything else is nobody's business here.
+    async fn handle_knock(&mut self, link: &mut Link, knock: Knock) -> Result<(), End> {
+        let is_own = knock.to.ip() == link.remote.ip().to_canonical() && knock.to.port() != 0;
+        let now = std::time::Instant::now();
+        if !is_own || self.knocks.try_take(now, KNOCK_RATE, 1).is_err() {
+            return Ok(());
+        }
+        self.knocker.knock(&knock);
+        let others = self.hub.knock(self.node, knock).await.map_err(|_| End::Refused(shutting_down()))?;
+        let Knock { to: _, transaction } = knock;
+        let knocking = Knocking { transaction, port: self.knocker.port(), others };
+        link.send(&ServerMessage::Knocking(knocking)).await?;
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@
 //! The task ends when it is cancelled. All it waits for (the socket's readiness, a command, a time) is
 //! cancel-safe.
 
+pub mod observer;
 mod quic;
 mod socket;
 mod stats;
@@ -31,10 +32,7 @@ use std::{
 };
 
 use mesh_pipe::TrainSender;
-use mesh_proto::{
-    demux::{DatagramKind, classify},
-    stun,
-};
+use mesh_proto::demux::{DatagramKind, classify};
 use quinn_udp::RecvMeta;
 use tokio_util::sync::CancellationToken;
 
@@ -283,7 +281,7 @@ impl Front {
     }
 
     fn handle_stun(&mut self, now: Instant, source: Source, datagram: &[u8]) {
-        let Ok(stun::Message::BindingRequest { transaction }) = stun::Message::decode(datagram) else {
+        let Some(answer) = observer::answer(source, datagram) else {
             self.stats.count_stun_drop();
             return;
         };
@@ -291,7 +289,6 @@ impl Front {
             self.stats.count_stun_drop();
             return;
         }
-        let answer = stun::Message::BindingSuccess { transaction, mapped: source.address }.encode();
         match self.socket.try_answer(source, &answer) {
             Ok(()) => self.stats.count_stun_answer(),
             Err(_) => self.stats.count_stun_drop(),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::relay_id;
 use crate::{
-    control::{Link, LinkError, Service, Stranger},
+    control::{Link, LinkError, Service, Stranger, pong},
     relay::RelayHandle,
 };
 
@@ -74,13 +74,14 @@ impl RelayService {
                     }
                     Err(_) => return Ok(stopping()),
                 },
-                ClientMessage::Ping { id } => link.send(&ServerMessage::Pong { id }).await?,
+                ClientMessage::Ping { id } => link.send(&pong(id)).await?,
                 // Said to coordinators; nothing here needs it.
                 ClientMessage::Candidates { .. } | ClientMessage::Resync | ClientMessage::Unknown => {}
                 ClientMessage::Hello(_)
                 | ClientMessage::Join { .. }
                 | ClientMessage::Connect { .. }
                 | ClientMessage::CallMeMaybe { .. }
+                | ClientMessage::Knock(_)
                 | ClientMessage::ServeRelay { .. } => {
                     let message = "this is a relay, not the coordinator".to_owned();
                     return Ok(Refusal { code: RefusalCode::Protocol, message, retry_after_ms: None });

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{RelayOptions, cache::MapCache, service::KnownNodes};
 use crate::{
     control::{IDLE_TIMEOUT, KEEP_ALIVE, Link, LinkError, VERSION},
+    front::observer::knock_from_anywhere,
     identity::Identity,
     relay::RelayHandle,
     tls,
@@ -161,7 +162,12 @@ impl Uplink {
                 ServerMessage::Refused(refusal) => {
                     return Err(self.handle_refusal(refusal).await);
                 }
+                // Only the coordinator is heard here, and it vouches for who asks.
+                ServerMessage::Knock(knock) => {
+                    let _ = knock_from_anywhere(&knock).await;
+                }
                 ServerMessage::Welcome(_)
+                | ServerMessage::Knocking(_)
                 | ServerMessage::Joined { .. }
                 | ServerMessage::PeerStates { .. }
                 | ServerMessage::CallMeMaybe { .. }

@@ -79,7 +79,7 @@ pub(super) async fn open<S>(
         relay.remove().await;
     });
     let (reader, writer) = split(near);
-    Ok(Link::new(node_key, remote, reader, writer))
+    Ok(Link::new(node_key, remote, reader, writer).over_tcp())
 }
 
 /// Takes off what is only there for whoever stands on the way; returns what a proxy says of the client.

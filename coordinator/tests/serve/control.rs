@@ -77,7 +77,7 @@ async fn a_client_that_has_the_latest_map_gets_only_what_it_missed() {
     client
         .hear_until(|message| match message {
             ServerMessage::Map { .. } | ServerMessage::Delta { .. } => panic!("nothing was missed"),
-            ServerMessage::Pong { id: 5 } => Some(()),
+            ServerMessage::Pong { id: 5, .. } => Some(()),
             _ => None,
         })
         .await;
@@ -170,7 +170,7 @@ async fn a_call_is_forwarded_with_its_sender_and_not_without_end() {
     one.say(&ClientMessage::CallMeMaybe { to: NodeId(99), candidates: vec![] }).await;
     one.say(&ClientMessage::CallMeMaybe { to: first_id, candidates: vec![] }).await;
     one.say(&ClientMessage::Ping { id: 1 }).await;
-    one.hear_until(|message| matches!(message, ServerMessage::Pong { id: 1 }).then_some(())).await;
+    one.hear_until(|message| matches!(message, ServerMessage::Pong { id: 1, .. }).then_some(())).await;
     two.say(&ClientMessage::Ping { id: 2 }).await;
     let mut calls = 0;
     two.hear_until(|message| match message {
@@ -179,7 +179,7 @@ async fn a_call_is_forwarded_with_its_sender_and_not_without_end() {
             calls += 1;
             None
         }
-        ServerMessage::Pong { id: 2 } => Some(()),
+        ServerMessage::Pong { id: 2, .. } => Some(()),
         _ => None,
     })
     .await;
@@ -199,12 +199,12 @@ async fn the_newest_connection_of_a_node_wins() {
     let (mut newer, _) = rig.connect(&agent).await;
     assert_eq!(older.hear_refusal().await, RefusalCode::Replaced);
     newer.say(&ClientMessage::Ping { id: 3 }).await;
-    newer.hear_until(|message| matches!(message, ServerMessage::Pong { id: 3 }).then_some(())).await;
+    newer.hear_until(|message| matches!(message, ServerMessage::Pong { id: 3, .. }).then_some(())).await;
     watch.say(&ClientMessage::Ping { id: 4 }).await;
     watch
         .hear_until(|message| {
             assert!(state_of(message, twin_id).is_none_or(|state| state.online), "it was never offline");
-            matches!(message, ServerMessage::Pong { id: 4 }).then_some(())
+            matches!(message, ServerMessage::Pong { id: 4, .. }).then_some(())
         })
         .await;
     rig.server.stop().await;
@@ -326,7 +326,7 @@ async fn nonsense_is_refused_and_the_rest_is_served() {
     client.send.write_all(&[0, 0, 0, 16]).await.unwrap();
     client.send.write_all(br#"{"type":"newer"}"#).await.unwrap();
     client.say(&ClientMessage::Ping { id: 8 }).await;
-    client.hear_until(|message| matches!(message, ServerMessage::Pong { id: 8 }).then_some(())).await;
+    client.hear_until(|message| matches!(message, ServerMessage::Pong { id: 8, .. }).then_some(())).await;
     rig.server.stop().await;
 }
 

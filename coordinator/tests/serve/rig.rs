@@ -14,7 +14,7 @@ use mesh_coordinator::{
     tls,
 };
 use mesh_proto::{
-    control::{ClientMessage, Hello, RefusalCode, RelayChannel, ServerMessage, frame},
+    control::{ClientMessage, Hello, RefusalCode, RelayChannel, ServerMessage, Welcome, frame},
     key::{KeyPin, PublicKey},
     netmap::{NetworkMap, Node},
     relay::{Frame, bind_mac},
@@ -125,6 +125,7 @@ impl Rig {
 async fn start_server(state: &TempDir, address: &str) -> Server {
     let options = ServeOptions {
         dyndns: None,
+        listen_stun: Some("127.0.0.1:0".parse().unwrap()),
         state_dir: state.path().to_owned(),
         listen_udp: address.parse().unwrap(),
         listen_tcp: "127.0.0.1:0".parse().unwrap(),
@@ -180,10 +181,13 @@ impl Client {
         Ok(Self { connection, send, recv, decoder: frame::Decoder::default(), _endpoint: endpoint })
     }
 
-    pub(crate) async fn hello(&mut self) {
+    pub(crate) async fn hello(&mut self) -> Welcome {
         self.say(&ClientMessage::Hello(Hello { version: "test".to_owned(), features: vec![] })).await;
         match self.hear().await {
-            ServerMessage::Welcome(welcome) => assert!(welcome.observed.ip().is_loopback()),
+            ServerMessage::Welcome(welcome) => {
+                assert!(welcome.observed.ip().is_loopback());
+                welcome
+            }
             other => panic!("expected a welcome, got {other:?}"),
         }
     }

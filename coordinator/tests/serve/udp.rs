@@ -1,14 +1,15 @@
 //! The UDP port through real sockets: the relay, STUN, and whatever else may arrive.
 
-use std::{io::IoSliceMut, time::Duration};
+use std::{io::IoSliceMut, net::SocketAddr, time::Duration};
 
 use mesh_coordinator::front::{FrontSocket, Source};
 use mesh_proto::{
+    control::{ClientMessage, Knock, Knocking, ServerMessage},
     relay::{Frame, bind_mac},
     stun,
 };
 
-use super::rig::{Agent, Rig, bind, read, udp, within};
+use super::rig::{Agent, Client, Rig, bind, read, udp, within};
 
 #[tokio::test]
 async fn stun_says_where_a_request_came_from() {
@@ -193,5 +194,72 @@ async fn garbage_of_every_length_gets_no_answer_and_does_no_harm() {
     assert!(answers.iter().filter(|(first, _)| *first == 0x83).count() <= 20);
     let (mut client, _) = rig.connect(&agent).await;
     client.open_channel().await;
+    rig.server.stop().await;
+}
+
+/// Asks for knocks at an address and returns what comes of it, if anything does.
+async fn knock(client: &mut Client, to: SocketAddr, transaction: [u8; 12]) -> Option<Knocking> {
+    client.say(&ClientMessage::Knock(Knock { to, transaction })).await;
+    client.say(&ClientMessage::Ping { id: 99 }).await;
+    let mut found = None;
+    loop {
+        match client.hear().await {
+            ServerMessage::Knocking(knocking) => found = Some(knocking),
+            ServerMessage::Pong { id: 99, time_ms } => {
+                assert!(time_ms.is_some());
+                return found;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn knocks_come_from_a_second_port_and_go_to_nobody_else() {
+    let rig = Rig::start().await;
+    let agent = Agent::new("home-a");
+    rig.join(&agent).await;
+    let mut client = Client::dial(rig.address(), &agent, rig.server.pin()).await.unwrap();
+    let welcome = client.hello().await;
+    let [second] = welcome.observer_ports[..] else { panic!("{welcome:?}") };
+    client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None }).await;
+    let socket = udp().await;
+    let to = socket.local_addr().unwrap();
+    let transaction = *b"any-12-bytes";
+    let knocking = knock(&mut client, to, transaction).await.expect("somebody knocks");
+    assert_eq!((knocking.port, knocking.transaction, &knocking.others[..]), (second, transaction, &[][..]));
+    let mut buffer = [0; 100];
+    let (len, from) = within(socket.recv_from(&mut buffer)).await.unwrap();
+    let expected = stun::Message::BindingSuccess { transaction, mapped: to };
+    assert_eq!((stun::Message::decode(&buffer[..len]), from.port()), (Ok(expected), second));
+    assert_ne!(second, rig.address().port());
+
+    // It answers STUN as the first port does.
+    let request = stun::Message::BindingRequest { transaction }.encode();
+    socket.send_to(&request, from).await.unwrap();
+    assert_eq!(stun::Message::decode(&read(&socket).await), Ok(expected));
+
+    let third_party = SocketAddr::from(([192, 0, 2, 1], 53));
+    assert_eq!(knock(&mut client, third_party, transaction).await, None);
+    rig.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_a_storm_gets_a_handful_of_knocks() {
+    let rig = Rig::start().await;
+    let agent = Agent::new("home-a");
+    rig.join(&agent).await;
+    let (mut client, _) = rig.connect(&agent).await;
+    let socket = udp().await;
+    let to = socket.local_addr().unwrap();
+    for _ in 0..100 {
+        client.say(&ClientMessage::Knock(Knock { to, transaction: [9; 12] })).await;
+    }
+    let mut knocks = 0;
+    let mut buffer = [0; 100];
+    while tokio::time::timeout(Duration::from_millis(300), socket.recv(&mut buffer)).await.is_ok() {
+        knocks += 1;
+    }
+    assert!((1..20).contains(&knocks), "{knocks} knocks");
     rig.server.stop().await;
 }

@@ -14,6 +14,7 @@ use crate::{
     name::NodeName,
     netmap::{MapDelta, NetworkMap, Node, NodeId, RelayId, Version},
     relay::{CHANNEL_KEY_LEN, ChannelId},
+    stun::TransactionId,
     token::JoinToken,
 };
 
@@ -76,6 +77,9 @@ pub enum ClientMessage {
         /// Repeated by the Pong.
         id: u64,
     },
+    /// Asks for knocks at an address of the sender's own, to see who is let in there; answered by `Knocking`. Nothing is
+    /// sent to another IP address than the connection comes from.
+    Knock(Knock),
     /// A message that this version does not know; ignored.
     #[serde(other)]
     Unknown,
@@ -121,7 +125,15 @@ pub enum ServerMessage {
     Pong {
         /// The Ping's.
         id: u64,
+        /// The time here, in milliseconds since 1970 in UTC.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        time_ms: Option<u64>,
     },
+    /// A node wants to know whether it is heard there: one STUN success response with this transaction id is to be sent
+    /// to the address, from a port that has never sent anything there.
+    Knock(Knock),
+    /// Knocks are on their way.
+    Knocking(Knocking),
     /// What was asked for is refused; the connection is closed after it.
     Refused(Refusal),
     /// A message that this version does not know; ignored.
@@ -150,6 +162,33 @@ pub struct Welcome {
     /// Where the connection comes from, as this side sees it; canonical once it was read.
     #[serde(deserialize_with = "address::deserialize")]
     pub observed: SocketAddr,
+    /// Further UDP ports of this side's, at the address at which it was reached, that answer STUN.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub observer_ports: Vec<u16>,
+}
+
+/// An address at which somebody is to knock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Knock {
+    /// Where.
+    #[serde(deserialize_with = "address::deserialize")]
+    pub to: SocketAddr,
+    /// The transaction id by which the knock is known; chosen at random, so that nobody else can forge it.
+    #[serde(with = "hex::serde")]
+    pub transaction: TransactionId,
+}
+
+/// Who knocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Knocking {
+    /// That of the Knock.
+    #[serde(with = "hex::serde")]
+    pub transaction: TransactionId,
+    /// The UDP port of the coordinator's that knocks, which answers STUN.
+    pub port: u16,
+    /// Where others come from that were asked to knock, as the coordinator sees them.
+    #[serde(default)]
+    pub others: Vec<IpAddr>,
 }
 
 /// News of one peer.

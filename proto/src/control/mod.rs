@@ -18,7 +18,9 @@
 //!   | <---------- Delta, PeerStates, CallMeMaybe -- |   as they happen
 //!   | -- Resync ----------------------------------> |   a Delta did not fit: answered by Map
 //!   | -- Ping ------------------------------------> |
-//!   | <------------------------------------ Pong -- |
+//!   | <------------------------------------ Pong -- |   with the coordinator's time
+//!   | -- Knock (to, transaction) -----------------> |   knocked at by the coordinator, and passed on to others as Knock
+//!   | <-------------------------------- Knocking -- |
 //! ```
 //!
 //! A relay that stands alone joins and connects to the coordinator like an agent, with a token that has the tag
@@ -36,7 +38,8 @@ pub mod frame;
 mod message;
 
 pub use message::{
-    ClientMessage, Hello, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage, Welcome,
+    ClientMessage, Hello, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage,
+    Welcome,
 };
 
 /// ALPN of control protocol version 1, spoken by coordinators and stand-alone relays.

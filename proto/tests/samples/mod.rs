@@ -5,10 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
-    control::{ClientMessage, Hello, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage, Welcome},
+    control::{
+        ClientMessage, Hello, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage,
+        Welcome,
+    },
     disco,
     key::{NodeKey, PublicKey},
     netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Relay, RelayId, Version},
+    netreport::{
+        Filtering, Ipv6Report, NatReport, NetReport, ObserverReport, ProxyReport, Reach, RelayReport,
+    },
     punch::{Punch, PunchStage, Sequence},
     relay::{self, ChannelId},
     status::{
@@ -123,6 +129,7 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
         ("relay_open", ClientMessage::RelayOpen),
         ("serve_relay", ClientMessage::ServeRelay { addresses: vec!["relay.example:7443".into()] }),
         ("ping", ClientMessage::Ping { id: u64::MAX }),
+        ("knock", ClientMessage::Knock(knock())),
         ("unknown", ClientMessage::Unknown),
     ]
 }
@@ -160,6 +167,16 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
                 version: "0.1.0".into(),
                 features: vec!["pq".into()],
                 observed,
+                observer_ports: vec![],
+            }),
+        ),
+        (
+            "welcome_observer",
+            ServerMessage::Welcome(Welcome {
+                version: "0.1.0".into(),
+                features: vec![],
+                observed,
+                observer_ports: vec![7444],
             }),
         ),
         ("joined", ServerMessage::Joined { node: pi() }),
@@ -169,11 +186,23 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         ("peer_states", ServerMessage::PeerStates { peers: states }),
         ("call_me_maybe", ServerMessage::CallMeMaybe { from: NodeId(2), candidates: candidates() }),
         ("relay_opened", ServerMessage::RelayOpened(channel)),
-        ("pong", ServerMessage::Pong { id: u64::MAX }),
+        ("pong", ServerMessage::Pong { id: u64::MAX, time_ms: None }),
+        ("pong_time", ServerMessage::Pong { id: 7, time_ms: Some(1_767_225_600_123) }),
+        ("knock", ServerMessage::Knock(knock())),
+        ("knocking", ServerMessage::Knocking(knocking())),
         ("refused", ServerMessage::Refused(refusal(RefusalCode::Token, None))),
         ("refused_busy", ServerMessage::Refused(refusal(RefusalCode::Busy, Some(1500)))),
         ("unknown", ServerMessage::Unknown),
     ]
+}
+
+fn knock() -> Knock {
+    Knock { to: socket(V4), transaction: *b"transaction!" }
+}
+
+fn knocking() -> Knocking {
+    let others = vec![socket(V6).ip()];
+    Knocking { transaction: *b"transaction!", port: 7444, others }
 }
 
 /// Every kind of candidate.
@@ -186,6 +215,32 @@ pub(crate) fn candidate_kinds() -> Vec<CandidateKind> {
 pub(crate) fn refusal_codes() -> Vec<RefusalCode> {
     use RefusalCode::{Busy, NameTaken, NotRegistered, Protocol, Replaced, ShuttingDown, Token, Unknown};
     vec![Token, NameTaken, NotRegistered, Busy, Replaced, ShuttingDown, Protocol, Unknown]
+}
+
+/// A document of `meshctl netcheck --json`.
+pub(crate) fn net_report() -> NetReport {
+    let (_, status) = statuses().swap_remove(0);
+    let this = status.this;
+    let reach = Reach { reachable: Some(true), address: Some(socket(V4)), rtt_ms: Some(1.5) };
+    NetReport {
+        nat: NatReport { status: this.nat, filtering: Filtering::AdfOrApdf, hairpin: Some(false) },
+        candidates: this.candidates,
+        coordinator: this.coordinator,
+        relay: this.relay,
+        relays: vec![RelayReport { name: "pi".into(), udp: reach, tcp: Reach::default() }],
+        observers: vec![ObserverReport { address: socket(V4), mapped: socket(V4), rtt_ms: 1.5 }],
+        ipv6: Ipv6Report { address: Some(socket(V6).ip()), reachable: Some(true) },
+        captive_portal: Some(false),
+        proxy: Some(ProxyReport { url: "http://proxy.example:3128".into(), in_use: true }),
+        clock_offset_ms: Some(-3.5),
+        uplink_mtu: Some(1492),
+    }
+}
+
+/// Every filtering behaviour.
+pub(crate) fn filterings() -> Vec<Filtering> {
+    use Filtering::{Adf, AdfOrApdf, Apdf, Eif, EifOrAdf, None, Unknown};
+    vec![Eif, Adf, Apdf, EifOrAdf, AdfOrApdf, None, Unknown]
 }
 
 /// Documents of `meshctl status --json`: the reference one first, then one of which nothing is known.
