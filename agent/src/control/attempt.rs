@@ -59,6 +59,22 @@ impl DialError {
         self.attempts.iter().any(|attempt| matches!(attempt.error, AttemptError::PinMismatch))
     }
 
+    /// Returns whether a proxy has refused, in plain words, to lead to the coordinator.
+    pub(super) fn is_proxy_refusal(&self) -> bool {
+        let pipes = self.attempts.iter().filter_map(|attempt| match &attempt.error {
+            AttemptError::Pipe(error) => Some(error),
+            AttemptError::Resolve(_)
+            | AttemptError::Socket(_)
+            | AttemptError::Timeout
+            | AttemptError::PinMismatch
+            | AttemptError::Connection(_) => None,
+        });
+        let mut pipes = pipes.peekable();
+        let is_refusal =
+            |error: &PipeError| matches!(error, PipeError::Proxy(refusal) if refusal.is_refusal());
+        pipes.peek().is_some() && pipes.all(is_refusal)
+    }
+
     /// Returns the address that failed last, if any was tried.
     pub(super) fn last_address(&self) -> Option<SocketAddr> {
         self.attempts.iter().rev().find_map(|attempt| attempt.address)

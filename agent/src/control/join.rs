@@ -25,7 +25,7 @@ use super::{
     attempt::DialError,
     dial::Target,
     link::{Link, LinkError},
-    race::{First, Reached, race},
+    race::{First, Reached, Refused, race},
     stream::{StreamOptions, StreamTarget},
     tls,
 };
@@ -36,6 +36,9 @@ use crate::{
 
 /// How long a join tries before it fails.
 pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Once a proxy has refused, UDP has this long to get through: four transmissions of its first packet.
+const UDP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause between two attempts of a join.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -87,6 +90,9 @@ pub enum JoinError {
         /// What was tried last.
         error: DialError,
     },
+    /// UDP does not get through, and the proxy does not want to lead there.
+    #[error("the coordinator was not reached: {0}")]
+    Proxy(DialError),
     /// The coordinator was reached and did not answer.
     #[error("the coordinator did not confirm in {} s: {error}; run the same command again", patience.as_secs())]
     Unconfirmed {
@@ -161,6 +167,7 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
                 | JoinError::NameTaken(_)
                 | JoinError::PinMismatch(_)
                 | JoinError::Unreachable { .. }
+                | JoinError::Proxy(_)
                 | JoinError::Refused(_)
                 | JoinError::OtherMesh { .. }
                 | JoinError::Random(_)
@@ -301,10 +308,12 @@ async fn attempt(
     disk: &mut Disk,
     deadline: Instant,
 ) -> Result<Node, Failure> {
-    let race = race(ways.target.clone(), ways.pipe.clone(), First::Quic, deadline);
-    let reached = race.await.map_err(|error| match error.is_pin_mismatch() {
-        true => Failure::Final(JoinError::PinMismatch(error)),
-        false => Failure::Dial(error),
+    let refused = Refused::After(UDP_PATIENCE);
+    let race = race(ways.target.clone(), ways.pipe.clone(), First::Quic, refused, deadline);
+    let reached = race.await.map_err(|error| match (error.is_pin_mismatch(), error.is_proxy_refusal()) {
+        (true, _) => Failure::Final(JoinError::PinMismatch(error)),
+        (false, true) => Failure::Final(JoinError::Proxy(error)),
+        (false, false) => Failure::Dial(error),
     })?;
     let mut link = match reached {
         Reached::Quic(dialed) => Link::open(dialed).await,
@@ -345,6 +354,8 @@ async fn converse(
             | ServerMessage::PeerStates { .. }
             | ServerMessage::CallMeMaybe { .. }
             | ServerMessage::RelayOpened(_)
+            | ServerMessage::Knock(_)
+            | ServerMessage::Knocking(_)
             | ServerMessage::Pong { .. }
             | ServerMessage::Unknown => {}
         }

@@ -9,7 +9,7 @@
 //! Where a pipe has won before in the same network it goes first, and QUIC follows. When UDP has just gone silent both
 //! start at once.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use tokio::time::Instant;
 
@@ -31,6 +31,15 @@ pub(super) enum First {
     Quic,
     Pipe,
     Both,
+}
+
+/// How long UDP is waited for once a proxy has refused to lead to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// As long as without a proxy: whoever waits tries again and again anyway.
+    Patient,
+    /// So long: a person waits who can set the proxy right.
+    After(Duration),
 }
 
 /// How the target was reached.
@@ -60,9 +69,11 @@ pub(super) async fn race(
     target: Target,
     pipe: StreamTarget,
     first: First,
+    refused: Refused,
     deadline: Instant,
 ) -> Result<Reached, DialError> {
     let start = Instant::now();
+    let mut give_up_at = None;
     let (quic_at, pipe_at) = match first {
         First::Quic => (start, start + STAGGER),
         First::Pipe => (start + STAGGER, start),
@@ -74,6 +85,7 @@ pub(super) async fn race(
     loop {
         tokio::select! {
             biased;
+            () = sleep_until(give_up_at) => return Err(pipe.into_error()),
             result = quic.poll() => match result {
                 Ok(dialed) => return Ok(Reached::Quic(dialed)),
                 Err(error) if error.is_pin_mismatch() => return Err(error),
@@ -85,6 +97,11 @@ pub(super) async fn race(
             result = pipe.poll() => match result {
                 Ok(dialed) => return Ok(Reached::Pipe { dialed, quic: quic.into_running() }),
                 Err(error) => {
+                    if let Refused::After(patience) = refused
+                        && error.is_proxy_refusal()
+                    {
+                        give_up_at = Some(Instant::now() + patience);
+                    }
                     pipe = Attempt::Failed(error);
                     quic = quic.start();
                 }
@@ -97,6 +114,14 @@ pub(super) async fn race(
             }
             both => (quic, pipe) = both,
         }
+    }
+}
+
+/// Waits for a time; for ever, if there is none. Cancel-safe.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -124,6 +149,14 @@ impl<T> Attempt<T> {
         match self {
             Self::Waiting(at, attempt) => Self::Waiting(at.min(Instant::now()), attempt),
             Self::Failed(error) => Self::Failed(error),
+        }
+    }
+
+    /// How it failed; nothing, if it has not.
+    fn into_error(self) -> DialError {
+        match self {
+            Self::Waiting(..) => DialError::default(),
+            Self::Failed(error) => error,
         }
     }
 

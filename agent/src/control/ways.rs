@@ -10,7 +10,7 @@ use super::{
     address::HostPort,
     attempt::DialError,
     dial::{DIAL_TIMEOUT, Target},
-    race::{self, First, QuicAttempt, Reached},
+    race::{self, First, QuicAttempt, Reached, Refused},
     stream::{StreamOptions, StreamTarget, WebSocketUrl},
     tls,
     winners::WinnerBook,
@@ -95,7 +95,7 @@ impl Ways {
             last,
             nat64: self.nat64.clone(),
         };
-        race::race(self.target(place), target, first, Instant::now() + DIAL_TIMEOUT)
+        race::race(self.target(place), target, first, Refused::Patient, Instant::now() + DIAL_TIMEOUT)
     }
 
     /// Starts an attempt over QUIC.

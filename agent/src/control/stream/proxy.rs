@@ -76,9 +76,19 @@ pub enum ProxyError {
     Io(#[from] io::Error),
 }
 
+impl ProxyError {
+    /// Whether the proxy says in plain words that it does not want to, so that asking again is of no use.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::WantsCredentials(_) | Self::RefusesCredentials(_) | Self::Forbidden(_) => true,
+            Self::Status(_) | Self::Page | Self::NotHttp | Self::Io(_) => false,
+        }
+    }
+}
+
 impl ProxyRules {
     /// Returns the proxy that leads to a server, unless it is reached without one.
-    pub(super) fn proxy_for(&self, server: &HostPort) -> Option<&Proxy> {
+    pub(crate) fn proxy_for(&self, server: &HostPort) -> Option<&Proxy> {
         let host = server.host();
         let matches = |rule: &String| {
             let rule = rule.trim().trim_start_matches('.');

@@ -8,7 +8,7 @@ use super::super::{
     address::HostPort,
     dial::{Target, dial},
     fake::FakeCoordinator,
-    race::{First, Reached, race},
+    race::{First, Reached, Refused, race},
     stream::{StreamOptions, StreamTarget},
     tls,
 };
@@ -95,7 +95,7 @@ async fn quic_wins_over_a_pipe_that_goes_first_and_is_silent() {
     let pipe = pipe(&fake, &format!("wss://{}/mesh", listener.local_addr().unwrap()));
     let target = target(&fake, &[fake.address().to_string()]);
     for first in [First::Quic, First::Pipe, First::Both] {
-        let race = race(target.clone(), pipe.clone(), first, deadline());
+        let race = race(target.clone(), pipe.clone(), first, Refused::Patient, deadline());
         let (reached, _) = tokio::join!(race, fake.accept_connection());
         assert!(matches!(reached, Ok(Reached::Quic(_))), "{first:?}");
     }
@@ -108,7 +108,7 @@ async fn what_failed_is_said_of_both_ways() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let pipe = pipe(&fake, &format!("wss://{closed}/mesh"));
     let target = target(&fake, &[silent.local_addr().unwrap().to_string()]);
-    let race = race(target, pipe, First::Quic, Instant::now() + Duration::from_secs(1));
+    let race = race(target, pipe, First::Quic, Refused::Patient, Instant::now() + Duration::from_secs(1));
     let error = race.await.err().unwrap().to_string();
     assert!(error.contains(&format!("{}: no answer", silent.local_addr().unwrap())), "{error}");
     assert!(error.contains(&format!("wss://{closed}/mesh")) && error.contains("refused"), "{error}");
@@ -121,7 +121,9 @@ async fn somebody_with_another_key_ends_a_race() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let pipe = pipe(&fake, &format!("wss://{}/mesh", listener.local_addr().unwrap()));
     let target = target(&fake, &[impostor.address().to_string()]);
-    let (reached, _) =
-        tokio::join!(race(target, pipe, First::Quic, deadline()), impostor.accept_connection());
+    let (reached, _) = tokio::join!(
+        race(target, pipe, First::Quic, Refused::Patient, deadline()),
+        impostor.accept_connection()
+    );
     assert!(reached.err().unwrap().is_pin_mismatch());
 }
