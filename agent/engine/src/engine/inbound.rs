@@ -203,9 +203,9 @@ impl Engine {
     /// Takes an observer's answer that came to a socket beside the main one.
     fn handle_observation(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Instant) {
         let mut taken = false;
-        if let Some(owner) = self.local.punching.owner {
-            self.with_peer(owner, now, |peer, local| {
-                taken = peer.handle_observation(socket, from, datagram, local, now);
+        for peer in self.local.punching.peers() {
+            self.with_peer(peer, now, |peer, local| {
+                taken |= peer.handle_observation(socket, from, datagram, local, now);
             });
         }
         if !taken {

@@ -126,7 +126,7 @@ impl Engine {
 
     /// Tells the other shards what has changed here, at the home shard.
     pub(super) fn tell_others(&mut self, now: Instant) {
-        let busy = self.local.punching.owner.is_some();
+        let busy = self.local.punching.is_busy();
         let sharing = &mut self.local.sharing;
         if !sharing.is_home() {
             sharing.report.wants_turn |= sharing.turn.take_wish();
@@ -213,7 +213,7 @@ impl Engine {
         let before = (self.local.usable_relays(), self.local.netcheck.candidates());
         std::mem::swap(&mut self.local.relays, &mut mirror.relays);
         std::mem::swap(&mut self.local.netcheck, &mut mirror.netcheck);
-        let busy = self.local.punching.owner.is_some();
+        let busy = self.local.punching.is_busy();
         let sharing = &mut self.local.sharing;
         let given_back = sharing.turn.follow(mirror.turn, sharing.shard, busy, now);
         sharing.report.given_back = given_back.or(sharing.report.given_back);
@@ -241,7 +241,7 @@ impl Engine {
         for (peer, mapped) in &report.observed {
             self.local.netcheck.on_observed(Observer::Peer, *peer, *mapped, now);
         }
-        let busy = self.local.punching.owner.is_some();
+        let busy = self.local.punching.is_busy();
         let sharing = &mut self.local.sharing;
         if let Some(number) = report.given_back {
             sharing.turn.on_given_back(number, now);

@@ -20,12 +20,13 @@ use crate::{
     local::Local,
     path::{Health, guess::is_public},
     punch::{
+        PunchLimits, Sends,
         attempt::{Attempt, OBSERVED_MAPPINGS, Observing, Run, Shot, Stage},
         plan::{Plan, Refusal, plan},
     },
 };
 
-/// While this node is at it with another peer, or not able to, it looks again after this long, and up to twice that.
+/// While this node is at it with many other peers, or not able to, it looks again after this long, and up to twice that.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// What is missing for an attempt is waited for this long: an observer, a relay, news from the coordinator.
 const MISSING_WAIT: Duration = Duration::from_secs(5);
@@ -109,7 +110,7 @@ impl Peer {
     /// Gives up an attempt because the peer is removed.
     pub(super) fn abandon_punch(&mut self, local: &mut Local) {
         if self.punched.attempt.take().is_some() {
-            local.punching.owner = None;
+            local.punching.end(self.config.id);
             local.unsettled = true;
         }
     }
@@ -163,7 +164,9 @@ impl Peer {
                 self.end_punch(outcome, local, now);
             }
             Stage::Running(run) => {
-                let shots = run.poll_shots(now);
+                let shots = run.poll_shots(now, local.punching.share(self.config.id));
+                let sends = if run.is_sending() { Sends::Probes } else { Sends::Nothing };
+                local.punching.set_sends(self.config.id, sends);
                 self.shoot(&shots, local);
             }
         }
@@ -267,8 +270,7 @@ impl Peer {
 
     /// Begins an attempt, on this side's own account or to answer an offer.
     fn begin_punch(&mut self, offer: Option<Punch>, local: &mut Local, now: Instant) {
-        let is_taken = local.punching.owner.is_some_and(|owner| owner != self.config.id);
-        if is_taken || !local.take_punch_turn() {
+        if !local.punching.has_room_for(self.config.id) || !local.take_punch_turn() {
             if let Some(offer) = offer {
                 self.refuse(&offer, PunchStage::Busy, local);
             }
@@ -282,7 +284,7 @@ impl Peer {
             self.punched.due = Some(now + MISSING_WAIT);
             return;
         };
-        local.punching.owner = Some(self.config.id);
+        local.punching.begin(self.config.id);
         self.punched.due = None;
         let observer = local.netcheck.observer_v4().filter(|_| match own.mapping {
             Mapping::None | Mapping::Eim => false,
@@ -340,9 +342,11 @@ impl Peer {
             }
         };
         tracing::debug!(peer = self.config.id.0, ?plan, "punching");
-        let limits = local.punching.limits;
+        let share = local.punching.share(self.config.id);
+        let limits = PunchLimits { rate: share, ..local.punching.limits };
         let mut run = Run::new(plan, &limits, peer, || u32::from_le_bytes(local.random()), now);
-        let shots = run.poll_shots(now);
+        let shots = run.poll_shots(now, share);
+        local.punching.set_sends(self.config.id, Sends::Probes);
         if let Some(attempt) = &mut self.punched.attempt {
             attempt.stage = Stage::Running(run);
         }
@@ -399,7 +403,7 @@ impl Peer {
             mapping,
             mapped: local.netcheck.mapped_v4()?,
             sequence,
-            rate: limits.rate,
+            rate: local.punching.share(self.config.id),
             budget: limits.budget,
         })
     }
@@ -423,7 +427,7 @@ impl Peer {
 
     fn end_punch(&mut self, outcome: PunchOutcome, local: &mut Local, now: Instant) {
         let Some(attempt) = self.punched.attempt.take() else { return };
-        local.punching.owner = None;
+        local.punching.end(self.config.id);
         local.unsettled = true;
         self.punched.outcome = Some(outcome);
         self.punched.due = None;

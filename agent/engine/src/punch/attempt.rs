@@ -32,6 +32,10 @@ const TICK: Duration = Duration::from_millis(40);
 const PREDICTED_TIME: Duration = Duration::from_millis(700);
 /// The last probes' answers are waited for.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// The other side may have to share its rate with attempts that begin later, and take so much longer.
+const SHARING: f64 = 1.5;
+/// What was not sent for longer than this, since nobody woke the engine, is not made up for in one burst.
+const MAX_CREDIT: Duration = Duration::from_millis(100);
 /// No attempt takes longer, whatever the peer says of its rate.
 const MAX_TIME: Duration = Duration::from_secs(60);
 /// The first socket that is hit has this long to become a path before another may.
@@ -84,10 +88,10 @@ pub(crate) struct Observing {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) plan: Plan,
-    started: Instant,
     next: Instant,
     ends: Instant,
-    rate: u32,
+    /// Probes that may be sent, and when that was worked out.
+    credit: (f64, Option<Instant>),
     budget: u32,
     sockets: u16,
     sent: u32,
@@ -192,7 +196,7 @@ impl Observing {
 }
 
 impl Run {
-    /// Begins to send; `draw` gives random numbers.
+    /// Begins to send; `draw` gives random numbers. `limits` has this attempt's share of the rate.
     pub(crate) fn new(
         plan: Plan,
         limits: &PunchLimits,
@@ -208,14 +212,13 @@ impl Run {
             PREDICTED_TIME
         } else {
             let slower = most(limits.rate, limits.budget / halves).max(most(peer.rate, peer.budget / halves));
-            slower + LAST_ANSWERS
+            slower.mul_f64(SHARING) + LAST_ANSWERS
         };
         Self {
             plan,
-            started: now,
             next: now,
             ends: now + time.min(MAX_TIME),
-            rate: limits.rate.into(),
+            credit: (0.0, None),
             budget: u32::from(limits.budget / halves),
             sockets: limits.sockets,
             sent: 0,
@@ -235,6 +238,12 @@ impl Run {
         }
     }
 
+    /// Whether it has probes to send still.
+    pub(crate) fn is_sending(&self) -> bool {
+        let has_spread = self.plan.spread.is_some() && self.spread < u32::from(self.sockets());
+        self.plan.is_predicted() || (self.sent < self.budget && (has_spread || self.plan.ports.is_some()))
+    }
+
     /// Whether its time is over.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         now >= self.ends
@@ -245,27 +254,28 @@ impl Run {
         self.paused = Some(now + HIT_PAUSE);
     }
 
-    /// Returns what is to be sent now, as far as rate and budget allow.
-    pub(crate) fn poll_shots(&mut self, now: Instant) -> Vec<Shot> {
+    /// Returns what is to be sent now, as far as budget and `rate`, in probes per second, allow.
+    pub(crate) fn poll_shots(&mut self, now: Instant, rate: u16) -> Vec<Shot> {
         self.next = (now + TICK).min(self.ends);
+        let (credit, since) = self.credit;
+        let elapsed = since.map_or(TICK, |since| now.saturating_duration_since(since).min(MAX_CREDIT));
         if self.paused.is_some_and(|until| now < until) {
             // What was not sent meanwhile is not made up for.
-            self.started = self.started.max(now.checked_sub(self.time_of(self.sent)).unwrap_or(now));
+            self.credit = (0.0, Some(now));
             return Vec::new();
         }
-        let elapsed = now.saturating_duration_since(self.started) + TICK;
-        let allowed = (elapsed.as_secs_f64() * f64::from(self.rate)) as u32;
-        let due = allowed.min(self.budget).saturating_sub(self.sent);
+        let credit = credit + elapsed.as_secs_f64() * f64::from(rate);
+        let due = (credit as u32).min(self.budget.saturating_sub(self.sent));
+        self.credit = (credit - f64::from(due), Some(now));
         let shots: Vec<_> = (0..due).map_while(|_| self.next_shot()).collect();
-        if shots.is_empty() && !self.plan.is_predicted() && self.sent >= self.budget {
+        if !self.is_sending() {
+            if self.plan.spread.is_none() {
+                // The peer's sockets have been open all the time.
+                self.ends = self.ends.min(now + LAST_ANSWERS);
+            }
             self.next = self.ends;
         }
         shots
-    }
-
-    /// How long it takes to send so many.
-    fn time_of(&self, count: u32) -> Duration {
-        Duration::from_secs_f64(f64::from(count) / f64::from(self.rate.max(1)))
     }
 
     fn next_shot(&mut self) -> Option<Shot> {
@@ -351,7 +361,7 @@ mod tests {
         let mut run = run(Plan { spread: None, ports: Some(Ports::Random(PEER)) }, limits, start);
         let (mut now, mut ports, mut sent) = (start, BTreeSet::new(), 0);
         while !run.is_over(now) {
-            let shots = run.poll_shots(now);
+            let shots = run.poll_shots(now, 1000);
             assert!(shots.len() <= 41, "a burst of {}", shots.len());
             sent += shots.len();
             assert!(sent as f64 <= 1000.0 * ((now - start) + TICK).as_secs_f64() + 1.0);
@@ -366,6 +376,26 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_has_sent_its_budget_ends_soon_and_one_with_sockets_waits_for_the_other_side() {
+        let start = Instant::now();
+        let limits = PunchLimits { rate: 500, budget: 500, ..PunchLimits::default() };
+        let spread = Some(Spread { to: SocketAddr::new(PEER, 7), sockets: Sockets::Birthday });
+        for (plan, least, most) in [
+            (Plan { spread: None, ports: Some(Ports::Random(PEER)) }, 1900, 2200),
+            (Plan { spread, ports: None }, 8000, 15_000),
+        ] {
+            let mut run = run(plan, limits, start);
+            let mut now = start;
+            while !run.is_over(now) {
+                run.poll_shots(now, 500);
+                now = run.next;
+            }
+            let took = (now - start).as_millis();
+            assert!((least..most).contains(&took), "{took} ms");
+        }
+    }
+
+    #[test]
     fn sockets_are_used_once_and_predicted_ones_again_and_again() {
         let start = Instant::now();
         for (sockets, expected) in [(Sockets::Birthday, 1), (Sockets::Predicted, 8)] {
@@ -373,7 +403,8 @@ mod tests {
             let mut run = run(Plan { spread, ports: None }, PunchLimits::default(), start);
             let (mut now, mut first) = (start, 0);
             while !run.is_over(now) {
-                first += run.poll_shots(now).iter().filter(|shot| matches!(shot, Shot::Socket(0, _))).count();
+                first +=
+                    run.poll_shots(now, 500).iter().filter(|shot| matches!(shot, Shot::Socket(0, _))).count();
                 now = run.next;
             }
             assert!((first.min(expected), first > 1) == (expected, expected > 1), "{sockets:?}: {first}");

@@ -24,11 +24,16 @@
 //!
 //! # Limits
 //! Each probe costs the routers on its way an entry in a table, and goes to a port that nobody has asked to be sent to.
-//! So a node tries with one peer at a time, also where several engines share its peers ([`crate::shard`]), at a bounded rate, up to a budget, and after a failure not again for a
-//! minute, then two, up to an hour ([`PunchLimits`]); and ports are probed only at the address at which the coordinator
+//! So a node sends them at a bounded rate, whatever the number of peers: attempts that send at the same time share it, and
+//! one that has nothing more to send leaves its share to the others. No attempt waits for another one's failure that way.
+//! Where several engines share a node's peers, one engine at a time does so ([`crate::shard`]). Each has a budget, and after a failure there is none with that peer for a minute, then two, up to an hour
+//! ([`PunchLimits`]); and ports are probed only at the address at which the coordinator
 //! sees the peer, whatever the peer says.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 pub(crate) mod attempt;
 pub(crate) mod plan;
@@ -41,7 +46,7 @@ use crate::{batch::SocketId, shard::Shard};
 /// Bounds of what is done to get through hard pairs of NATs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PunchLimits {
-    /// Probes per second; 0 does without.
+    /// Probes per second, to all peers together; 0 does without.
     pub rate: u16,
     /// Probes in one attempt.
     pub budget: u16,
@@ -71,12 +76,27 @@ impl Default for PunchLimits {
     }
 }
 
+/// Peers with which attempts may be under way at once: with more, each one's share of the rate finds too little.
+const MAX_ATTEMPTS: usize = 4;
+/// Sockets beside the main one with which no further attempt begins: with those that it opens, the descriptors that every
+/// process may have are enough.
+const MAX_SOCKETS: usize = 512;
+
+/// Whether an attempt sends probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sends {
+    /// It does, and takes its share of the rate.
+    Probes,
+    /// It agrees on something, or waits for answers.
+    Nothing,
+}
+
 /// What the attempts of all peers share.
 #[derive(Debug, Default)]
 pub(crate) struct Punching {
     pub(crate) limits: PunchLimits,
-    /// The peer with which an attempt is under way.
-    pub(crate) owner: Option<NodeId>,
+    /// The peers with which attempts are under way.
+    attempts: BTreeMap<NodeId, Sends>,
     next_socket: u32,
     shards: u32,
     open: BTreeSet<SocketId>,
@@ -87,6 +107,47 @@ impl Punching {
     /// The shards of a node number their sockets by turns.
     pub(crate) fn new(limits: PunchLimits, shard: Shard) -> Self {
         Self { limits, next_socket: shard.index(), shards: shard.count(), ..Self::default() }
+    }
+
+    /// Whether an attempt with a peer may begin, or go on, beside those with others.
+    pub(crate) fn has_room_for(&self, peer: NodeId) -> bool {
+        let has_room = self.attempts.len() < MAX_ATTEMPTS && self.open.len() < MAX_SOCKETS;
+        self.attempts.contains_key(&peer) || self.attempts.is_empty() || has_room
+    }
+
+    /// Begins an attempt with a peer.
+    pub(crate) fn begin(&mut self, peer: NodeId) {
+        self.attempts.insert(peer, Sends::Nothing);
+    }
+
+    /// Ends the attempt with a peer.
+    pub(crate) fn end(&mut self, peer: NodeId) {
+        self.attempts.remove(&peer);
+    }
+
+    /// Says whether the attempt with a peer sends probes.
+    pub(crate) fn set_sends(&mut self, peer: NodeId, sends: Sends) {
+        if let Some(attempt) = self.attempts.get_mut(&peer) {
+            *attempt = sends;
+        }
+    }
+
+    /// Returns how many probes in a second an attempt with a peer may send, if it is one of those that send.
+    pub(crate) fn share(&self, peer: NodeId) -> u16 {
+        let others =
+            self.attempts.iter().filter(|(id, sends)| **id != peer && **sends == Sends::Probes).count();
+        let senders = u16::try_from(others + 1).unwrap_or(u16::MAX);
+        (self.limits.rate / senders).max(1)
+    }
+
+    /// Whether any attempt is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.attempts.is_empty()
+    }
+
+    /// Returns the peers with which attempts are under way.
+    pub(crate) fn peers(&self) -> Vec<NodeId> {
+        self.attempts.keys().copied().collect()
     }
 
     /// Opens another socket.

@@ -1,4 +1,4 @@
-//! Whose turn it is to punch: of all the shards of a node, one pair of nodes at a time.
+//! Whose turn it is to punch: of all the shards of a node, one engine at a time.
 //!
 //! ```text
 //! shard                                   home shard

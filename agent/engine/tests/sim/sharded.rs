@@ -66,7 +66,7 @@ fn the_peers_of_every_engine_become_direct_and_nothing_is_asked_twice() {
 }
 
 #[test]
-fn one_pair_is_punched_at_a_time_and_every_one_has_its_turn() {
+fn pairs_that_are_punched_share_one_rate_and_every_one_has_its_turn() {
     let hard = vec![NatProfile { ports: PortChoice::Random, ..NatProfile::new(HARD) }; 6];
     for seed in 0..3 {
         let mut world = mesh(&hard, seed);
