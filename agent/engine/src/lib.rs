@@ -34,6 +34,7 @@ pub mod snapshot;
 mod timer;
 
 pub use engine::Engine;
+pub use netcheck::mapping_of;
 pub use packet::checksum;
 
 /// Whether the session's clock is moved by the caller, for simulations. A shipped binary asserts that it is not.

@@ -16,6 +16,14 @@ const MIN_DIFFERENT: usize = 3;
 /// An observer, and the address at which it saw this node.
 pub(super) type Seen = (SocketAddr, SocketAddr, Observer);
 
+/// Tells the mapping behaviour from who saw one socket where: pairs of an observer, which has no NAT of its own before it,
+/// and the address that it saw. `is_own` tells this host's own addresses.
+#[must_use]
+pub fn mapping_of(seen: &[(SocketAddr, SocketAddr)], is_own: impl Fn(SocketAddr) -> bool) -> Mapping {
+    let seen: Vec<Seen> = seen.iter().map(|(by, mapped)| (*by, *mapped, Observer::Dedicated)).collect();
+    mapping(&seen, is_own)
+}
+
 /// Tells the mapping behaviour. `is_own` tells this host's own addresses.
 pub(super) fn mapping(seen: &[Seen], is_own: impl Fn(SocketAddr) -> bool) -> Mapping {
     if seen.is_empty() {

@@ -19,6 +19,8 @@ use rand_core::RngCore;
 
 mod mapping;
 
+pub use mapping::mapping_of;
+
 use crate::path::{guess::is_public, is_probable};
 
 /// Most observers that are asked.
@@ -280,7 +282,8 @@ impl NetCheck {
         reflexive.truncate(MAX_REFLEXIVE);
         let reflexive =
             reflexive.into_iter().map(|address| Candidate { address, kind: CandidateKind::Reflexive });
-        let mut candidates: Vec<_> = self.local.iter().copied().chain(reflexive).collect();
+        let own = self.local.iter().copied().chain(self.forwarded());
+        let mut candidates: Vec<_> = own.chain(reflexive).collect();
         candidates.sort_by_key(|candidate| (candidate.kind, candidate.address));
         // A guess that an observer has confirmed is no guess.
         candidates.sort_by_key(|candidate| candidate.address);
@@ -288,6 +291,21 @@ impl NetCheck {
         candidates.sort_by_key(|candidate| (candidate.kind, candidate.address));
         candidates.truncate(MAX_CANDIDATES);
         candidates
+    }
+
+    /// Where this node is reached if its router forwards its port to it: behind a NAT that gives every destination another
+    /// port, no observer sees that. Probing decides (after Tailscale's `EndpointSTUN4LocalPort`).
+    fn forwarded(&self) -> Option<Candidate> {
+        let varies = match self.mapping() {
+            Mapping::Adm | Mapping::Apdm | Mapping::Unknown => true,
+            Mapping::Eim | Mapping::None => false,
+        };
+        let outside = self.mapped_v4().filter(|mapped| varies && is_public(mapped.ip()))?;
+        let is_v4_host = |own: &&Candidate| own.kind == CandidateKind::Host && own.address.is_ipv4();
+        let port = self.local.iter().find(is_v4_host)?.address.port();
+        let address = SocketAddr::new(outside.ip(), port);
+        let is_known = self.observations.values().any(|seen| seen.mapped == address);
+        (!is_known).then_some(Candidate { address, kind: CandidateKind::Guess })
     }
 
     /// Returns the candidates if they are not what was returned the last time.
@@ -383,7 +401,9 @@ mod tests {
     #[test]
     fn a_mapping_is_a_candidate_until_its_observer_sees_another() {
         let mut check = seen(&[("192.0.2.1:1", "203.0.113.1:5"), ("192.0.2.2:1", "203.0.113.1:6")]);
-        assert_eq!(check.take_changed().map(|all| all.len()), Some(3));
+        let forwarded = Candidate { address: address("203.0.113.1:51820"), kind: CandidateKind::Guess };
+        assert!(check.candidates().contains(&forwarded), "the port varies; a person may have forwarded it");
+        assert_eq!(check.take_changed().map(|all| all.len()), Some(4));
         assert_eq!(check.take_changed(), None);
         check.on_observed(
             Observer::Dedicated,
