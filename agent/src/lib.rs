@@ -22,6 +22,7 @@ pub mod io;
 pub mod local_api;
 pub mod meshctl;
 pub mod nat64;
+pub mod netcheck;
 pub mod netmap;
 #[cfg(test)]
 #[cfg(target_os = "linux")]

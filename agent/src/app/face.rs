@@ -2,18 +2,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_engine::{command::Command, event::PathAddress};
-use mesh_proto::status::Status;
+use mesh_engine::{command::Command, event::PathAddress, snapshot::Snapshot};
+use mesh_proto::{
+    netmap::{NetworkMap, Relay},
+    netreport::NetReport,
+    status::Status,
+};
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 use super::facts::{Facts, Known};
 use crate::{
-    control::ControlHandle,
+    control::{ControlHandle, ProxyRules},
     driver::EngineHandle,
     io::tun::Tun,
     local_api::{Agent, ApiError, PingReply, Why},
     nat64::Nat64,
+    netcheck::{self, PortalUrl, RelayTarget},
     portmap::PortMapHandle,
     view,
 };
@@ -27,6 +32,12 @@ pub(super) struct Face<T> {
     pub(super) mtu: u16,
     pub(super) port_map: PortMapHandle,
     pub(super) nat64: Nat64,
+    /// Which proxy byte pipes lead through.
+    pub(super) proxy: ProxyRules,
+    /// What captive portals are told by.
+    pub(super) portal_url: Option<PortalUrl>,
+    /// Held while the network is checked: one check at a time.
+    pub(super) checking: Mutex<()>,
 }
 
 impl<T: Tun> Face<T> {
@@ -55,6 +66,28 @@ impl<T: Tun> Face<T> {
 impl<T: Tun> Agent for Face<T> {
     async fn status(&self) -> anyhow::Result<Status> {
         self.look(&self.facts.known(), view::status).await
+    }
+
+    async fn netcheck(&self) -> Result<NetReport, ApiError> {
+        // What somebody else asked for costs the network something already.
+        let _one = self.checking.lock().await;
+        let known = self.facts.known();
+        let (this, relays) = self
+            .look(&known, |input| (view::status(input).this, relay_targets(input.snapshot, &known.map)))
+            .await
+            .map_err(internal)?;
+        let mesh = &known.map.mesh;
+        Ok(netcheck::run(netcheck::Inputs {
+            this,
+            observers: known.observers.clone(),
+            relays,
+            coordinators: mesh.coordinators.clone(),
+            mesh: vec![mesh.ipv4.into(), mesh.ipv6.into()],
+            control: self.control.clone(),
+            proxy: self.proxy.clone(),
+            portal_url: self.portal_url.clone(),
+        })
+        .await)
     }
 
     async fn ping(&self, node: &str, wait: Duration) -> Result<PingReply, ApiError> {
@@ -92,6 +125,16 @@ impl<T: Tun> Agent for Face<T> {
         let why = self.look(&known, explain).await.map_err(internal)?;
         why.ok_or_else(|| ApiError::Internal { message: format!("{} is not taken up yet", peer.name) })
     }
+}
+
+/// The relays of the map, and where they answer.
+fn relay_targets(snapshot: &Snapshot, map: &NetworkMap) -> Vec<RelayTarget> {
+    let target = |relay: &Relay| RelayTarget {
+        name: relay.name.clone(),
+        addresses: relay.addresses.clone(),
+        known: snapshot.relays.iter().find(|known| known.id == relay.id).and_then(|known| known.address),
+    };
+    map.relays.iter().map(target).collect()
 }
 
 fn unknown(known: &Known, node: &str) -> ApiError {

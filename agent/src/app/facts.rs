@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,6 +33,8 @@ pub(super) struct Known {
     pub(super) absent: Vec<Family>,
     /// What a person should know, worst first.
     pub(super) warnings: Vec<String>,
+    /// Who answers STUN.
+    pub(super) observers: Vec<SocketAddr>,
 }
 
 /// A ping's answer.
@@ -63,6 +65,7 @@ impl Facts {
             routes: Vec::new(),
             absent: Vec::new(),
             warnings: vec!["no network map yet: the coordinator has not been reached".to_owned()],
+            observers: Vec::new(),
         };
         Self { known: Mutex::new(known), pings: Mutex::default() }
     }

@@ -117,6 +117,9 @@ async fn run_once(
         mtu: config.mtu,
         port_map: port_map.clone(),
         nat64: nat64.clone(),
+        proxy: config.stream.proxy.clone(),
+        portal_url: config.portal_url.clone(),
+        checking: tokio::sync::Mutex::default(),
     };
     local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);

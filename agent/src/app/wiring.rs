@@ -201,6 +201,7 @@ impl Wiring {
             }
             ControlEvent::Observers(observers) => {
                 self.observers.clone_from(&observers);
+                self.facts.update(|known| known.observers.clone_from(&observers));
                 self.engine.command(Command::SetObservers(observers)).await?;
                 self.set_underlay().await;
             }

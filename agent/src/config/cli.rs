@@ -108,6 +108,10 @@ pub struct RunArgs {
     /// [env: MESH_PORT_MAPPING] [default: on].
     #[arg(long)]
     pub port_mapping: Option<String>,
+    /// A URL that answers `204 No Content`, by which netcheck tells captive portals: http://HOST/PATH
+    /// [env: MESH_PORTAL_URL] [default: the coordinator's own answer].
+    #[arg(long, value_name = "URL")]
+    pub portal_url: Option<String>,
     /// Probes per second against NATs that plain probing does not get through, 0 for none, at most 4096
     /// [env: MESH_PUNCH_RATE] [default: 500].
     #[arg(long)]

@@ -29,7 +29,9 @@ use mesh_proto::{
 use crate::{
     control::StreamOptions,
     io::offload::{InvalidOffloads, Offloads},
-    nat64, portmap,
+    nat64,
+    netcheck::PortalUrl,
+    portmap,
 };
 
 pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
@@ -75,6 +77,8 @@ pub struct RunConfig {
     pub port_mapping: portmap::Mode,
     /// How IPv4 is reached from a network without it.
     pub nat64: nat64::Mode,
+    /// What captive portals are told by, beside the coordinator's own answer.
+    pub portal_url: Option<PortalUrl>,
 }
 
 /// What `mesh-agent join` does.
@@ -122,6 +126,9 @@ impl RunConfig {
         let punch = punch::take(&mut settings, args);
         let port_mapping = settings.take("port-mapping", args.port_mapping.as_deref(), parse_port_mapping);
         let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
+        let portal_url = settings.take("portal-url", args.portal_url.as_deref(), |text| {
+            text.parse::<PortalUrl>().map_err(|error| error.to_string())
+        });
         settings.finish()?;
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -135,6 +142,7 @@ impl RunConfig {
             punch,
             port_mapping: port_mapping.unwrap_or_default(),
             nat64: nat64.unwrap_or_default(),
+            portal_url,
         })
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, header};
 use hyper_util::rt::TokioIo;
-use mesh_proto::status::Status;
+use mesh_proto::{netreport::NetReport, status::Status};
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
@@ -17,6 +17,8 @@ use super::{ApiError, HOST, PingReply, Why};
 
 /// How long an agent may take for an answer, beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a check of the network; another one may be under way.
+const NETCHECK_PATIENCE: Duration = Duration::from_secs(25);
 /// Longest answer, in bytes: a status of some ten thousand peers.
 const MAX_ANSWER: usize = 32 << 20;
 
@@ -78,6 +80,14 @@ impl Client {
     pub async fn why(&self, node: &str) -> Result<Why, ClientError> {
         let path = format!("/v1/why/{}", segment(node)?);
         parse(&self.request(Method::GET, &path, PATIENCE).await?)
+    }
+
+    /// Has the network around the node checked.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn netcheck(&self) -> Result<NetReport, ClientError> {
+        parse(&self.request(Method::POST, "/v1/netcheck", NETCHECK_PATIENCE).await?)
     }
 
     /// Pings a peer once.

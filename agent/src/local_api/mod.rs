@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/status` | [`mesh_proto::status::Status`] | anyone on this host |
 //! | `GET /v1/why/NODE` | [`Why`] | anyone on this host |
+//! | `POST /v1/netcheck` | [`mesh_proto::netreport::NetReport`] | anyone on this host |
 //! | `POST /v1/ping/NODE?timeout_ms=N` | [`PingReply`] | anyone on this host |
 //! | `GET /v1/live` | 204 | anyone on this host |
 //!
@@ -19,7 +20,7 @@ mod types;
 
 use std::{future::Future, time::Duration};
 
-use mesh_proto::status::Status;
+use mesh_proto::{netreport::NetReport, status::Status};
 
 pub use client::{Client, ClientError};
 pub use server::{Caller, serve};
@@ -29,6 +30,9 @@ pub use types::{ApiError, HOST, PingReply, Why, WhyDecision, WhyPath};
 pub trait Agent: Send + Sync + 'static {
     /// Returns the status document.
     fn status(&self) -> impl Future<Output = anyhow::Result<Status>> + Send;
+
+    /// Checks the network around this node.
+    fn netcheck(&self) -> impl Future<Output = Result<NetReport, ApiError>> + Send;
 
     /// Pings a peer, by name or mesh address, on its primary path.
     fn ping(&self, node: &str, timeout: Duration)

@@ -182,6 +182,7 @@ async fn route(request: &Request<Incoming>, agent: &impl Agent, caller: Caller) 
             Ok(json(StatusCode::OK, &status))
         }
         (&Method::GET, ["v1", "why", node]) => Ok(json(StatusCode::OK, &agent.why(node).await?)),
+        (&Method::POST, ["v1", "netcheck"]) => Ok(json(StatusCode::OK, &agent.netcheck().await?)),
         (&Method::POST, ["v1", "ping", node]) => {
             let timeout = ping_timeout(request.uri().query().unwrap_or_default())?;
             Ok(json(StatusCode::OK, &agent.ping(node, timeout).await?))

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use mesh_proto::status::Status;
+use mesh_proto::{netreport::NetReport, status::Status};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -18,6 +18,10 @@ struct MadeUp(Status);
 impl Agent for MadeUp {
     async fn status(&self) -> anyhow::Result<Status> {
         Ok(self.0.clone())
+    }
+
+    async fn netcheck(&self) -> Result<NetReport, ApiError> {
+        Err(ApiError::Internal { message: "made up".to_owned() })
     }
 
     async fn ping(&self, node: &str, _: Duration) -> Result<PingReply, ApiError> {

@@ -14,12 +14,14 @@ pub(super) async fn run(client: &Client) -> Result<Outcome, CommandError> {
             Err(error) => json!({ "node": peer.name, "error": error.to_string() }),
         });
     }
+    let netcheck = client.netcheck().await;
     let uname = rustix::system::uname();
     print_document(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "kernel": format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
         "machine": uname.machine().to_string_lossy(),
         "status": status.map_or_else(|error| json!({ "error": error.to_string() }), |status| json!(status)),
+        "netcheck": netcheck.map_or_else(|error| json!({ "error": error.to_string() }), |report| json!(report)),
         "why": Value::Array(why),
     }))?;
     Ok(Outcome::Done)

@@ -24,7 +24,7 @@ pub enum MeshctlCommand {
     Status(StatusArgs),
     /// Pings a peer inside the mesh, and tells on which path.
     Ping(PingArgs),
-    /// Shows what is known of the network around this node.
+    /// Checks the network around this node: what its NAT does, who is reached, what stands in the way.
     Netcheck {
         /// Prints one JSON document.
         #[arg(long)]

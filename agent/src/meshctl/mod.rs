@@ -64,17 +64,11 @@ pub async fn run(cli: MeshctlCli) -> ExitCode {
 }
 
 async fn netcheck(client: &Client, json: bool) -> Result<Outcome, CommandError> {
-    let this = client.status().await?.this;
+    let report = client.netcheck().await?;
     if json {
-        let document = serde_json::json!({
-            "nat": this.nat,
-            "candidates": this.candidates,
-            "coordinator": this.coordinator,
-            "relay": this.relay,
-        });
-        print_document(&document)?;
+        print_document(&report)?;
     } else {
-        print_text(&view::table::netcheck(&this))?;
+        print_text(&view::netcheck(&report))?;
     }
     Ok(Outcome::Done)
 }

@@ -1,18 +1,15 @@
 //! Tables and texts for people. They fit [`WIDTH`] columns.
 
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, SocketAddr},
-};
+use std::fmt::Write as _;
 
 use mesh_proto::status::{
-    ConnectionState, ControlTransport, FamilyState, Mapping, PathKind, PeerStatus, PortMapping,
-    RelayTransport, SelfStatus, Status,
+    ConnectionState, ControlTransport, CoordinatorStatus, FamilyState, Mapping, PathKind, PeerStatus,
+    PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::units;
-use crate::{local_api::Why, portmap};
+use crate::local_api::Why;
 
 /// Widest line of a table.
 pub const WIDTH: usize = 100;
@@ -48,35 +45,6 @@ pub fn status(status: &Status, now: OffsetDateTime) -> String {
     out
 }
 
-/// Writes the text of `meshctl netcheck`.
-#[must_use]
-pub fn netcheck(this: &SelfStatus) -> String {
-    let mut out = String::new();
-    let _ = writeln!(out, "udp          {}", if this.nat.udp_blocked { "blocked" } else { "works" });
-    for (name, state) in [("ipv4", this.nat.ipv4), ("ipv6", this.nat.ipv6)] {
-        let _ = writeln!(out, "{name:<12} {}", family(state));
-    }
-    for (index, prefix) in this.nat.nat64.iter().enumerate() {
-        let _ = writeln!(out, "{:<12} {prefix}", if index == 0 { "nat64" } else { "" });
-    }
-    let _ = writeln!(out, "nat          {}", mapping(this.nat.mapping));
-    let mapped = this.nat.mapped_address.map(|address| {
-        let note = if is_private(address) { ", behind another nat" } else { "" };
-        format!(", {address}{note}")
-    });
-    let mapped = mapped.unwrap_or_default();
-    let _ = writeln!(out, "port mapping {}{mapped}", port_mapping(this.nat.port_mapping));
-    let _ = writeln!(out, "coordinator  {}", coordinator(this));
-    let _ = writeln!(out, "relay        {}", relay(this));
-    for (index, candidate) in this.candidates.iter().enumerate() {
-        let heading = if index == 0 { "candidates" } else { "" };
-        let kind = serde_json::to_value(candidate.kind).ok();
-        let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or_default();
-        let _ = writeln!(out, "{heading:<12} {} ({kind})", candidate.address);
-    }
-    out
-}
-
 /// Writes the text of `meshctl why`.
 #[must_use]
 pub fn why(why: &Why) -> String {
@@ -100,7 +68,7 @@ pub fn why(why: &Why) -> String {
     out
 }
 
-fn family(state: FamilyState) -> &'static str {
+pub(super) fn family(state: FamilyState) -> &'static str {
     match state {
         FamilyState::Works => "works",
         FamilyState::Silent => "not answered",
@@ -118,16 +86,15 @@ fn self_lines(this: &SelfStatus) -> String {
         addresses.join("  "),
         this.interface,
         this.mtu,
-        coordinator(this),
-        relay(this),
+        coordinator(&this.coordinator),
+        relay(this.relay.as_ref()),
         mapping(this.nat.mapping),
         port_mapping(this.nat.port_mapping),
         if this.nat.udp_blocked { ", udp blocked" } else { "" },
     )
 }
 
-fn coordinator(this: &SelfStatus) -> String {
-    let coordinator = &this.coordinator;
+pub(super) fn coordinator(coordinator: &CoordinatorStatus) -> String {
     let mut text = match coordinator.state {
         ConnectionState::Connected => "connected",
         ConnectionState::Connecting => "connecting",
@@ -152,8 +119,8 @@ fn coordinator(this: &SelfStatus) -> String {
     text
 }
 
-fn relay(this: &SelfStatus) -> String {
-    let Some(relay) = &this.relay else { return "none".to_owned() };
+pub(super) fn relay(relay: Option<&RelayStatus>) -> String {
+    let Some(relay) = relay else { return "none".to_owned() };
     let transport = match relay.transport {
         RelayTransport::Udp => "udp",
         RelayTransport::Websocket => "websocket",
@@ -163,7 +130,7 @@ fn relay(this: &SelfStatus) -> String {
     format!("{} by {transport}{rtt}", relay.name)
 }
 
-fn mapping(mapping: Mapping) -> &'static str {
+pub(super) fn mapping(mapping: Mapping) -> &'static str {
     match mapping {
         Mapping::Eim => "endpoint-independent mapping (eim)",
         Mapping::Adm => "address-dependent mapping (adm)",
@@ -173,21 +140,13 @@ fn mapping(mapping: Mapping) -> &'static str {
     }
 }
 
-fn port_mapping(protocol: PortMapping) -> &'static str {
+pub(super) fn port_mapping(protocol: PortMapping) -> &'static str {
     match protocol {
         PortMapping::Pcp => "pcp",
         PortMapping::NatPmp => "nat-pmp",
         PortMapping::Upnp => "upnp",
         PortMapping::None => "none",
         PortMapping::Unknown => "unknown",
-    }
-}
-
-/// Whether a router that has this address is behind a NAT itself.
-fn is_private(address: SocketAddr) -> bool {
-    match address.ip() {
-        IpAddr::V4(v4) => portmap::is_private(v4),
-        IpAddr::V6(_) => false,
     }
 }
 
@@ -260,17 +219,6 @@ fn clock(timestamp: &str) -> String {
 mod tests {
     use super::*;
     use crate::view::status::tests::document;
-
-    #[test]
-    fn a_netcheck_shows_where_the_port_is_mapped() {
-        let mut this = document().this;
-        assert!(netcheck(&this).contains("\nport mapping none\n"));
-        this.nat.port_mapping = PortMapping::Upnp;
-        this.nat.mapped_address = Some("203.0.113.1:51820".parse().unwrap());
-        assert!(netcheck(&this).contains("\nport mapping upnp, 203.0.113.1:51820\n"));
-        this.nat.mapped_address = Some("100.64.0.1:51820".parse().unwrap());
-        assert!(netcheck(&this).contains("\nport mapping upnp, 100.64.0.1:51820, behind another nat\n"));
-    }
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()

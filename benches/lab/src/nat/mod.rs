@@ -149,6 +149,8 @@ pub enum Egress {
     OnlyTcp443,
     /// TCP to an HTTP proxy, nothing else: no name resolution.
     OnlyProxy(SocketAddrV4),
+    /// Name resolution; every TCP connection is led to this page, as long as nobody has signed in there.
+    Portal(SocketAddrV4),
 }
 
 /// What a packet does that comes to the router before the inside host has sent one.
@@ -159,6 +161,16 @@ pub enum EarlyProbe {
     Dropped,
     /// It takes the port: the inside host's mapping moves to another when it sends (a Linux router without INPUT rules).
     MovesMapping,
+}
+
+/// What makes a mapping live longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Refresh {
+    /// Packets in either direction.
+    Any,
+    /// Packets from inside alone (RFC 4787 section 4.3 allows it): who only listens is not heard for long.
+    Outbound,
 }
 
 /// The protocol of a forwarded port.
@@ -176,7 +188,7 @@ pub enum Protocol {
 pub struct Forward {
     /// UDP or TCP.
     pub protocol: Protocol,
-    /// The port outside.
+    /// The port outside; 0 for every one.
     pub port: u16,
     /// The name of the host inside.
     pub host: String,
@@ -201,7 +213,12 @@ pub struct Nat {
     pub forwards: Vec<Forward>,
     /// How long an unused UDP mapping lives.
     pub udp_timeout: Duration,
+    /// What counts as use.
+    pub refresh: Refresh,
 }
+
+/// Stands for all of them in a [`Forward`].
+pub(crate) const EVERY_PORT: u16 = 0;
 
 /// The time that RFC 4787 REQ-5 recommends, and many routers keep.
 const UDP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -217,6 +234,7 @@ impl Nat {
             early_probe: EarlyProbe::Dropped,
             forwards: Vec::new(),
             udp_timeout: UDP_TIMEOUT,
+            refresh: Refresh::Any,
         }
     }
 
@@ -257,6 +275,18 @@ impl Nat {
     #[must_use]
     pub fn udp_timeout(self, udp_timeout: Duration) -> Self {
         Self { udp_timeout, ..self }
+    }
+
+    /// A cloud's 1:1 NAT: everything that is sent to the outside address is for this host, and it keeps its ports.
+    pub fn one_to_one(host: &str) -> Self {
+        let open = Self::new(Mapping::Eim, Filtering::Eif);
+        open.forward(Protocol::Udp, EVERY_PORT, host).forward(Protocol::Tcp, EVERY_PORT, host)
+    }
+
+    /// Sets what makes a UDP mapping live longer.
+    #[must_use]
+    pub fn refresh(self, refresh: Refresh) -> Self {
+        Self { refresh, ..self }
     }
 
     /// Forwards a port to the same port of a host.

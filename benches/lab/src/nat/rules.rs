@@ -12,7 +12,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 
-use super::{Allocator, EarlyProbe, Egress, Filtering, Hairpin, Mapping, Nat, Protocol, Step};
+use super::{
+    Allocator, EVERY_PORT, EarlyProbe, Egress, Filtering, Hairpin, Mapping, Nat, Protocol, Refresh, Step,
+};
 
 /// Where a router stands.
 #[derive(Debug, Clone)]
@@ -96,6 +98,10 @@ fn state(out: &mut String, nat: &Nat) {
         " map port_of {{\n  type inet_service : ipv4_addr . inet_service\n{tail} set contacts {{\n  \
          type ipv4_addr . inet_service . ipv4_addr\n{tail}"
     );
+    if nat.refresh == Refresh::Outbound {
+        let _ =
+            write!(out, " set sent {{\n  type ipv4_addr . inet_service . ipv4_addr . inet_service\n{tail}");
+    }
 }
 
 fn prerouting(out: &mut String, nat: &Nat, place: &Place) {
@@ -108,11 +114,15 @@ fn prerouting(out: &mut String, nat: &Nat, place: &Place) {
     out.push_str(" chain pre {\n  type nat hook prerouting priority dstnat; policy accept;\n");
     for (forward, host) in nat.forwards.iter().zip(&place.forwards) {
         let protocol = name(forward.protocol);
-        let _ = writeln!(
-            out,
-            "  {from}ip daddr {outside} {protocol} dport {} dnat to {host}:{}",
-            forward.port, forward.to
-        );
+        let _ = match forward.port {
+            EVERY_PORT => {
+                writeln!(out, "  {from}ip daddr {outside} meta l4proto {protocol} dnat to {host}")
+            }
+            port => {
+                let to = forward.to;
+                writeln!(out, "  {from}ip daddr {outside} {protocol} dport {port} dnat to {host}:{to}")
+            }
+        };
     }
     let _ = write!(
         out,
@@ -162,16 +172,26 @@ fn sequence(step: Step) -> String {
 fn forward(out: &mut String, nat: &Nat, place: &Place) {
     out.push_str(
         " chain filt {\n  type filter hook forward priority 0; policy accept;\n  \
-         oifname \"wan\" meta l4proto udp update @contacts { ip saddr . udp sport . ip daddr }\n  \
-         iifname \"wan\" ct state established,related accept\n",
+         oifname \"wan\" meta l4proto udp update @contacts { ip saddr . udp sport . ip daddr }\n",
     );
-    for (forward, host) in nat.forwards.iter().zip(&place.forwards) {
-        let _ = writeln!(
-            out,
-            "  iifname \"wan\" ip daddr {host} {} dport {} accept",
-            name(forward.protocol),
-            forward.to
+    if nat.refresh == Refresh::Outbound {
+        // The tracked connection lives on by what comes in; this entry does not.
+        out.push_str(
+            "  oifname \"wan\" meta l4proto udp update @sent { ip saddr . udp sport . ip daddr . udp dport }\n  \
+             iifname \"wan\" meta l4proto udp ip daddr . udp dport . ip saddr . udp sport != @sent drop\n",
         );
+    }
+    out.push_str("  iifname \"wan\" ct state established,related accept\n");
+    for (forward, host) in nat.forwards.iter().zip(&place.forwards) {
+        let protocol = name(forward.protocol);
+        let _ = match forward.port {
+            EVERY_PORT => {
+                writeln!(out, "  iifname \"wan\" ip daddr {host} meta l4proto {protocol} accept")
+            }
+            _ => {
+                writeln!(out, "  iifname \"wan\" ip daddr {host} {protocol} dport {} accept", forward.to)
+            }
+        };
     }
     let _ = writeln!(
         out,
@@ -209,6 +229,14 @@ fn egress(out: &mut String, egress: Egress) {
             proxy.ip(),
             proxy.port()
         ),
+        Egress::Portal(page) => {
+            let _ = write!(
+                out,
+                "table ip portal {{\n chain pre {{\n  type nat hook prerouting priority -110; policy accept;\n  \
+                 iifname \"lan\" meta l4proto tcp dnat to {page}\n }}\n}}\n"
+            );
+            "  oifname \"wan\" meta l4proto udp udp dport != 53 drop\n".to_owned()
+        }
     };
     let _ = write!(
         out,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Ipv6;
@@ -28,6 +29,10 @@ impl Router {
     pub(super) fn start(netns: Netns, nat: Nat, place: Place, mtu: u16) -> anyhow::Result<Self> {
         nat.check()?;
         netns.sysctl(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
+        // Where bridges call nftables, what a host sends to its own outside is translated in the bridge, and goes nowhere.
+        if netns.enter(|| Path::new("/proc/sys/net/bridge").exists())? {
+            netns.sysctl(&[("net.bridge.bridge-nf-call-iptables", "0")])?;
+        }
         let gateway = gateway(&place);
         // A bridge without a live port has no carrier and drops all until long after it gets one: hence the stub.
         let mut batch = format!(
