@@ -13,6 +13,7 @@ pub mod footprint;
 pub mod memory;
 pub mod procfs;
 pub mod relay;
+pub mod shards;
 pub mod soak;
 pub mod startup;
 pub mod throughput;
