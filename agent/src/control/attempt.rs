@@ -10,6 +10,9 @@ use super::{address::ResolveError, stream::open::PipeError};
 pub(super) const STAGGER: Duration = Duration::from_millis(250);
 /// Four transmissions of the first packet fit into it.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
+/// Lookups that take longer are not waited for once everything that was known has failed. Where nothing answers, no
+/// resolver does either, and it is better to try what is known again.
+pub(super) const LOOKUP_PATIENCE: Duration = ATTEMPT_TIMEOUT;
 /// Addresses tried in one dial; what goes beyond is cut.
 pub(super) const MAX_ATTEMPTS: usize = 16;
 

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::{
     address::{HostPort, ResolveError, Resolved, everywhere, is_usable},
-    attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
+    attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, LOOKUP_PATIENCE, MAX_ATTEMPTS, STAGGER},
     neighbours,
     tls::{self, SERVER_NAME},
 };
@@ -73,6 +73,8 @@ struct Dial<'a> {
     sockets: Sockets,
     waiting: VecDeque<SocketAddr>,
     tried: Vec<SocketAddr>,
+    /// How many of them have neither succeeded nor failed.
+    running: usize,
     /// Of them, those that nobody has named: whose they are is not known.
     neighbours: Vec<SocketAddr>,
     pending: Pending<'a>,
@@ -96,12 +98,16 @@ struct Sockets {
 pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, DialError> {
     let mut dial = Dial::new(target);
     let mut next_start = Instant::now();
+    let patience = next_start + LOOKUP_PATIENCE;
     loop {
         if Instant::now() >= next_start && dial.try_start() {
             next_start = Instant::now() + STAGGER;
         }
         if dial.pending.is_empty() && dial.waiting.is_empty() {
             return Err(dial.error);
+        }
+        if dial.is_spent() && Instant::now() >= patience {
+            return Err(dial.give_up());
         }
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
@@ -118,11 +124,13 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
                     return Ok(Dialed { connection, endpoint, resolved: dial.resolved });
                 }
                 Progress::Connected(address, Err(error)) => {
+                    dial.running -= 1;
                     dial.fail(address, error);
                     next_start = Instant::now();
                 }
             },
             () = tokio::time::sleep_until(next_start), if !dial.waiting.is_empty() => {}
+            () = tokio::time::sleep_until(patience), if dial.is_spent() => {}
         }
     }
 }
@@ -148,6 +156,7 @@ impl<'a> Dial<'a> {
             sockets: Sockets::default(),
             waiting: VecDeque::new(),
             tried: Vec::new(),
+            running: 0,
             neighbours: Vec::new(),
             pending: FuturesUnordered::new(),
             resolved: Resolved::new(),
@@ -166,6 +175,11 @@ impl<'a> Dial<'a> {
                 .push(Box::pin(async { Progress::Resolved(name.clone(), name.resolve(&target.mesh).await) }));
         }
         dial
+    }
+
+    /// Whether everything that is known was tried in vain: only lookups are left.
+    fn is_spent(&self) -> bool {
+        self.waiting.is_empty() && self.running == 0 && !self.tried.is_empty()
     }
 
     /// Says of everything that is still open that it did not answer.
@@ -228,6 +242,7 @@ impl<'a> Dial<'a> {
         let other = self.waiting.iter().position(|address| Some(address.is_ipv4()) != last);
         let Some(address) = self.waiting.remove(other.unwrap_or(0)) else { return false };
         self.tried.push(address);
+        self.running += 1;
         let connecting = self.sockets.get(address).and_then(|endpoint| {
             endpoint.connect_with(self.target.config.clone(), address, SERVER_NAME).map_err(io::Error::other)
         });

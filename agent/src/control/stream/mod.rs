@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::{
     address::{HostPort, ResolveError, everywhere, is_usable},
-    attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, MAX_ATTEMPTS, STAGGER},
+    attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, LOOKUP_PATIENCE, MAX_ATTEMPTS, STAGGER},
 };
 use crate::nat64::Nat64;
 use open::{Opened, Pipe, Way, open};
@@ -84,12 +84,16 @@ type Pending<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Progress> + Send
 pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<StreamDialed, DialError> {
     let mut dial = Dial::new(target);
     let mut next_start = Instant::now();
+    let patience = next_start + LOOKUP_PATIENCE;
     loop {
         if Instant::now() >= next_start && dial.try_start() {
             next_start = Instant::now() + STAGGER;
         }
         if dial.pending.is_empty() && dial.waiting.is_empty() {
             return Err(dial.error);
+        }
+        if dial.is_spent() && Instant::now() >= patience {
+            return Err(dial.give_up());
         }
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
@@ -109,6 +113,7 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
                 }
             },
             () = tokio::time::sleep_until(next_start), if !dial.waiting.is_empty() => {}
+            () = tokio::time::sleep_until(patience), if dial.is_spent() => {}
         }
     }
 }
@@ -205,6 +210,11 @@ impl<'a> Dial<'a> {
             Progress::Opened(Box::new(way), result)
         }));
         true
+    }
+
+    /// Whether everything that is known was tried in vain: only lookups are left.
+    fn is_spent(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty() && !self.tried.is_empty()
     }
 
     /// Says of everything that is still open that it did not answer.
