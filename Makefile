@@ -35,9 +35,9 @@ test-unit: setup
 test-lab: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
 
-## matrix: the 81 pairs of NAT types on real kernels, one after the other; RUNS=1 SEED=1
+## matrix: the 81 pairs of NAT types on real kernels, one after the other; RUNS=1 SEED=1 IPV6=
 matrix: bins
-	$(BIN)/mesh-lab matrix --runs $(or $(RUNS),1) --seed $(or $(SEED),1)
+	$(BIN)/mesh-lab matrix --runs $(or $(RUNS),1) --seed $(or $(SEED),1) $(if $(IPV6),--ipv6)
 
 ## chaos: 500 times kill -9 of anything in the village, under traffic; about half an hour
 chaos: bins

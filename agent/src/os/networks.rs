@@ -161,7 +161,7 @@ impl HostNetworks {
 
     /// Returns the addresses at which peers on the same network, or without any NAT, reach a socket on `port`: those that
     /// the system sends from first, then those of interfaces with a default route, for they are the most useful, cut at
-    /// [`MAX_HOST_CANDIDATES`].
+    /// sixteen.
     #[must_use]
     pub fn candidates(&self, port: u16) -> Vec<Candidate> {
         let underlay = self.underlay();
