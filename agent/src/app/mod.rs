@@ -103,6 +103,7 @@ async fn run_once(
         membership: membership.clone(),
         state_dir: state_dir.clone(),
         stream: stream_options(config, &membership),
+        stun: config.stun.clone(),
         nat64: nat64.clone(),
         // What cannot be told now is found out on the way.
         network: netlink.networks().await.ok().and_then(|networks| networks.id()),

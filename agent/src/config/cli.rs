@@ -108,6 +108,10 @@ pub struct RunArgs {
     /// [env: MESH_PORT_MAPPING] [default: on].
     #[arg(long)]
     pub port_mapping: Option<String>,
+    /// Servers elsewhere that answer STUN, with commas: they tell a node beside the coordinator where it is seen from
+    /// outside [env: MESH_STUN] [default: none].
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub stun: Option<String>,
     /// A URL that answers `204 No Content`, by which netcheck tells captive portals: http://HOST/PATH
     /// [env: MESH_PORTAL_URL] [default: the coordinator's own answer].
     #[arg(long, value_name = "URL")]

@@ -27,7 +27,7 @@ use mesh_proto::{
 };
 
 use crate::{
-    control::StreamOptions,
+    control::{HostPort, StreamOptions},
     io::offload::{InvalidOffloads, Offloads},
     nat64,
     netcheck::PortalUrl,
@@ -51,6 +51,11 @@ pub const DEFAULT_MTU: u16 = 1420;
 pub const MIN_MTU: u16 = 1280;
 /// Longest interface name (IFNAMSIZ less its end).
 const MAX_INTERFACE_LEN: usize = 15;
+
+/// The port of STUN (RFC 8489, section 8.5).
+const STUN_PORT: u16 = 3478;
+/// STUN servers that are asked; two elsewhere tell all that can be told.
+const MAX_STUN: usize = 4;
 
 /// What `mesh-agent run` does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +82,8 @@ pub struct RunConfig {
     pub port_mapping: portmap::Mode,
     /// How IPv4 is reached from a network without it.
     pub nat64: nat64::Mode,
+    /// Servers elsewhere that answer STUN.
+    pub stun: Vec<HostPort>,
     /// What captive portals are told by, beside the coordinator's own answer.
     pub portal_url: Option<PortalUrl>,
 }
@@ -126,6 +133,7 @@ impl RunConfig {
         let punch = punch::take(&mut settings, args);
         let port_mapping = settings.take("port-mapping", args.port_mapping.as_deref(), parse_port_mapping);
         let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
+        let stun = settings.take("stun", args.stun.as_deref(), parse_stun);
         let portal_url = settings.take("portal-url", args.portal_url.as_deref(), |text| {
             text.parse::<PortalUrl>().map_err(|error| error.to_string())
         });
@@ -142,6 +150,7 @@ impl RunConfig {
             punch,
             port_mapping: port_mapping.unwrap_or_default(),
             nat64: nat64.unwrap_or_default(),
+            stun: stun.unwrap_or_default(),
             portal_url,
         })
     }
@@ -245,6 +254,14 @@ fn parse_path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("a path is not empty".to_owned()) } else { Ok(text.into()) }
 }
 
+/// Several names, with commas between them.
+fn parse_stun(text: &str) -> Result<Vec<HostPort>, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let names = names.map(|name| HostPort::parse_with_default(name, STUN_PORT));
+    let names: Vec<_> = names.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    if names.len() > MAX_STUN { Err(format!("more than {MAX_STUN}")) } else { Ok(names) }
+}
+
 fn parse_port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| "a port is a number from 0 to 65535".to_owned())
 }
@@ -315,6 +332,14 @@ mod tests {
         assert_eq!(config.nat64, "64:ff9b::/96".parse().unwrap());
         assert_eq!(config.socket, Path::new("/file.sock"));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+    }
+
+    #[test]
+    fn servers_elsewhere_have_the_port_of_stun_unless_they_say_another() {
+        let names: Vec<_> =
+            parse_stun("stun.example, 192.0.2.1:19302,").unwrap().iter().map(HostPort::to_string).collect();
+        assert_eq!(names, ["stun.example:3478", "192.0.2.1:19302"]);
+        assert!(parse_stun("a, b, c, d, e").is_err() && parse_stun("a b").is_err());
     }
 
     #[test]

@@ -23,6 +23,8 @@ const LINK_SHIFT: u32 = 64;
 pub(super) struct AddressBook {
     /// What the node joined with.
     joined: Vec<HostPort>,
+    /// Servers elsewhere that answer STUN, as a person has named them.
+    stun: Vec<HostPort>,
     known: KnownAddresses,
     resolved: Resolved,
     /// Where the coordinator is reached now.
@@ -36,6 +38,16 @@ pub(super) struct AddressBook {
 impl AddressBook {
     pub(super) fn new(joined: Vec<HostPort>, known: KnownAddresses) -> Self {
         Self { joined, known, ..Self::default() }
+    }
+
+    /// Returns the book with servers elsewhere that answer STUN.
+    pub(super) fn with_stun(self, stun: Vec<HostPort>) -> Self {
+        Self { stun, ..self }
+    }
+
+    /// Returns the names of these servers.
+    pub(super) fn stun(&self) -> &[HostPort] {
+        &self.stun
     }
 
     /// Returns the coordinator's names: what it says of itself, then what the node joined with.
@@ -88,7 +100,8 @@ impl AddressBook {
         self.observer_ports = ports;
     }
 
-    /// Returns who can answer STUN: the coordinator where it is reached, where else it is, and the relays.
+    /// Returns who can answer STUN: the coordinator where it is reached, the relays, servers elsewhere, and where else the
+    /// coordinator is.
     pub(super) fn observers(
         &self,
         map: Option<&NetworkMap>,
@@ -101,7 +114,10 @@ impl AddressBook {
             .connected
             .into_iter()
             .flat_map(|at| self.observer_ports.iter().map(move |port| SocketAddr::new(at.ip(), *port)));
-        let all = self.connected.into_iter().chain(seconds).chain(relays).chain(resolved).chain(known);
+        // One address of each: the others are the same server's.
+        let stun = self.stun.iter().filter_map(|name| self.lookup(name).into_iter().next());
+        let servers = relays.into_iter().chain(stun).chain(resolved).chain(known);
+        let all = self.connected.into_iter().chain(seconds).chain(servers);
         distinct(all, &mesh_ranges(map), MAX_OBSERVERS)
     }
 
@@ -218,6 +234,18 @@ mod tests {
         let relay = at("198.51.100.5:7443");
         let want = ["192.168.1.2:7443", "198.51.100.5:7443", "203.0.113.1:7443", "[2001:db8::1]:7443"];
         assert_eq!(book.observers(Some(&map), [relay]), want.map(at));
+    }
+
+    #[test]
+    fn servers_elsewhere_are_observers_too() {
+        let names = ["192.0.2.9:3478", "stun.example:3478"].map(|name| name.parse().unwrap());
+        let mut book = AddressBook::new(vec![], KnownAddresses::default()).with_stun(names.to_vec());
+        book.handle_connected(at("192.168.1.2:7443"), at("192.168.1.2:7443"));
+        assert_eq!(book.observers(None, []), ["192.168.1.2:7443", "192.0.2.9:3478"].map(at));
+        let addresses = ["192.0.2.10:3478", "192.0.2.11:3478"].map(at).to_vec();
+        book.handle_resolved(Resolved::from([(names[1].clone(), addresses)]));
+        let want = ["192.168.1.2:7443", "192.0.2.9:3478", "192.0.2.10:3478"];
+        assert_eq!(book.observers(None, []), want.map(at));
     }
 
     #[test]

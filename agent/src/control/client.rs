@@ -151,7 +151,7 @@ impl Client {
         let joined = HostPort::parse_all(&config.membership.coordinators);
         Self {
             store: Store::new(identity.node_key(), caches.map),
-            book: AddressBook::new(joined, caches.coordinator),
+            book: AddressBook::new(joined, caches.coordinator).with_stun(config.stun.clone()),
             relays: Relays::new(context),
             cancel: cancel.clone(),
             peers: caches.peers,

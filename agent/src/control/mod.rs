@@ -95,6 +95,8 @@ pub struct ControlConfig {
     pub state_dir: StateDir,
     /// How byte pipes are made, where UDP is blocked.
     pub stream: StreamOptions,
+    /// Servers elsewhere that answer STUN.
+    pub stun: Vec<HostPort>,
     /// The way to IPv4 from a network without it.
     pub nat64: Nat64,
     /// The network that the host is in, if it is known yet.

@@ -179,7 +179,7 @@ impl Session<'_> {
         self.handle_addresses().await
     }
 
-    /// Resolves the names of coordinator and relays that were not resolved yet, beside the session.
+    /// Resolves the names of coordinator, relays and STUN servers that were not resolved yet, beside the session.
     fn start_survey(&mut self) {
         if self.survey.is_some() {
             return;
@@ -187,7 +187,8 @@ impl Session<'_> {
         let map = self.client.store.map().map(Arc::as_ref);
         let relays = map.map(|map| map.relays.as_slice()).unwrap_or_default();
         let names = relays.iter().flat_map(|relay| HostPort::parse_all(&relay.addresses));
-        let names = self.client.book.names(map).into_iter().chain(names);
+        let stun = self.client.book.stun().iter().cloned();
+        let names = self.client.book.names(map).into_iter().chain(names).chain(stun);
         let new: Vec<_> = names.filter(|name| self.surveyed.insert(name.clone())).collect();
         if !new.is_empty() {
             self.survey = Some(Box::pin(resolve_all(new, mesh_ranges(map))));

@@ -74,6 +74,7 @@ impl Bench {
             membership,
             state_dir: self.dir.clone(),
             stream: StreamOptions::default(),
+            stun: vec![],
             nat64: Nat64::new(Mode::Off),
             network: None,
         };
