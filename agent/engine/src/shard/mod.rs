@@ -16,8 +16,8 @@
 //! So the system may give anything to any shard, and its steering is a matter of speed only.
 //!
 //! Shard 0, the *home shard*, does alone what a node does once: it binds relay channels, asks observers, finds
-//! candidates, and decides whose turn it is to punch. The others follow ([`handover::Mirror`]): they have a copy of its relays
-//! and of its address discovery, made anew at every change, which never acts by itself. They tell it ([`handover::Report`]) what
+//! candidates, and decides whose turn it is to punch. The others follow (`handover::Mirror`): they have a copy of its relays
+//! and of its address discovery, made anew at every change, which never acts by itself. They tell it (`handover::Report`) what
 //! their peers see of this node, when relays are to be checked, and that there is traffic.
 //!
 //! Nothing goes back and forth: what was handed over is not handed over again. While shards do not agree, because

@@ -17,8 +17,9 @@ const EASY: NatType = NatType { mapping: Mapping::Eim, filtering: Filtering::Apd
 const HARD: NatType = NatType { mapping: Mapping::Apdm, filtering: Filtering::Apdf };
 /// Engines of the node that is looked at.
 const SHARDS: u32 = 3;
-/// Probes per second of an attempt, and what disco messages there are besides.
-const MAX_DISCO_RATE: u64 = 500 + 60;
+/// Probes per second of all attempts together, and what disco messages there are besides: each of six attempts may begin
+/// with a burst, and each pair is probed by plain means, too.
+const MAX_DISCO_RATE: u64 = 500 + 6 * 20;
 
 /// A node with several engines behind an easy NAT, and others with one behind these.
 fn mesh(others: &[NatProfile], seed: u64) -> World {
