@@ -36,7 +36,8 @@ pub(super) fn mapping(seen: &[Seen], is_own: impl Fn(SocketAddr) -> bool) -> Map
     let seen: Vec<Seen> = seen.iter().filter(|(_, mapped, _)| !is_own(*mapped)).copied().collect();
     let dedicated: Vec<Seen> =
         seen.iter().filter(|(.., observer)| *observer == Observer::Dedicated).copied().collect();
-    match Comparison::of(&dedicated).verdict() {
+    let of_dedicated = Comparison::of(&dedicated);
+    match of_dedicated.verdict() {
         Mapping::Unknown => {}
         known => return known,
     }
@@ -45,7 +46,11 @@ pub(super) fn mapping(seen: &[Seen], is_own: impl Fn(SocketAddr) -> bool) -> Map
     if all.agree_by_address {
         Mapping::Eim
     } else if different >= MIN_DIFFERENT {
-        all.verdict()
+        match all.verdict() {
+            // Two ports of one server see the same: ports do not matter, whatever a peer's NAT has made of them.
+            Mapping::Apdm if of_dedicated.agree_by_port => Mapping::Adm,
+            verdict => verdict,
+        }
     } else {
         Mapping::Unknown
     }
@@ -57,6 +62,7 @@ struct Comparison {
     differ_by_port: bool,
     differ_by_address: bool,
     agree_by_address: bool,
+    agree_by_port: bool,
 }
 
 impl Comparison {
@@ -68,7 +74,7 @@ impl Comparison {
                     (true, false) => comparison.differ_by_port = true,
                     (false, false) => comparison.differ_by_address = true,
                     (false, true) => comparison.agree_by_address = true,
-                    (true, true) => {}
+                    (true, true) => comparison.agree_by_port = true,
                 }
             }
         }
@@ -93,6 +99,7 @@ mod tests {
     fn mappings_are_told_apart() {
         use Observer::{Dedicated, Peer};
         let (one, one_too, two) = ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1");
+        let two_too = "192.0.2.2:2";
         let (three, four) = ("192.0.2.3:1", "192.0.2.4:1");
         let (own, near) = ("10.0.0.5:51820", "10.0.0.9:1");
         let (p, q, r) = ("203.0.113.1:5", "203.0.113.1:6", "203.0.113.1:7");
@@ -111,6 +118,10 @@ mod tests {
             (&[(one, p, Dedicated), (two, q, Peer)], Mapping::Unknown),
             (&[(one, p, Dedicated), (two, q, Peer), (three, r, Peer)], Mapping::Adm),
             (&[(one, p, Dedicated), (two, q, Dedicated), (three, p, Peer)], Mapping::Adm),
+            (
+                &[(one, p, Dedicated), (one_too, p, Dedicated), (two, q, Peer), (two_too, r, Peer)],
+                Mapping::Adm,
+            ),
         ];
         let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
         for (row, (seen, expected)) in table.iter().enumerate() {
