@@ -14,6 +14,7 @@
 //! | 2 | Pong | transaction id (12), observed source address (18), all zero when the Ping came through a relay |
 //! | 3 | CallMeMaybe | up to 32 candidates, 19 bytes each: kind (1), address (18) |
 //! | 4 | Punch | see [`crate::punch`] |
+//! | 5, 6 | LendMe, Lent | see [`crate::lend`] |
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
 //! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
@@ -25,6 +26,7 @@ use crate::{
     address::{self, ADDRESS_LEN},
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
     key::{KEY_LEN, PublicKey},
+    lend::{LendMe, Lent},
     punch::Punch,
 };
 
@@ -45,6 +47,8 @@ const TYPE_PING: u8 = 1;
 const TYPE_PONG: u8 = 2;
 const TYPE_CALL_ME_MAYBE: u8 = 3;
 const TYPE_PUNCH: u8 = 4;
+const TYPE_LEND_ME: u8 = 5;
+const TYPE_LENT: u8 = 6;
 
 /// Ties a Pong to its Ping.
 pub type TxId = [u8; TXID_LEN];
@@ -83,6 +87,10 @@ pub enum Message {
     },
     /// Agrees on how two NATs are got through that plain probing does not get through.
     Punch(Punch),
+    /// Asks the receiver to relay for the sender.
+    LendMe(LendMe),
+    /// Answers that it does.
+    Lent(Lent),
 }
 
 /// Why bytes are not a disco message.
@@ -147,6 +155,8 @@ impl Message {
                 }
                 out
             }
+            Self::LendMe(asked) => [&[TYPE_LEND_ME, VERSION][..], &asked.encode()].concat(),
+            Self::Lent(lent) => [&[TYPE_LENT, VERSION][..], &lent.encode()].concat(),
             Self::Punch(punch) => [&[TYPE_PUNCH, VERSION][..], &punch.encode()].concat(),
         }
     }
@@ -178,6 +188,8 @@ impl Message {
                 Ok(Self::CallMeMaybe { candidates })
             }
             TYPE_PUNCH => Punch::decode(rest).map(Self::Punch).ok_or(DecodeError::Truncated),
+            TYPE_LEND_ME => LendMe::decode(rest).map(Self::LendMe).ok_or(DecodeError::Truncated),
+            TYPE_LENT => Lent::decode(rest).map(Self::Lent).ok_or(DecodeError::Truncated),
             unknown => Err(DecodeError::UnknownType(unknown)),
         }
     }

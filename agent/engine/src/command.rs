@@ -27,6 +27,11 @@ pub enum Command {
     SetObservers(Vec<SocketAddr>),
     /// This is how IPv4 is reached where there is none.
     SetNat64(Nat64),
+    /// Whether this node relays between its peers. At first it does not.
+    SetLending {
+        /// Its operator allows it.
+        allowed: bool,
+    },
     /// News of a peer from the coordinator.
     PeerState {
         /// The peer.

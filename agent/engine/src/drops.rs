@@ -56,6 +56,12 @@ drop_reasons! {
     WrongSource => "wrong-source",
     /// Inbound: the inner destination is not this node's.
     WrongDestination => "wrong-destination",
+    /// To be relayed for others: this node does not do that, or the sender has not proved that the channel is its own.
+    RelayRefused => "relay-refused",
+    /// To be relayed for others: the receiver has not asked for it.
+    RelayAbsent => "relay-absent",
+    /// To be relayed for others: more than a peer, or all, may send.
+    RelayRate => "relay-rate",
 }
 
 /// Counts of dropped packets by reason.

@@ -113,4 +113,6 @@ pub enum WakeupReason {
     Relay(RelayId),
     /// The observers are to be asked again.
     NetCheck,
+    /// Nodes that relay for others are to be looked for, asked or left.
+    Lending,
 }

@@ -18,6 +18,7 @@ mod engine;
 pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+mod lend;
 mod local;
 mod netcheck;
 mod packet;

@@ -21,6 +21,7 @@ mod wiring;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use mesh_engine::command::Command;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -95,6 +96,7 @@ async fn run_once(
     let parts =
         driver::Parts { config: engine_config(&identity, &membership, config), seed: seed()?, tun, udp };
     let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
+    engine.command(Command::SetLending { allowed: config.relay }).await?;
     let facts = Arc::new(Facts::new(&membership));
     let nat64 = Nat64::new(config.nat64);
     nat64.spawn(&front, &tracker);
@@ -105,6 +107,7 @@ async fn run_once(
         stream: stream_options(config, &membership),
         stun: config.stun.clone(),
         nat64: nat64.clone(),
+        lends: config.relay,
         // What cannot be told now is found out on the way.
         network: netlink.networks().await.ok().and_then(|networks| networks.id()),
     };

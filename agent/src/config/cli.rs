@@ -116,6 +116,10 @@ pub struct RunArgs {
     /// [env: MESH_PORTAL_URL] [default: the coordinator's own answer].
     #[arg(long, value_name = "URL")]
     pub portal_url: Option<String>,
+    /// Relay between peers that do not reach each other, while nothing better is there; takes one engine [env: MESH_RELAY]
+    /// [default: false].
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub relay: Option<String>,
     /// Probes per second against NATs that plain probing does not get through, 0 for none, at most 4096
     /// [env: MESH_PUNCH_RATE] [default: 500].
     #[arg(long)]

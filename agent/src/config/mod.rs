@@ -72,6 +72,8 @@ pub struct RunConfig {
     pub offloads: Offloads,
     /// How many engines share the peers, each with a thread of its own.
     pub shards: NonZeroU32,
+    /// Whether this node relays between its peers.
+    pub relay: bool,
     /// The interface's MTU.
     pub mtu: u16,
     /// How byte pipes are made, where UDP is blocked.
@@ -137,14 +139,21 @@ impl RunConfig {
         let portal_url = settings.take("portal-url", args.portal_url.as_deref(), |text| {
             text.parse::<PortalUrl>().map_err(|error| error.to_string())
         });
+        let relay = settings.take("relay", args.relay.as_deref(), parse_flag).unwrap_or_default();
         settings.finish()?;
+        // Channels of peers of different engines would lead nowhere.
+        let shards = match relay {
+            true => NonZeroU32::MIN,
+            false => shards.unwrap_or_else(shards::by_default),
+        };
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
             interface: interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
             listen_port: listen_port.unwrap_or(DEFAULT_AGENT_PORT),
             offloads: offloads.unwrap_or_default(),
-            shards: shards.unwrap_or_else(shards::by_default),
+            shards,
+            relay,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             stream,
             punch,
@@ -270,6 +279,10 @@ fn parse_offloads(text: &str) -> Result<Offloads, String> {
     text.parse().map_err(|error: InvalidOffloads| error.to_string())
 }
 
+fn parse_flag(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "neither true nor false".to_owned())
+}
+
 fn parse_port_mapping(text: &str) -> Result<portmap::Mode, String> {
     text.parse().map_err(|error: portmap::InvalidMode| error.to_string())
 }
@@ -322,12 +335,13 @@ mod tests {
     fn flags_win_over_environment_over_file_over_defaults() {
         let args = RunArgs { interface: Some("flag0".into()), ..RunArgs::default() };
         let variables = [("MESH_INTERFACE", "env0"), ("MESH_LISTEN_PORT", "7")];
-        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'\nport-mapping = 'off'\nnat64-prefix = '64:ff9b::/96'";
+        let file = "interface = 'file0'\nlisten-port = 8\nsocket = '/file.sock'\nport-mapping = 'off'\nnat64-prefix = '64:ff9b::/96'\nrelay = true";
         let config = run(&args, &variables, file).unwrap();
         assert_eq!(config.interface, "flag0");
         assert_eq!(config.listen_port, 7);
         assert_eq!(config.mtu, DEFAULT_MTU);
         assert_eq!(config.punch, PunchLimits::default());
+        assert!(config.relay && config.shards.get() == 1);
         assert_eq!(config.port_mapping, portmap::Mode::Off);
         assert_eq!(config.nat64, "64:ff9b::/96".parse().unwrap());
         assert_eq!(config.socket, Path::new("/file.sock"));

@@ -63,6 +63,7 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
         match in_file? {
             toml::Value::String(text) => self.check(key, &text, parse),
             toml::Value::Integer(number) => self.check(key, &number.to_string(), parse),
+            toml::Value::Boolean(flag) => self.check(key, &flag.to_string(), parse),
             other => self.note(key, format!("{} where a text or a number belongs", other.type_str())),
         }
     }

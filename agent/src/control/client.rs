@@ -13,7 +13,7 @@ use std::{
 
 use mesh_proto::{
     control::{PeerState, Refusal, RefusalCode},
-    netmap::NetworkMap,
+    netmap::{NetworkMap, RelayId},
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -461,6 +461,11 @@ impl Client {
         let names: BTreeMap<_, _> = map.relays.iter().map(|relay| (relay.id, relay.name.clone())).collect();
         self.shared.set_relay_names(names);
         self.relays.set(&map.relays, &mesh_ranges(Some(map)));
+        if self.config.lends {
+            // By that peers know that it relays.
+            let own = RelayId(map.this.id.0);
+            self.shared.update(|outbox| outbox.set_pipe_relay(own));
+        }
     }
 
     /// Says what is known from before.

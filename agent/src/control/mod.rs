@@ -99,6 +99,8 @@ pub struct ControlConfig {
     pub stun: Vec<HostPort>,
     /// The way to IPv4 from a network without it.
     pub nat64: Nat64,
+    /// Whether this node relays between its peers.
+    pub lends: bool,
     /// The network that the host is in, if it is known yet.
     pub network: Option<NetworkId>,
 }

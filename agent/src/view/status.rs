@@ -221,10 +221,11 @@ impl Input<'_> {
         rounded.format(&Rfc3339).expect("times near now have an RFC 3339 form")
     }
 
-    /// A relay's name, or its number if the map does not have it (any more).
+    /// A relay's name, that of the node that relays, or its number if the map has neither (any more).
     pub(super) fn relay_name(&self, id: RelayId) -> String {
-        let relay = self.map.relays.iter().find(|relay| relay.id == id);
-        relay.map_or_else(|| format!("#{}", id.0), |relay| relay.name.clone())
+        let relay = self.map.relays.iter().find(|relay| relay.id == id).map(|relay| relay.name.clone());
+        let node = self.map.peers.iter().find(|node| node.id.0 == id.0).map(|node| node.name.to_string());
+        relay.or(node).unwrap_or_else(|| format!("#{}", id.0))
     }
 }
 

@@ -11,6 +11,7 @@ use mesh_proto::{
     },
     disco,
     key::{NodeKey, PublicKey},
+    lend::{LendMe, Lent},
     netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Relay, RelayId, Version},
     netreport::{
         Filtering, Ipv6Report, NatReport, NetReport, ObserverReport, ProxyReport, Reach, RelayReport,
@@ -58,7 +59,7 @@ pub(crate) fn path_reasons() -> Vec<PathReason> {
 
 /// The bodies of disco messages.
 pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
-    use disco::Message::{CallMeMaybe, Ping, Pong, Punch};
+    use disco::Message::{self, CallMeMaybe, Ping, Pong, Punch};
     let txid = *b"transaction!";
     vec![
         ("ping", Ping { txid, padding: 0 }),
@@ -71,6 +72,11 @@ pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
         ("punch_offer", Punch(punch(PunchStage::Offer, None))),
         ("punch_answer", Punch(punch(PunchStage::Answer, Some(Sequence { next: 40_000, step: -256 })))),
         ("punch_refused", Punch(punch(PunchStage::Refused, None))),
+        ("lend_me", Message::LendMe(LendMe { id: txid })),
+        (
+            "lent",
+            Message::Lent(Lent { id: txid, channel: ChannelId(0xc0c1_c2c3_c4c5_c6c7), key: [0x44; 32] }),
+        ),
     ]
 }
 

@@ -9,6 +9,7 @@ use crate::{
     command::Command,
     config::{PeerConfig, RelayConfig},
     event::{Event, WakeupReason},
+    netcheck::Observer,
     path::is_probable,
     peer::PeerNews,
     relay::{Outcome, RelayClient},
@@ -35,6 +36,7 @@ impl Engine {
                 candidates.retain(|candidate| is_probable(candidate.address));
                 self.local.netcheck.set_local(candidates);
             }
+            Command::SetLending { allowed } => self.local.lending.lender.set_open(allowed),
             Command::SetObservers(observers) => {
                 self.servers.observers = observers;
                 self.set_observers(now);
@@ -62,6 +64,10 @@ impl Engine {
                     self.begin_anew(now);
                 }
                 self.with_all_peers(now, |peer, local| peer.on_network_changed(local, now));
+                // Those that this node relays for have to find it again.
+                for id in self.local.lending.lender.clients() {
+                    self.with_peer(id, now, |peer, local| peer.look_for(local, now));
+                }
             }
         }
         self.settle(now);
@@ -97,8 +103,9 @@ impl Engine {
             Outcome::Nothing => return,
             Outcome::Bound { observer, observed, came_up } => {
                 if let Some(from) = observer {
-                    let dedicated = crate::netcheck::Observer::Dedicated;
-                    self.local.netcheck_mut().on_observed(dedicated, from, observed, now);
+                    let is_lent = self.local.relays.get(&id).is_some_and(RelayClient::is_lent);
+                    let by = if is_lent { Observer::Peer } else { Observer::Dedicated };
+                    self.local.netcheck_mut().on_observed(by, from, observed, now);
                 }
                 if came_up {
                     self.local.outbox.push_event(Event::RelayUp(id));
@@ -106,7 +113,11 @@ impl Engine {
                 }
             }
             Outcome::Unknown(news) => {
-                if news {
+                if self.local.relays.get(&id).is_some_and(RelayClient::is_lent) {
+                    // It is asked for another one when that is planned next.
+                    self.local.relays.remove(&id);
+                    self.wakeups.set(WakeupReason::Relay(id), None);
+                } else if news {
                     self.local.outbox.push_event(Event::RelayLost(id));
                 }
                 self.with_all_peers(now, |peer, local| peer.update_relays(local, now));
@@ -134,7 +145,8 @@ impl Engine {
         let relays: Vec<RelayConfig> =
             self.servers.relays.iter().map(|relay| self.local.translation.relay(relay)).collect();
         let wanted: BTreeSet<_> = relays.iter().map(|relay| relay.id).collect();
-        let gone: Vec<_> = self.local.relays.keys().filter(|id| !wanted.contains(id)).copied().collect();
+        let is_gone = |(id, relay): &(&RelayId, &RelayClient)| !wanted.contains(id) && !relay.is_lent();
+        let gone: Vec<_> = self.local.relays.iter().filter(is_gone).map(|(id, _)| *id).collect();
         for id in gone {
             self.local.relays.remove(&id);
             self.wakeups.set(WakeupReason::Relay(id), None);
@@ -191,6 +203,8 @@ impl Engine {
             }
         }
         self.rebuild_router();
+        let Self { local, peers, .. } = self;
+        local.lending.lender.retain(|id| peers.iter().any(|peer| peer.id() == id));
         for (id, news) in moved {
             self.with_peer(id, now, |peer, local| peer.set_state(news, local, now));
         }

@@ -122,7 +122,7 @@ impl Engine {
         };
         let found = self.local.relays.iter_mut().find(|(_, relay)| relay.is_from(via) && relay.owns(&frame));
         let Some((id, relay)) = found else {
-            self.local.drops.count(DropReason::UnknownSession);
+            self.relay_for_others(via, datagram, now);
             return None;
         };
         let id: RelayId = *id;

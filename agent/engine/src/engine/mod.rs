@@ -13,10 +13,12 @@ use rand_core::{RngCore, SeedableRng};
 
 mod commands;
 mod inbound;
+mod lending;
 mod outbound;
 mod sharing;
 mod slots;
 
+pub(crate) use self::lending::{channel_at, relay_id};
 use self::slots::Slots;
 use crate::{
     backlog::{Backlog, MAX_MEMORY},
@@ -24,6 +26,7 @@ use crate::{
     config::{Config, RelayConfig},
     drops::DropCounters,
     event::{Event, Wakeup, WakeupReason},
+    lend::Lending,
     local::{Local, Outbox},
     netcheck::NetCheck,
     packet::icmp::IcmpLimit,
@@ -133,6 +136,7 @@ impl Engine {
                 router,
                 relays: BTreeMap::new(),
                 home: None,
+                lending: Lending::default(),
                 netcheck: NetCheck::default(),
                 outbox: Outbox::default(),
                 budget: Budget::shared_by(shard.count()),
@@ -167,6 +171,8 @@ impl Engine {
                 }
                 WakeupReason::Relay(id) => self.bind_relay(id, now),
                 WakeupReason::NetCheck if !self.local.sharing.is_home() => self.handle_report_due(now),
+                // Settling plans anew.
+                WakeupReason::Lending => {}
                 WakeupReason::NetCheck => {
                     let active = self.local.sharing.is_active_elsewhere(now)
                         || self.peers.iter().any(|peer| peer.is_active(now));
@@ -333,6 +339,7 @@ impl Engine {
             self.with_all_peers(now, |peer, local| peer.on_own_candidates_changed(local, now));
         }
         self.judge_home();
+        self.borrow_relays(now);
         if self.local.punching.has_sockets() {
             let used = self.peers.iter().flat_map(Peer::sockets).collect();
             self.local.punching.retain_sockets(&used);

@@ -18,6 +18,7 @@ use crate::{
     batch::{TxArena, Via},
     drops::DropCounters,
     event::{Event, PathAddress},
+    lend::Lending,
     netcheck::{NetCheck, Observer},
     packet::{
         IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN,
@@ -57,6 +58,8 @@ pub(crate) struct Local {
     pub(crate) relays: BTreeMap<RelayId, RelayClient>,
     /// The nearest of them.
     pub(crate) home: Option<RelayId>,
+    /// This node as a relay, and peers that relay for it.
+    pub(crate) lending: Lending,
     pub(crate) netcheck: NetCheck,
     pub(crate) outbox: Outbox,
     pub(crate) budget: Budget,
@@ -281,6 +284,11 @@ impl Outbox {
 
     pub(crate) fn push_datagram(&mut self, via: Via, datagram: Vec<u8>) {
         self.datagrams.push((via, datagram), MAX_DATAGRAM_BYTES);
+    }
+
+    /// Whether half of the memory for datagrams is taken.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.datagrams.bytes >= MAX_DATAGRAM_BYTES / 2
     }
 
     pub(crate) fn push_event(&mut self, event: Event) {

@@ -117,7 +117,7 @@ impl PathSet {
             address: path.address,
             standing,
             class: path.class(),
-            rtt: path.rtt,
+            rtt: path.rank_rtt(),
             variation: path.variation,
             fresh: path.is_trusted(now),
         })

@@ -20,6 +20,9 @@ pub(crate) const TRUST: Duration = Duration::from_millis(2500);
 /// The same through a relay, which must be left within 2 s: whenever an answer is late by [`RETRY_INTERVAL`] it is asked
 /// again, so that two of three probes may be lost.
 pub(crate) const RELAY_TRUST: Duration = Duration::from_millis(1800);
+/// A path through a peer that relays counts as slower by this, and by this part of its round-trip time.
+const LENT_MARGIN: Duration = Duration::from_millis(10);
+const LENT_MARGIN_PART: u32 = 4;
 /// A relayed path with traffic that does not answer is probed again after this, or after two round trips if that is
 /// longer.
 const RETRY_INTERVAL: Duration = Duration::from_millis(350);
@@ -52,6 +55,8 @@ pub(crate) enum Origin {
     ListedRelay,
     /// A relay of this node's, where nothing is known of the peer's.
     OwnRelay,
+    /// A peer that relays for others; whether it does for the one that is meant is not known.
+    LentRelay,
 }
 
 /// Whether a path answers.
@@ -143,7 +148,9 @@ impl Path {
             (PathAddress::Relay(_), Health::Untried) => Some(match self.origin {
                 Origin::HomeRelay => Standing::Home,
                 Origin::ListedRelay => Standing::Listed,
-                Origin::OwnRelay | Origin::Candidate(_) | Origin::PeerReflexive => Standing::Hoped,
+                Origin::OwnRelay | Origin::LentRelay | Origin::Candidate(_) | Origin::PeerReflexive => {
+                    Standing::Hoped
+                }
             }),
         }
     }
@@ -152,6 +159,19 @@ impl Path {
     pub(crate) fn is_trusted(&self, now: Instant) -> bool {
         self.health == Health::Alive
             && self.last_answer.is_some_and(|at| now.saturating_duration_since(at) < self.trust())
+    }
+
+    /// Returns the round-trip time by which it is chosen. One through a peer that relays counts for more than it is: it is
+    /// to be clearly better before somebody else's line is used.
+    pub(crate) fn rank_rtt(&self) -> Option<Duration> {
+        match self.origin {
+            Origin::LentRelay => self.rtt.map(|rtt| rtt + LENT_MARGIN.max(rtt / LENT_MARGIN_PART)),
+            Origin::Candidate(_)
+            | Origin::PeerReflexive
+            | Origin::HomeRelay
+            | Origin::ListedRelay
+            | Origin::OwnRelay => self.rtt,
+        }
     }
 
     /// Returns how long the path is trusted after an answer.

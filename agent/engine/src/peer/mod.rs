@@ -23,6 +23,7 @@ use mesh_proto::{
 
 mod data;
 mod handshake;
+mod lending;
 mod probing;
 mod punching;
 
@@ -67,6 +68,8 @@ pub(crate) struct Peer {
     news_at: Option<Instant>,
     last_called: Option<Instant>,
     punched: Punched,
+    /// There is no traffic: the peer is only looked for.
+    sought: bool,
     /// The last initiation could not be sent anywhere.
     unsent: bool,
     /// Pings that a person asked for.
@@ -116,6 +119,7 @@ impl Peer {
             news_at: None,
             last_called: None,
             punched: Punched::default(),
+            sought: false,
             unsent: false,
             pings: Vec::new(),
             tx_bytes: 0,

@@ -12,6 +12,7 @@ use super::{AskedPing, Peer, PeerNews};
 use crate::{
     disco::{DiscoKey, PING_PADDING},
     drops::DropReason,
+    engine::relay_id,
     event::{Event, PathAddress},
     local::Local,
     path::{Origin, Path, Targets, mtu::padding},
@@ -94,8 +95,9 @@ impl Peer {
         let usable: Vec<_> = local
             .relays
             .iter()
-            .filter(|(_, relay)| relay.is_up())
-            .map(|(id, _)| (*id, self.relay_origin(*id)))
+            // A lender does not lead to itself.
+            .filter(|(id, relay)| relay.is_up() && **id != relay_id(self.config.id))
+            .map(|(id, relay)| (*id, self.relay_origin(*id, relay.is_lent())))
             .filter(|(id, origin)| {
                 let answers = |path: &Path| path.standing().is_some() && path.last_heard.is_some();
                 let path = self.paths.get(PathAddress::Relay(*id));
@@ -120,7 +122,10 @@ impl Peer {
     }
 
     /// Tells what is known of a relay as a way to the peer.
-    fn relay_origin(&self, relay: RelayId) -> Origin {
+    fn relay_origin(&self, relay: RelayId, is_lent: bool) -> Origin {
+        if is_lent {
+            return Origin::LentRelay;
+        }
         match (self.home == Some(relay), self.relays.contains(&relay)) {
             (true, _) => Origin::HomeRelay,
             (false, true) => Origin::ListedRelay,
@@ -169,6 +174,8 @@ impl Peer {
             Message::Pong { txid, observed } => self.handle_pong(from, txid, observed, local, now),
             Message::CallMeMaybe { candidates } => self.handle_call(&candidates, local, now),
             Message::Punch(punch) => self.handle_punch(&punch, from, local, now),
+            Message::LendMe(asked) => self.handle_lend_me(asked, from, local, now),
+            Message::Lent(lent) => self.handle_lent(&lent, from, local, now),
         }
     }
 
@@ -204,8 +211,16 @@ impl Peer {
         self.send_asked_pings(local, now);
     }
 
+    /// Looks for a direct path to the peer for a while, as if there were traffic.
+    pub(crate) fn look_for(&mut self, local: &mut Local, now: Instant) {
+        let sought = self.sought || !self.is_active(now);
+        self.note_traffic(local, now);
+        self.sought = sought;
+    }
+
     /// Notes that something was sent to or came from the peer; after a pause, it is looked for.
     pub(super) fn note_traffic(&mut self, local: &mut Local, now: Instant) {
+        self.sought = false;
         if !self.paths.on_traffic(now) {
             return;
         }
@@ -318,7 +333,7 @@ impl Peer {
         measured.or(assumed).unwrap_or(DEFAULT_ONE_WAY).min(MAX_ONE_WAY)
     }
 
-    pub(super) fn say(&mut self, message: &Message, path: PathAddress, local: &mut Local) {
+    pub(crate) fn say(&mut self, message: &Message, path: PathAddress, local: &mut Local) {
         if let Some(datagram) = self.seal(message, local) {
             local.send(self.config.id, path, &datagram);
         }

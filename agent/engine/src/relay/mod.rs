@@ -60,6 +60,8 @@ const RTT_WEIGHT: u32 = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct RelayClient {
     config: RelayConfig,
+    /// Whether the relay is a peer that lends itself.
+    lent: bool,
     state: State,
     /// Counter of the last Bind.
     counter: u64,
@@ -111,6 +113,7 @@ impl RelayClient {
     pub(crate) fn new(config: RelayConfig, now: Instant) -> Self {
         Self {
             config,
+            lent: false,
             state: State::Binding,
             counter: 0,
             outstanding: Vec::new(),
@@ -121,6 +124,30 @@ impl RelayClient {
             samples: VecDeque::new(),
             lost_reported: None,
         }
+    }
+
+    /// Makes a channel at a peer that relays for this node.
+    pub(crate) fn new_lent(config: RelayConfig, now: Instant) -> Self {
+        Self { lent: true, ..Self::new(config, now) }
+    }
+
+    /// Whether the relay is a peer that lends itself.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.lent
+    }
+
+    /// Returns where a lent channel is, or is to be, bound.
+    pub(crate) fn target(&self) -> Option<SocketAddr> {
+        match &self.config.carrier {
+            RelayCarrier::Udp(addresses) => addresses.first().copied(),
+            RelayCarrier::Stream => None,
+        }
+    }
+
+    /// The peer that lends itself is there now.
+    pub(crate) fn follow(&mut self, direct: SocketAddr, now: Instant) {
+        let config = RelayConfig { carrier: RelayCarrier::Udp(vec![direct]), ..self.config.clone() };
+        self.set_config(config, now);
     }
 
     /// Takes over a configuration. One that is as before changes nothing.
@@ -141,7 +168,7 @@ impl RelayClient {
         }
         let counter = if config.channel == self.config.channel { self.counter } else { 0 };
         let (rtt, samples) = (self.rtt, std::mem::take(&mut self.samples));
-        *self = Self { counter, rtt, samples, ..Self::new(config, now) };
+        *self = Self { counter, rtt, samples, lent: self.lent, ..Self::new(config, now) };
     }
 
     /// Returns a copy for another shard: it knows the way, and never binds by itself.
@@ -164,9 +191,12 @@ impl RelayClient {
         self.rtt
     }
 
-    /// Returns the relay as the choice of a home sees it, if it is up.
+    /// Returns the relay as the choice of a home sees it, if it is up; no peer is anybody's home.
     pub(crate) fn home_view(&self) -> Option<home::View> {
         let State::Up(via) = self.state else { return None };
+        if self.lent {
+            return None;
+        }
         let carrier = match via {
             Via::Stream(_) => home::Carrier::Stream,
             Via::Udp { .. } | Via::Punched { .. } => home::Carrier::Udp,

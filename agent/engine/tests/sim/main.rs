@@ -21,6 +21,7 @@
 //! | queues are bounded, and what waits too long goes | `scenario/schedule.rs` (floods), `ledger.rs` (ages) |
 //! | no timer spins | `world/mod.rs`, at every wakeup |
 //! | each node's home is near, a pair begins at it, and a dead relay is left within 2 s | `homes.rs` |
+//! | a hard pair goes on through a node that lends itself | `lending.rs` |
 //! | what nobody talks to costs no packet and no timer | `scenario/schedule.rs` (long pauses), `idle.rs` |
 //!
 //! A failing run prints its seed, its topology, its schedule so far and the last things that happened.
@@ -32,6 +33,7 @@ mod engines;
 mod homes;
 mod idle;
 mod ledger;
+mod lending;
 mod matrix;
 mod model;
 mod net;

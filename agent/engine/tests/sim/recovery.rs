@@ -148,7 +148,7 @@ fn a_dead_relay_is_replaced_by_another() {
             Topology { relays: 2, ..Topology::one_node_behind_each(&[a, b].map(random_ports), LINE_DELAY) };
         let mut talking = Talking::new(&topology, 15);
         let used = match talking.world.path(0, 1) {
-            Some(mesh_engine::event::PathAddress::Relay(relay)) => relay.0 as usize,
+            Some(mesh_engine::event::PathAddress::Relay(relay)) => talking.world.relay_index(relay),
             Some(_) | None => 1,
         };
         talking.world.relays[used].kill();

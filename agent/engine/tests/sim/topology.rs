@@ -33,6 +33,8 @@ const PORT_CHOICES: [PortChoice; 8] = [
 ];
 /// UDP port of coordinator and relays.
 const SERVER_PORT: u16 = 7443;
+/// Numbers of relays beside the coordinator's come after this one, beyond those of nodes.
+const FIRST_RELAY: u32 = 1000;
 /// Delay of the servers' lines.
 const SERVER_DELAY: Duration = Duration::from_millis(5);
 
@@ -170,7 +172,8 @@ impl Topology {
         let coordinator = Coordinator::new(host, address);
         let relays = (0..self.relays)
             .map(|number| {
-                let id = RelayId(u32::from(low_byte(number)));
+                // As the coordinator deals them out: no relay's number is a node's.
+                let id = RelayId(if number == 0 { 0 } else { FIRST_RELAY + u32::from(low_byte(number)) });
                 Relay::new(id, servers[number].0, servers[number].1, rng.fork())
             })
             .collect();

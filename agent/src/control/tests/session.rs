@@ -76,6 +76,7 @@ impl Bench {
             stream: StreamOptions::default(),
             stun: vec![],
             nat64: Nat64::new(Mode::Off),
+            lends: false,
             network: None,
         };
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());

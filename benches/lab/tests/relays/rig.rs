@@ -17,7 +17,7 @@ pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
 /// The coordinator's host, with its relay, which is called so, too.
 pub(crate) const COORDINATOR: &str = "pi";
 /// By which nodes find it.
-const NAME: &str = "pi.example";
+pub(crate) const NAME: &str = "pi.example";
 /// The relay that is nearest to every node.
 pub(crate) const NEAR: &str = "near";
 /// The next one.

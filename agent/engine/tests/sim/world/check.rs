@@ -22,7 +22,7 @@ const MAX_COPIES: u64 = 2;
 impl World {
     /// Checks a datagram of an engine's and counts it.
     ///
-    /// An engine sends on nothing that came from a peer, and nothing into the mesh: inner packets that went in are all
+    /// An engine sends on nothing that came from a peer, unless it relays for others, and nothing into the mesh: inner packets that went in are all
     /// that data messages are made of.
     pub(super) fn check_transmit(&mut self, node: usize, to: SocketAddr, bytes: &[u8]) -> Result<(), String> {
         if is_forbidden(to) {
@@ -48,7 +48,9 @@ impl World {
             meter.probed.insert(to.ip());
         }
         *(if for_peer { &mut meter.to_peers } else { &mut meter.upkeep }) += 1;
-        if for_peer && message.first() == Some(&TYPE_DATA) && message.len() > EMPTY_DATA_LEN {
+        let is_sent_on = relayed.is_some() && self.nodes[node].lends;
+        let meter = &mut self.nodes[node].meter;
+        if for_peer && !is_sent_on && message.first() == Some(&TYPE_DATA) && message.len() > EMPTY_DATA_LEN {
             meter.data += 1;
         }
         if meter.data > MAX_COPIES * meter.packets {

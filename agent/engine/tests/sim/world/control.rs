@@ -182,7 +182,8 @@ impl World {
 
     fn publish_state(&mut self, node: usize) {
         let candidates = self.nodes[node].candidates.clone();
-        let relays = self.nodes[node].relays.keys().copied().collect();
+        let own = self.nodes[node].lends.then_some(RelayId(self.nodes[node].id.0));
+        let relays = self.nodes[node].relays.keys().copied().chain(own).collect();
         let home = self.nodes[node].home;
         self.request(node, Request::Candidates { candidates, relays, home });
     }

@@ -22,7 +22,10 @@ use mesh_engine::{
     event::{Event as EngineEvent, PathAddress},
     snapshot::{PeerSnapshot, Snapshot},
 };
-use mesh_proto::demux::{DatagramKind, classify};
+use mesh_proto::{
+    demux::{DatagramKind, classify},
+    netmap::RelayId,
+};
 
 pub(crate) use self::node::{MTU, NODE_PORT, Node};
 use self::{control::Message, node::Input};
@@ -141,6 +144,8 @@ impl World {
         self.command(node, Command::SetPeers(peers));
         self.command(node, Command::SetObservers(observers));
         self.set_host_candidates(node);
+        let allowed = self.nodes[node].lends;
+        self.command(node, Command::SetLending { allowed });
         for state in states {
             self.tell_state(node, state);
         }
@@ -256,6 +261,11 @@ impl World {
     /// Returns the primary path of a node to a peer.
     pub(crate) fn path(&self, node: usize, peer: usize) -> Option<PathAddress> {
         self.peer(node, peer)?.path.map(|path| path.address)
+    }
+
+    /// Returns which of the relays has this number.
+    pub(crate) fn relay_index(&self, id: RelayId) -> usize {
+        self.relays.iter().position(|relay| relay.id == id).expect("a relay of this world")
     }
 
     /// Whether the primary path of a node to a peer is a direct one.

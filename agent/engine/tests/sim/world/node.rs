@@ -61,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) relays: BTreeMap<RelayId, RelayConfig>,
     /// The nearest of them, as the engine says.
     pub(crate) home: Option<RelayId>,
+    /// Whether its operator lets it relay for others.
+    pub(crate) lends: bool,
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) control: Control,
     pub(crate) meter: Meter,
@@ -142,6 +144,7 @@ impl Node {
             states: BTreeMap::new(),
             relays: BTreeMap::new(),
             home: None,
+            lends: false,
             candidates: Vec::new(),
             control: Control { connection: 0, connected: false, backoff: Duration::ZERO },
             meter: Meter::default(),
