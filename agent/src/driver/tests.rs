@@ -101,6 +101,19 @@ impl Node {
         packet
     }
 
+    /// Sends so many packets to another node, which answers when it has them all, in order.
+    async fn converse(&self, other: &Self, count: u8) {
+        let sent: Vec<_> = (0..count).map(|i| self.packet_to(other, &[i; 100])).collect();
+        for packet in &sent {
+            self.host.send(packet).await.unwrap();
+        }
+        for packet in &sent {
+            assert_eq!(&other.receive().await, packet);
+        }
+        other.host.send(&other.packet_to(self, b"answer")).await.unwrap();
+        assert_eq!(self.receive().await[28..], *b"answer");
+    }
+
     async fn receive(&self) -> Vec<u8> {
         let mut buffer = vec![0; 2000];
         let len = timeout(DEADLINE, self.host.recv(&mut buffer)).await.expect("in time").unwrap();
@@ -125,15 +138,7 @@ fn the_first_packets_arrive_all_and_a_snapshot_tells_of_them() {
         let b = Node::start(2, &cancel, &tracker);
         a.meet(&b).await;
         b.meet(&a).await;
-        let sent: Vec<_> = (0..10).map(|i| a.packet_to(&b, &[i; 100])).collect();
-        for packet in &sent {
-            a.host.send(packet).await.unwrap();
-        }
-        for packet in &sent {
-            assert_eq!(&b.receive().await, packet);
-        }
-        b.host.send(&b.packet_to(&a, b"answer")).await.unwrap();
-        assert_eq!(a.receive().await[28..], *b"answer");
+        a.converse(&b, 10).await;
         let (_, snapshot, counters) = a.handle.snapshot().await.unwrap();
         assert_eq!(snapshot.peers.len(), 1);
         assert!(snapshot.peers[0].tx_bytes > 0 && snapshot.peers[0].rx_bytes > 0);
@@ -156,15 +161,7 @@ fn several_engines_behind_one_queue_hand_over_what_is_another_s() {
             let b = Node::start_with(2, 0, several, &cancel, &tracker);
             a.meet(&b).await;
             b.meet(&a).await;
-            let sent: Vec<_> = (0..100).map(|i| a.packet_to(&b, &[i; 100])).collect();
-            for packet in &sent {
-                a.host.send(packet).await.unwrap();
-            }
-            for packet in &sent {
-                assert_eq!(&b.receive().await, packet);
-            }
-            b.host.send(&b.packet_to(&a, b"answer")).await.unwrap();
-            assert_eq!(a.receive().await[28..], *b"answer");
+            a.converse(&b, 100).await;
             let (_, snapshot, counters) = a.handle.snapshot().await.unwrap();
             assert_eq!((snapshot.engines, snapshot.peers.len()), (3, 1));
             // The only queue is read by the first engine.

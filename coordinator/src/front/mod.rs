@@ -23,9 +23,8 @@ mod socket;
 mod stats;
 
 use std::{
-    array,
     collections::BTreeMap,
-    io::{self, IoSliceMut},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -38,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::quic::{MAX_QUIC_DATAGRAM, VirtualSocket};
 pub use self::{
-    socket::{FrontSocket, Source},
+    socket::{FrontSocket, RecvBuffers, Source},
     stats::FrontStats,
 };
 use crate::{
@@ -46,8 +45,6 @@ use crate::{
     relay::{Outbound, RelayCommand, RelayCore, RelayInbox, StreamId, StreamTrain, TrainMut, Way},
 };
 
-/// Trains that are read at once: enough to make system calls rare, few enough for the cache.
-const RECV_BATCH: usize = 8;
 /// A train that GRO put together is no longer than an IP datagram.
 const RECV_BUFFER: usize = 1 << 16;
 /// Batches that are read before others have their turn.
@@ -123,7 +120,7 @@ impl Front {
 
     /// Serves the port until it is cancelled.
     pub async fn run(mut self, cancel: CancellationToken) {
-        let mut buffers = vec![0; RECV_BATCH * RECV_BUFFER];
+        let mut buffers = RecvBuffers::new(RECV_BUFFER);
         let socket = self.socket.clone();
         loop {
             let timeout = self.relay.poll_timeout();
@@ -181,22 +178,16 @@ impl Front {
     }
 
     /// Reads until nothing is left, or until it is the others' turn.
-    fn receive(&mut self, buffers: &mut [u8]) -> io::Result<()> {
-        let mut metas = [RecvMeta::default(); RECV_BATCH];
+    fn receive(&mut self, buffers: &mut RecvBuffers) -> io::Result<()> {
+        let socket = self.socket.clone();
         for _ in 0..BATCHES_PER_TURN {
-            let count = {
-                let mut parts = buffers.chunks_mut(RECV_BUFFER);
-                let mut slices: [IoSliceMut<'_>; RECV_BATCH] =
-                    array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
-                match self.socket.try_recv(&mut slices, &mut metas) {
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                    Err(error) => return Err(error),
-                }
-            };
+            let trains = socket.receive(buffers)?;
+            if trains.len() == 0 {
+                break;
+            }
             let now = Instant::now();
-            for (meta, buffer) in metas[..count].iter().zip(buffers.chunks_mut(RECV_BUFFER)) {
-                self.handle_train(now, meta, &mut buffer[..meta.len]);
+            for (meta, train) in trains {
+                self.handle_train(now, &meta, train);
             }
         }
         Ok(())

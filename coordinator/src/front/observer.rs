@@ -10,22 +10,18 @@
 //! The task ends when it is cancelled; all it waits for is cancel-safe.
 
 use std::{
-    array,
-    io::{self, IoSliceMut},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use mesh_proto::{control::Knock, stun};
-use quinn_udp::RecvMeta;
 use tokio_util::sync::CancellationToken;
 
-use super::{ERROR_PAUSE, FrontSocket, STUN_RATE, Source};
+use super::{ERROR_PAUSE, FrontSocket, RecvBuffers, STUN_RATE, Source};
 use crate::limit::{Rate, SourceLimiter};
 
-/// Datagrams that are read at once.
-const RECV_BATCH: usize = 8;
 /// A request is of 20 bytes; one that looks for the path's MTU is of up to an Ethernet frame, or a jumbo one.
 const RECV_BUFFER: usize = 10_000;
 /// Requests to one source: those of [`STUN_RATE`].
@@ -58,7 +54,7 @@ impl Observer {
 
     /// Serves the port until it is cancelled.
     pub async fn run(mut self, cancel: CancellationToken) {
-        let mut buffers = vec![0; RECV_BATCH * RECV_BUFFER];
+        let mut buffers = RecvBuffers::new(RECV_BUFFER);
         let socket = self.socket.clone();
         loop {
             let ready = tokio::select! {
@@ -72,22 +68,11 @@ impl Observer {
         }
     }
 
-    fn receive(&mut self, buffers: &mut [u8]) -> io::Result<()> {
-        let mut metas = [RecvMeta::default(); RECV_BATCH];
-        let count = {
-            let mut parts = buffers.chunks_mut(RECV_BUFFER);
-            let mut slices: [IoSliceMut<'_>; RECV_BATCH] =
-                array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
-            match self.socket.try_recv(&mut slices, &mut metas) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        };
+    fn receive(&mut self, buffers: &mut RecvBuffers) -> io::Result<()> {
         let now = Instant::now();
-        for (meta, buffer) in metas[..count].iter().zip(buffers.chunks(RECV_BUFFER)) {
+        for (meta, train) in self.socket.receive(buffers)? {
             let source = Source { address: meta.addr, local: meta.dst_ip };
-            for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
+            for datagram in train.chunks(meta.stride.max(1)) {
                 if let Some(answer) = answer(source, datagram)
                     && self.limiter.try_take(now, source.address.ip()).is_ok()
                 {

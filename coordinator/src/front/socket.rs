@@ -4,6 +4,7 @@
 //! and is mapped again on the way out.
 
 use std::{
+    array,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr, SocketAddrV6},
 };
@@ -20,6 +21,24 @@ const MAX_GSO_SEGMENT: usize = 1472;
 const MAX_GSO_BYTES: usize = 65_507;
 /// Socket buffers that are asked for: 20 ms at 1 Gbit/s. The kernel may give less.
 const SOCKET_BUFFER: usize = 2 << 20;
+
+/// Trains that are read at once: enough to make system calls rare, few enough for the cache.
+const RECV_BATCH: usize = 8;
+
+/// Room for the trains of one read.
+pub struct RecvBuffers {
+    bytes: Vec<u8>,
+    /// Of each train.
+    len: usize,
+}
+
+impl RecvBuffers {
+    /// Makes room for trains of so many bytes; what is longer is cut off.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        Self { bytes: vec![0; RECV_BATCH * len], len }
+    }
+}
 
 /// Where a datagram came from, and to which of our own addresses: an answer goes back the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +98,27 @@ impl FrontSocket {
     /// When the runtime is shutting down.
     pub async fn writable(&self) -> io::Result<()> {
         self.io.writable().await
+    }
+
+    /// Reads trains, without waiting; none if nothing is there.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn receive<'b>(
+        &self,
+        buffers: &'b mut RecvBuffers,
+    ) -> io::Result<impl ExactSizeIterator<Item = (RecvMeta, &'b mut [u8])> + use<'b>> {
+        let mut metas = [RecvMeta::default(); RECV_BATCH];
+        let RecvBuffers { bytes, len } = buffers;
+        let mut parts = bytes.chunks_mut(*len);
+        let mut slices: [_; RECV_BATCH] =
+            array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()));
+        let count = match self.try_recv(&mut slices, &mut metas) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            received => received?,
+        };
+        let trains = metas.into_iter().take(count).zip(bytes.chunks_mut(*len));
+        Ok(trains.map(|(meta, bytes)| (meta, &mut bytes[..meta.len])))
     }
 
     /// Reads as many trains as there are buffers for, without waiting.
