@@ -40,11 +40,11 @@ enum Fate {
 }
 
 fn relay_line(world: &World, relay: usize) -> UplinkId {
-    world.net.uplink_of(world.relays[relay].host).unwrap()
+    world.net.uplink_of(world.relays[relay].host).expect("every relay has an uplink")
 }
 
 fn node_line(world: &World, node: usize) -> UplinkId {
-    world.net.uplink_of(world.nodes[node].host).unwrap()
+    world.net.uplink_of(world.nodes[node].host).expect("every node has an uplink")
 }
 
 /// Two nodes that no punching brings together, and three relays; `loss` of 1000 datagrams are lost on each node's line.

@@ -36,7 +36,7 @@ fn build(seed: u64, lenders: usize) -> (World, Vec<BuiltSite>) {
 }
 
 fn lender(node: usize) -> Option<PathAddress> {
-    Some(PathAddress::Relay(RelayId(u32::try_from(node + 1).unwrap())))
+    Some(PathAddress::Relay(RelayId(u32::try_from(node + 1).expect("a handful of nodes"))))
 }
 
 fn kill_servers(world: &mut World) {
