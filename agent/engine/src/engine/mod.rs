@@ -104,7 +104,10 @@ impl Engine {
     /// backlog, its own that wait for the driver, and those that belong to other shards. All others lie in buffers that
     /// the driver lends it.
     pub const MAX_PACKET_BYTES: usize =
-        MAX_TOTAL_BYTES + MAX_MEMORY + Outbox::MAX_BYTES + handover::MAX_MEMORY;
+        Self::MAX_WAITING_BYTES + MAX_MEMORY + Outbox::MAX_BYTES + handover::MAX_MEMORY;
+
+    /// What those of them take that wait for sessions.
+    pub const MAX_WAITING_BYTES: usize = MAX_TOTAL_BYTES;
 
     /// Makes an engine without peers and relays. The seed makes everything random in it but session keys.
     #[must_use]
