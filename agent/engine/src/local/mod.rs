@@ -229,9 +229,9 @@ impl Local {
     }
 
     /// Whether this node is not at it with another peer already, in another shard.
-    pub(crate) fn take_punch_turn(&mut self) -> bool {
+    pub(crate) fn take_punch_turn(&mut self, now: Instant) -> bool {
         self.unsettled = true;
-        self.sharing.turn.take(self.sharing.shard)
+        self.sharing.turn.take(self.sharing.shard, now)
     }
 
     /// Returns the relays that are up, and what they are reached through.

@@ -164,7 +164,8 @@ impl Peer {
                 self.end_punch(outcome, local, now);
             }
             Stage::Running(run) => {
-                let shots = run.poll_shots(now, local.punching.share(self.config.id));
+                let share = local.punching.share(self.config.id);
+                let shots = run.poll_shots(now, share, |wanted| local.punching.take_probes(wanted, now));
                 let sends = if run.is_sending() { Sends::Probes } else { Sends::Nothing };
                 local.punching.set_sends(self.config.id, sends);
                 self.shoot(&shots, local);
@@ -270,7 +271,7 @@ impl Peer {
 
     /// Begins an attempt, on this side's own account or to answer an offer.
     fn begin_punch(&mut self, offer: Option<Punch>, local: &mut Local, now: Instant) {
-        if !local.punching.has_room_for(self.config.id) || !local.take_punch_turn() {
+        if !local.punching.has_room_for(self.config.id) || !local.take_punch_turn(now) {
             if let Some(offer) = offer {
                 self.refuse(&offer, PunchStage::Busy, local);
             }
@@ -284,7 +285,7 @@ impl Peer {
             self.punched.due = Some(now + MISSING_WAIT);
             return;
         };
-        local.punching.begin(self.config.id);
+        local.punching.begin(self.config.id, now);
         self.punched.due = None;
         let observer = local.netcheck.observer_v4().filter(|_| match own.mapping {
             Mapping::None | Mapping::Eim => false,
@@ -345,7 +346,7 @@ impl Peer {
         let share = local.punching.share(self.config.id);
         let limits = PunchLimits { rate: share, ..local.punching.limits };
         let mut run = Run::new(plan, &limits, peer, || u32::from_le_bytes(local.random()), now);
-        let shots = run.poll_shots(now, share);
+        let shots = run.poll_shots(now, share, |wanted| local.punching.take_probes(wanted, now));
         local.punching.set_sends(self.config.id, Sends::Probes);
         if let Some(attempt) = &mut self.punched.attempt {
             attempt.stage = Stage::Running(run);

@@ -254,8 +254,9 @@ impl Run {
         self.paused = Some(now + HIT_PAUSE);
     }
 
-    /// Returns what is to be sent now, as far as budget and `rate`, in probes per second, allow.
-    pub(crate) fn poll_shots(&mut self, now: Instant, rate: u16) -> Vec<Shot> {
+    /// Returns what is to be sent now, as far as budget and `rate`, this attempt's share in probes per second, allow.
+    /// `take` is told how many that are, and returns how many of them all attempts together leave to this one.
+    pub(crate) fn poll_shots(&mut self, now: Instant, rate: u16, take: impl FnOnce(u32) -> u32) -> Vec<Shot> {
         self.next = (now + TICK).min(self.ends);
         let (credit, since) = self.credit;
         let elapsed = since.map_or(TICK, |since| now.saturating_duration_since(since).min(MAX_CREDIT));
@@ -264,8 +265,10 @@ impl Run {
             self.credit = (0.0, Some(now));
             return Vec::new();
         }
-        let credit = credit + elapsed.as_secs_f64() * f64::from(rate);
-        let due = (credit as u32).min(self.budget.saturating_sub(self.sent));
+        let most = MAX_CREDIT.as_secs_f64() * f64::from(rate);
+        let credit = (credit + elapsed.as_secs_f64() * f64::from(rate)).min(most);
+        let wanted = (credit as u32).min(self.budget.saturating_sub(self.sent));
+        let due = if self.is_sending() { take(wanted) } else { 0 };
         self.credit = (credit - f64::from(due), Some(now));
         let shots: Vec<_> = (0..due).map_while(|_| self.next_shot()).collect();
         if !self.is_sending() {
@@ -361,7 +364,7 @@ mod tests {
         let mut run = run(Plan { spread: None, ports: Some(Ports::Random(PEER)) }, limits, start);
         let (mut now, mut ports, mut sent) = (start, BTreeSet::new(), 0);
         while !run.is_over(now) {
-            let shots = run.poll_shots(now, 1000);
+            let shots = run.poll_shots(now, 1000, |wanted| wanted);
             assert!(shots.len() <= 41, "a burst of {}", shots.len());
             sent += shots.len();
             assert!(sent as f64 <= 1000.0 * ((now - start) + TICK).as_secs_f64() + 1.0);
@@ -387,7 +390,7 @@ mod tests {
             let mut run = run(plan, limits, start);
             let mut now = start;
             while !run.is_over(now) {
-                run.poll_shots(now, 500);
+                run.poll_shots(now, 500, |wanted| wanted);
                 now = run.next;
             }
             let took = (now - start).as_millis();
@@ -403,8 +406,8 @@ mod tests {
             let mut run = run(Plan { spread, ports: None }, PunchLimits::default(), start);
             let (mut now, mut first) = (start, 0);
             while !run.is_over(now) {
-                first +=
-                    run.poll_shots(now, 500).iter().filter(|shot| matches!(shot, Shot::Socket(0, _))).count();
+                let shots = run.poll_shots(now, 500, |wanted| wanted);
+                first += shots.iter().filter(|shot| matches!(shot, Shot::Socket(0, _))).count();
                 now = run.next;
             }
             assert!((first.min(expected), first > 1) == (expected, expected > 1), "{sockets:?}: {first}");

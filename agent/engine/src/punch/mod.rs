@@ -26,13 +26,15 @@
 //! Each probe costs the routers on its way an entry in a table, and goes to a port that nobody has asked to be sent to.
 //! So a node sends them at a bounded rate, whatever the number of peers: attempts that send at the same time share it, and
 //! one that has nothing more to send leaves its share to the others. No attempt waits for another one's failure that way.
-//! Where several engines share a node's peers, one engine at a time does so ([`crate::shard`]). Each has a budget, and after a failure there is none with that peer for a minute, then two, up to an hour
-//! ([`PunchLimits`]); and ports are probed only at the address at which the coordinator
-//! sees the peer, whatever the peer says.
+//! Shares change with every attempt that begins or ends; what
+//! holds at every moment is an allowance of the node's that each probe is taken from. Where several engines share a node's
+//! peers, one engine at a time does so ([`crate::shard`]), and its allowance begins empty. Each attempt has a budget, and
+//! after a failure there is none with that peer for a minute, then two, up to an hour ([`PunchLimits`]); and ports are
+//! probed only at the address at which the coordinator sees the peer, whatever the peer says.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub(crate) mod attempt;
@@ -82,6 +84,10 @@ const MAX_ATTEMPTS: usize = 4;
 /// process may have are enough.
 const MAX_SOCKETS: usize = 512;
 
+/// What the rate has allowed for longer than this, and was not sent, is not made up for: so much more than the rate a
+/// node sends in a burst at most.
+const MAX_SAVED: Duration = Duration::from_millis(60);
+
 /// Whether an attempt sends probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sends {
@@ -97,6 +103,8 @@ pub(crate) struct Punching {
     pub(crate) limits: PunchLimits,
     /// The peers with which attempts are under way.
     attempts: BTreeMap<NodeId, Sends>,
+    /// Probes that all of them together may send, and when that was worked out.
+    allowance: Option<(f64, Instant)>,
     next_socket: u32,
     shards: u32,
     open: BTreeSet<SocketId>,
@@ -115,8 +123,11 @@ impl Punching {
         self.attempts.contains_key(&peer) || self.attempts.is_empty() || has_room
     }
 
-    /// Begins an attempt with a peer.
-    pub(crate) fn begin(&mut self, peer: NodeId) {
+    /// Begins an attempt with a peer. The first one finds nothing saved: another shard may have sent until now.
+    pub(crate) fn begin(&mut self, peer: NodeId, now: Instant) {
+        if self.attempts.is_empty() {
+            self.allowance = Some((0.0, now));
+        }
         self.attempts.insert(peer, Sends::Nothing);
     }
 
@@ -138,6 +149,17 @@ impl Punching {
             self.attempts.iter().filter(|(id, sends)| **id != peer && **sends == Sends::Probes).count();
         let senders = u16::try_from(others + 1).unwrap_or(u16::MAX);
         (self.limits.rate / senders).max(1)
+    }
+
+    /// Returns how many of so many probes may be sent now, and takes them from what the node may send.
+    pub(crate) fn take_probes(&mut self, wanted: u32, now: Instant) -> u32 {
+        let rate = f64::from(self.limits.rate);
+        let (saved, since) = self.allowance.unwrap_or((0.0, now));
+        let elapsed = now.saturating_duration_since(since);
+        let saved = (saved + elapsed.as_secs_f64() * rate).min(MAX_SAVED.as_secs_f64() * rate);
+        let taken = wanted.min(saved as u32);
+        self.allowance = Some((saved - f64::from(taken), now.max(since)));
+        taken
     }
 
     /// Whether any attempt is under way.
@@ -174,5 +196,46 @@ impl Punching {
     /// Returns the sockets that are to be open, all of them, if they are others than the last time.
     pub(crate) fn take_sockets(&mut self) -> Option<&BTreeSet<SocketId>> {
         std::mem::take(&mut self.changed).then_some(&self.open)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_come_and_go_send_no_more_than_the_rate_and_one_burst() {
+        let start = Instant::now();
+        let mut punching = Punching::new(PunchLimits::default(), Shard::ONLY);
+        let (rate, tick) = (u32::from(punching.limits.rate), Duration::from_millis(10));
+        let mut sent = Vec::new();
+        for step in 0..1000_u32 {
+            let now = start + tick * step;
+            // One begins every 70 ms and lasts 230 ms; sometimes there is none, or the engine is woken late.
+            let number = step / 7;
+            if step % 7 == 0 && number % 20 < 15 {
+                punching.begin(NodeId(number), now);
+                punching.set_sends(NodeId(number), Sends::Probes);
+            }
+            if step % 7 == 2 {
+                punching.end(NodeId(number.saturating_sub(3)));
+            }
+            let wanted = if step % 150 < 12 { 0 } else { 20 };
+            sent.push(punching.peers().iter().map(|_| punching.take_probes(wanted, now)).sum::<u32>());
+        }
+        let burst = 30;
+        let most = sent.windows(100).map(|second| second.iter().sum::<u32>()).max().unwrap();
+        assert!((rate..=rate + burst).contains(&most), "{most} in a second");
+    }
+
+    #[test]
+    fn a_shard_begins_with_nothing_saved() {
+        let start = Instant::now();
+        let mut punching = Punching::new(PunchLimits::default(), Shard::ONLY);
+        let later = start + Duration::from_secs(60);
+        punching.begin(NodeId(1), later);
+        assert_eq!(punching.take_probes(100, later), 0);
+        assert_eq!(punching.take_probes(100, later + Duration::from_millis(40)), 20);
+        assert_eq!(punching.take_probes(100, later + Duration::from_secs(9)), 30);
     }
 }

@@ -7,7 +7,8 @@
 //!   | <------------ gives it, with a number    |
 //! ```
 //!
-//! A shard keeps the turn until it is idle and another one wants it. A turn has a number, so that old news of it is
+//! A shard keeps the turn until it is idle and another one wants it. Since it may be at it with several peers, of whom one
+//! begins before the other ends, it begins nothing more while another one waits and it has had the turn for long. A turn has a number, so that old news of it is
 //! told from new. No timer is needed: who waits looks again several times a second, and asks again each time.
 
 use std::{
@@ -19,6 +20,8 @@ use super::{HOME, Shard};
 
 /// How long a shard keeps a turn that it does not use: longer than a peer waits before it looks again.
 const KEPT_UNUSED: Duration = Duration::from_secs(1);
+/// How long a shard begins further attempts while another one waits: those that it begins last take about twice as long.
+const MAX_BEGINNING: Duration = Duration::from_secs(5);
 
 /// What a shard knows of the turn, and the home shard decides.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(crate) struct Turn {
     number: u64,
     since: Option<Instant>,
     wanted: bool,
+    /// Whether another shard waits for it, as the home shard has told: at the others only.
+    is_awaited: bool,
     /// Who waits for it: at the home shard only.
     waiting: BTreeSet<u32>,
 }
@@ -42,16 +47,25 @@ pub(crate) struct TurnNews {
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { holder: Some(HOME), number: 0, since: None, wanted: false, waiting: BTreeSet::new() }
+        Self {
+            holder: Some(HOME),
+            number: 0,
+            since: None,
+            wanted: false,
+            is_awaited: false,
+            waiting: BTreeSet::new(),
+        }
     }
 }
 
 impl Turn {
-    /// Whether this shard may begin now. If not, it wants to.
-    pub(crate) fn take(&mut self, shard: Shard) -> bool {
-        let is_ours = self.holder == Some(shard.index());
-        self.wanted |= !is_ours;
-        is_ours
+    /// Whether this shard may begin an attempt now. If not, it wants to.
+    pub(crate) fn take(&mut self, shard: Shard, now: Instant) -> bool {
+        let is_awaited = self.is_awaited || !self.waiting.is_empty();
+        let is_old = self.has_been_held_for(MAX_BEGINNING, now);
+        let may_begin = self.holder == Some(shard.index()) && !(is_awaited && is_old);
+        self.wanted |= !may_begin;
+        may_begin
     }
 
     /// Whether this shard has wanted the turn since this was asked the last time.
@@ -86,6 +100,9 @@ impl Turn {
         if news.number > self.number {
             (self.holder, self.number, self.since) = (news.holder, news.number, Some(now));
         }
+        if news.number >= self.number {
+            self.is_awaited = news.is_awaited;
+        }
         if self.holder == Some(shard.index()) && news.is_awaited && self.is_idle(busy, now) {
             self.holder = None;
             return Some(self.number);
@@ -94,8 +111,11 @@ impl Turn {
     }
 
     fn is_idle(&self, busy: bool, now: Instant) -> bool {
-        let is_new = self.since.is_some_and(|since| now.saturating_duration_since(since) < KEPT_UNUSED);
-        !busy && !is_new
+        !busy && self.has_been_held_for(KEPT_UNUSED, now)
+    }
+
+    fn has_been_held_for(&self, time: Duration, now: Instant) -> bool {
+        self.since.is_none_or(|since| now.saturating_duration_since(since) >= time)
     }
 
     /// Gives the turn to the next that waits, in a circle.
@@ -128,7 +148,7 @@ mod tests {
             let holders: Vec<_> = turns
                 .iter_mut()
                 .zip(&shards)
-                .filter_map(|(turn, shard)| turn.take(*shard).then_some(shard))
+                .filter_map(|(turn, shard)| turn.take(*shard, now).then_some(shard))
                 .collect();
             assert!(holders.len() <= 1, "{holders:?}");
             had.extend(holders.iter().map(|shard| shard.index()));
@@ -155,9 +175,30 @@ mod tests {
     fn who_is_at_it_keeps_the_turn() {
         let start = Instant::now();
         let mut turn = Turn::default();
+        assert!(turn.take(Shard::ONLY, start));
         turn.on_wish(1, true, start);
-        assert!(turn.take(Shard::ONLY));
+        assert_eq!(turn.news().holder, Some(HOME));
         turn.on_wish(1, false, start);
-        assert!(!turn.take(Shard::ONLY));
+        assert!(!turn.take(Shard::ONLY, start));
+    }
+
+    #[test]
+    fn who_has_had_it_for_long_begins_nothing_more_while_another_waits() {
+        let start = Instant::now();
+        let other = Shard::all(NonZeroU32::new(2).unwrap()).nth(1).unwrap();
+        let mut turns = [Turn::default(), Turn::default()];
+        turns[0].on_wish(other.index(), false, start);
+        assert_eq!(turns[1].follow(turns[0].news(), other, false, start), None);
+        let later = start + MAX_BEGINNING;
+        assert!(turns[1].take(other, later), "nobody waits");
+        turns[0].on_wish(HOME, false, later);
+        assert_eq!(turns[1].follow(turns[0].news(), other, true, later), None);
+        assert!(!turns[1].take(other, later));
+        let number = turns[1].follow(turns[0].news(), other, false, later).expect("it is given back");
+        turns[0].on_given_back(number, later);
+        // The other one waits again; there is time to begin all the same.
+        turns[0].on_wish(other.index(), true, later);
+        assert!(turns[0].take(Shard::ONLY, later) && turns[0].take(Shard::ONLY, later + KEPT_UNUSED));
+        assert!(!turns[0].take(Shard::ONLY, later + MAX_BEGINNING));
     }
 }
