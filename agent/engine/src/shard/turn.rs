@@ -7,9 +7,10 @@
 //!   | <------------ gives it, with a number    |
 //! ```
 //!
-//! A shard keeps the turn until it is idle and another one wants it. Since it may be at it with several peers, of whom one
-//! begins before the other ends, it begins nothing more while another one waits and it has had the turn for long. A turn has a number, so that old news of it is
-//! told from new. No timer is needed: who waits looks again several times a second, and asks again each time.
+//! A shard keeps the turn until it is idle and another one wants it. Since it may be at it with several peers, of whom
+//! one begins before the other ends, it begins nothing more while another one waits and it has had the turn for long. A
+//! turn has a number, so that old news of it is told from new. No timer is needed: who waits looks again several times a
+//! second, and asks again each time.
 
 use std::{
     collections::BTreeSet,
