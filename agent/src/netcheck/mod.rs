@@ -130,15 +130,7 @@ struct Rest {
 fn report(inputs: &Inputs, nat: Nat, rest: Rest) -> NetReport {
     let this = &inputs.this;
     let mut status = this.nat.clone();
-    // Unless ports are filtered, a peer's probe may have come first, to the port that the coordinator sees: it is answered
-    // from there whatever the mapping, so that a peer agrees proves nothing.
-    let is_hearsay = match nat.filtering {
-        Filtering::Apdf | Filtering::None => false,
-        Filtering::Eif | Filtering::Adf | Filtering::EifOrAdf | Filtering::AdfOrApdf | Filtering::Unknown => {
-            status.mapping == Mapping::Eim
-        }
-    };
-    if status.mapping == Mapping::Unknown || is_hearsay {
+    if status.mapping == Mapping::Unknown {
         let pairs: Vec<_> = nat.seen.iter().map(|seen| (seen.observer, seen.mapped)).collect();
         status.mapping = mesh_engine::mapping_of(&pairs, |address| nat.own == Some(address));
     }

@@ -104,7 +104,8 @@ impl Engine {
             Outcome::Bound { observer, observed, came_up } => {
                 if let Some(from) = observer {
                     let is_lent = self.local.relays.get(&id).is_some_and(RelayClient::is_lent);
-                    let by = if is_lent { Observer::Peer } else { Observer::Dedicated };
+                    // A lender is a peer, which may have probed this node before it was asked for its relay.
+                    let by = if is_lent { Observer::Caller } else { Observer::Dedicated };
                     self.local.netcheck_mut().on_observed(by, from, observed, now);
                 }
                 if came_up {

@@ -13,7 +13,6 @@ use crate::{
     batch::{RxBatch, RxTrain, TunFrame, TxArena, Via},
     drops::DropReason,
     event::{PathAddress, WakeupReason},
-    netcheck::Observer,
     session::{Initiation, Session, TYPE_COOKIE, TYPE_DATA, TYPE_RESPONSE},
     shard::{
         HOME, Handover, foreign_shard,
@@ -238,8 +237,8 @@ impl Engine {
             self.local.sharing.on_active_elsewhere(now);
             self.local.netcheck.on_active(now);
         }
-        for (peer, mapped) in &report.observed {
-            self.local.netcheck.on_observed(Observer::Peer, *peer, *mapped, now);
+        for (peer, (observer, mapped)) in &report.observed {
+            self.local.netcheck.on_observed(*observer, *peer, *mapped, now);
         }
         let busy = self.local.punching.is_busy();
         let sharing = &mut self.local.sharing;

@@ -209,12 +209,18 @@ impl Local {
         }
     }
 
-    /// A peer sees this node there.
-    pub(crate) fn on_observed_by_peer(&mut self, peer: SocketAddr, mapped: SocketAddr, now: Instant) {
+    /// A peer, which is the observer, sees this node there.
+    pub(crate) fn on_observed_by_peer(
+        &mut self,
+        observer: Observer,
+        peer: SocketAddr,
+        mapped: SocketAddr,
+        now: Instant,
+    ) {
         if self.sharing.is_home() {
-            self.netcheck_mut().on_observed(Observer::Peer, peer, mapped, now);
-        } else if !self.netcheck.knows(peer, mapped) {
-            self.sharing.report.note_observed(peer, mapped);
+            self.netcheck_mut().on_observed(observer, peer, mapped, now);
+        } else if !self.netcheck.knows(observer, peer, mapped) {
+            self.sharing.report.note_observed(observer, peer, mapped);
         }
     }
 

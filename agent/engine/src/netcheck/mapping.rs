@@ -3,12 +3,22 @@
 //! Servers that answer STUN are believed first. A peer stands behind a NAT of its own, which may change the source port
 //! of what comes in: Linux does when both sides' first packets cross. So one peer that disagrees proves nothing, while
 //! one that agrees from another address does: a NAT that maps by destination gives another port there.
+//!
+//! | who | what it saw | what that proves |
+//! |---|---|---|
+//! | all servers | this host's own public address | there is no NAT, whatever peers see |
+//! | everyone | this host's own address | there is no NAT |
+//! | two servers | the same, or not | what the NAT does, whatever peers see |
+//! | a server and a peer that was sent to first | the same | that the NAT maps all destinations alike |
+//! | three or more, peers among them | all of them something else | what the NAT does |
+//! | a peer that has sent first | what it has sent to | nothing: the NAT answers from there, whatever it does otherwise |
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use mesh_proto::status::Mapping;
 
 use super::Observer;
+use crate::path::guess::is_public;
 
 /// So many mappings seen, all different, are not all some peer's NAT's doing.
 const MIN_DIFFERENT: usize = 3;
@@ -29,11 +39,16 @@ pub(super) fn mapping(seen: &[Seen], is_own: impl Fn(SocketAddr) -> bool) -> Map
     if seen.is_empty() {
         return Mapping::Unknown;
     }
-    if seen.iter().all(|(_, mapped, _)| is_own(*mapped)) {
+    let mut by_servers = seen.iter().filter(|(.., observer)| *observer == Observer::Dedicated).peekable();
+    // A private address may be seen by servers of this node's own network alone.
+    let is_outside = by_servers.peek().is_some()
+        && by_servers.all(|(_, mapped, _)| is_own(*mapped) && is_public(mapped.ip()));
+    if is_outside || seen.iter().all(|(_, mapped, _)| is_own(*mapped)) {
         return Mapping::None;
     }
     // An observer on this node's own network sees it untranslated, which says nothing about the NAT.
-    let seen: Vec<Seen> = seen.iter().filter(|(_, mapped, _)| !is_own(*mapped)).copied().collect();
+    let is_proof = |(_, mapped, observer): &&Seen| !is_own(*mapped) && *observer != Observer::Caller;
+    let seen: Vec<Seen> = seen.iter().filter(is_proof).copied().collect();
     let dedicated: Vec<Seen> =
         seen.iter().filter(|(.., observer)| *observer == Observer::Dedicated).copied().collect();
     let of_dedicated = Comparison::of(&dedicated);
@@ -97,11 +112,12 @@ mod tests {
 
     #[test]
     fn mappings_are_told_apart() {
-        use Observer::{Dedicated, Peer};
+        use Observer::{Caller, Dedicated, Peer};
         let (one, one_too, two) = ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1");
         let two_too = "192.0.2.2:2";
         let (three, four) = ("192.0.2.3:1", "192.0.2.4:1");
         let (own, near) = ("10.0.0.5:51820", "10.0.0.9:1");
+        let public = "203.0.113.5:51820";
         let (p, q, r) = ("203.0.113.1:5", "203.0.113.1:6", "203.0.113.1:7");
         type Row<'a> = (&'a [(&'a str, &'a str, Observer)], Mapping);
         let table: &[Row<'_>] = &[
@@ -122,12 +138,29 @@ mod tests {
                 &[(one, p, Dedicated), (one_too, p, Dedicated), (two, q, Peer), (two_too, r, Peer)],
                 Mapping::Adm,
             ),
+            // No NAT, but peers behind translators of their own.
+            (&[(one, public, Dedicated), (two, p, Peer), (three, q, Peer), (four, r, Peer)], Mapping::None),
+            (&[(one, public, Dedicated), (one_too, public, Dedicated), (two, q, Caller)], Mapping::None),
+            (&[(one, public, Dedicated), (two, p, Dedicated)], Mapping::Unknown),
+            (&[(one, public, Peer), (two, public, Peer)], Mapping::None),
+            (&[(one, public, Peer), (two, p, Peer)], Mapping::Unknown),
+            // Beside the server, which sees a private address: only peers see the NAT.
+            (&[(near, own, Dedicated), (two, p, Peer)], Mapping::Unknown),
+            (&[(near, own, Dedicated), (two, p, Caller)], Mapping::Unknown),
+            (&[(near, own, Dedicated), (two, p, Peer), (three, p, Peer)], Mapping::Eim),
+            (&[(near, own, Dedicated), (two, own, Peer)], Mapping::None),
+            // Peers that have sent first see what they sent to.
+            (&[(one, p, Dedicated), (two, p, Caller), (three, p, Caller)], Mapping::Unknown),
+            (&[(one, p, Dedicated), (two, p, Caller), (three, p, Peer)], Mapping::Eim),
+            (&[(one, p, Dedicated), (two, q, Caller), (three, r, Caller)], Mapping::Unknown),
+            (&[(one, p, Dedicated), (two, q, Dedicated), (three, p, Caller)], Mapping::Adm),
         ];
         let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
         for (row, (seen, expected)) in table.iter().enumerate() {
             let seen: Vec<Seen> =
                 seen.iter().map(|(by, mapped, observer)| (parse(by), parse(mapped), *observer)).collect();
-            assert_eq!(mapping(&seen, |address| address == parse(own)), *expected, "row {row}");
+            let is_own = |address| [own, public].map(parse).contains(&address);
+            assert_eq!(mapping(&seen, is_own), *expected, "row {row}");
         }
     }
 }

@@ -81,6 +81,9 @@ pub(crate) enum Observer {
     Dedicated,
     /// A peer: where it saw this node, another one may not, unless others agree.
     Peer,
+    /// A peer that has sent first, or may have: it sees what it has sent to, which says that this node is reached there,
+    /// and nothing of what its NAT does.
+    Caller,
 }
 
 impl NetCheck {
@@ -147,6 +150,12 @@ impl NetCheck {
         if !is_probable(mapped) {
             return;
         }
+        // What a caller has opened stays open, however often this node has sent there since.
+        let is_called = |before: &Observation| before.observer == Observer::Caller && before.mapped == mapped;
+        let observer = match observer {
+            Observer::Peer if self.observations.get(&from).is_some_and(is_called) => Observer::Caller,
+            Observer::Dedicated | Observer::Peer | Observer::Caller => observer,
+        };
         let before = self.observations.insert(from, Observation { mapped, at: now, observer });
         self.changed |= before.is_none_or(|before| before.mapped != mapped || before.observer != observer);
         if observer == Observer::Dedicated && before.is_some_and(|before| before.mapped != mapped) {
@@ -334,9 +343,12 @@ impl NetCheck {
         copy
     }
 
-    /// Whether it is known that someone at `from` sees this node at `mapped`.
-    pub(crate) fn knows(&self, from: SocketAddr, mapped: SocketAddr) -> bool {
-        self.observations.get(&from).is_some_and(|seen| seen.mapped == mapped)
+    /// Whether it is known that `observer` at `from` sees this node at `mapped`.
+    pub(crate) fn knows(&self, observer: Observer, from: SocketAddr, mapped: SocketAddr) -> bool {
+        let is_known = |seen: &Observation| {
+            seen.mapped == mapped && [observer, Observer::Caller].contains(&seen.observer)
+        };
+        self.observations.get(&from).is_some_and(is_known)
     }
 
     /// Returns an observer that answers over IPv4.
@@ -418,6 +430,20 @@ mod tests {
         assert_eq!(check.take_changed().map(|all| all.len()), Some(1));
         check.on_network_changed(Instant::now());
         assert_eq!(check.take_changed().map(|all| all.len()), Some(0));
+    }
+
+    #[test]
+    fn a_peer_that_has_sent_first_confirms_a_candidate_but_no_mapping() {
+        let mut check = seen(&[("192.0.2.1:1", "203.0.113.1:5")]);
+        let (peer, mapped) = (address("192.0.2.2:1"), address("203.0.113.1:5"));
+        check.on_observed(Observer::Caller, peer, mapped, Instant::now());
+        assert_eq!(check.mapping(), Mapping::Unknown);
+        check.on_observed(Observer::Peer, peer, mapped, Instant::now());
+        assert_eq!(check.mapping(), Mapping::Unknown, "what the peer has opened is still open");
+        assert!(check.knows(Observer::Peer, peer, mapped));
+        check.on_observed(Observer::Peer, address("192.0.2.3:1"), mapped, Instant::now());
+        assert_eq!(check.mapping(), Mapping::Eim);
+        assert!(check.candidates().iter().any(|candidate| candidate.address == mapped));
     }
 
     #[test]

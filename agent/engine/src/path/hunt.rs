@@ -34,6 +34,10 @@ impl PathSet {
     /// idle. (A Ping may be a recording, sent by anyone from anywhere; the Pong is all that it gets then.)
     pub(crate) fn on_ping(&mut self, from: PathAddress, now: Instant) {
         self.speaks_disco = true;
+        // The Pong opens a NAT's way to the peer even where nothing else follows.
+        if let Some(path) = self.get_mut(from) {
+            path.on_called(now);
+        }
         if !self.is_active(now) {
             return;
         }
@@ -72,6 +76,7 @@ impl PathSet {
             self.suspect_primary(now);
         }
         let Some(path) = self.get_mut(from) else { return false };
+        path.on_called(now);
         path.last_heard = Some(now);
         match path.health {
             // That a relay brings something proves that the peer is there.

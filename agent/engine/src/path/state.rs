@@ -75,6 +75,9 @@ pub(crate) enum Health {
     Dead,
 }
 
+/// How long NATs remember whom this node has sent to (RFC 4787, REQ-5: two minutes at least).
+const NAT_MEMORY: Duration = Duration::from_secs(120);
+
 /// One path to a peer.
 #[derive(Debug)]
 pub(crate) struct Path {
@@ -88,6 +91,9 @@ pub(crate) struct Path {
     pub(crate) last_answer: Option<Instant>,
     /// When an authentic WireGuard message last came from there.
     pub(crate) last_heard: Option<Instant>,
+    /// Whether the peer has sent here before this node has: then it sees this node where it has sent to, whatever
+    /// this node's NAT makes of what this node sends.
+    pub(crate) is_called: bool,
     /// When a probe was last sent.
     pub(crate) last_probe: Option<Instant>,
     /// When the next probe is due.
@@ -114,6 +120,7 @@ impl Path {
             variation: Duration::ZERO,
             last_answer: None,
             last_heard: None,
+            is_called: origin == Origin::PeerReflexive,
             last_probe: None,
             next_probe: None,
             step: 0,
@@ -201,6 +208,12 @@ impl Path {
         self.outstanding.push_back((txid, now));
         self.last_probe = Some(now);
         self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    /// The peer has sent something here of its own accord.
+    pub(crate) fn on_called(&mut self, now: Instant) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= NAT_MEMORY;
+        self.is_called |= self.last_probe.is_none_or(is_old);
     }
 
     /// Takes an answer; `None` when no probe of this path has this id.

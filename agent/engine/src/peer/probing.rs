@@ -15,6 +15,7 @@ use crate::{
     engine::relay_id,
     event::{Event, PathAddress},
     local::Local,
+    netcheck::Observer,
     path::{Origin, Path, Targets, mtu::padding},
 };
 
@@ -280,7 +281,9 @@ impl Peer {
             return self.send_probes(local, now);
         };
         if let (PathAddress::Direct(peer), Some(mapped)) = (path, observed) {
-            local.on_observed_by_peer(peer, mapped, now);
+            let is_called = self.paths.get(path).is_some_and(|path| path.is_called);
+            let observer = if is_called { Observer::Caller } else { Observer::Peer };
+            local.on_observed_by_peer(observer, peer, mapped, now);
         }
         if let Some(index) = self.pings.iter().position(|ping| ping.txid == Some(txid)) {
             let AskedPing { token, .. } = self.pings.remove(index);

@@ -15,7 +15,7 @@ use super::TurnNews;
 use crate::{
     batch::{MAX_TRAIN_BYTES, Offload, TunFrame, Via},
     event::PathAddress,
-    netcheck::NetCheck,
+    netcheck::{NetCheck, Observer},
     queue::{footprint, trim},
     relay::RelayClient,
     session::Initiation,
@@ -109,8 +109,8 @@ pub(crate) struct Report {
     pub(crate) active: bool,
     /// A relay may be gone.
     pub(crate) check_relays: bool,
-    /// Peers, and where they see this node.
-    pub(crate) observed: BTreeMap<SocketAddr, SocketAddr>,
+    /// Peers, what they are as observers, and where they see this node.
+    pub(crate) observed: BTreeMap<SocketAddr, (Observer, SocketAddr)>,
     /// It wants to punch.
     pub(crate) wants_turn: bool,
     /// The turn that it gives back.
@@ -130,9 +130,9 @@ impl Report {
     }
 
     /// Notes where a peer sees this node.
-    pub(crate) fn note_observed(&mut self, peer: SocketAddr, mapped: SocketAddr) {
+    pub(crate) fn note_observed(&mut self, observer: Observer, peer: SocketAddr, mapped: SocketAddr) {
         if self.observed.len() < MAX_OBSERVED || self.observed.contains_key(&peer) {
-            self.observed.insert(peer, mapped);
+            self.observed.insert(peer, (observer, mapped));
         }
     }
 
