@@ -94,7 +94,8 @@ fn every_type_of_nat_is_told_by_name() {
     })
     .unwrap();
     let open = check(mesh.node("other").unwrap()).unwrap();
-    assert_eq!(open.nat.filtering, netreport::Filtering::None, "{open:?}");
+    let told = (open.nat.status.mapping, open.nat.filtering);
+    assert_eq!(told, (status::Mapping::None, netreport::Filtering::None), "{open:?}");
     mesh.check_logs(&[]).unwrap();
 }
 
