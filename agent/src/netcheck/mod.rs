@@ -5,11 +5,11 @@
 //!
 //! | what | how |
 //! |---|---|
-//! | [`filtering`] | the coordinator and other nodes knock at a socket that has never sent to them |
-//! | [`hairpin`] | two sockets send to where the coordinator sees the other one |
-//! | [`reach`] | STUN over UDP and a TCP connection, to every relay |
-//! | [`mtu`] | STUN requests of many lengths, which must not be fragmented |
-//! | [`portal`] | plain HTTP to the coordinator's TCP port, or to a URL that a person has chosen |
+//! | `filtering` | the coordinator and other nodes knock at a socket that has never sent to them |
+//! | `hairpin` | two sockets send to where the coordinator sees the other one |
+//! | `reach` | STUN over UDP and a TCP connection, to every relay |
+//! | `mtu` | STUN requests of many lengths, which must not be fragmented |
+//! | `portal` | plain HTTP to the coordinator's TCP port, or to a URL that a person has chosen |
 //!
 //! All of it runs at once and takes some three seconds; what has not been told by then stays unknown. Being cancelled at
 //! any time is safe: the sockets are closed, and nothing else is held.

@@ -46,7 +46,7 @@ pub struct ServeArgs {
     /// systemd hands over].
     #[arg(long, value_name = "FILE")]
     pub duckdns_token_file: Option<String>,
-    /// Where DuckDNS is [env: MESH_DUCKDNS_URL] [default: https://www.duckdns.org/update].
+    /// Where DuckDNS is [env: MESH_DUCKDNS_URL] [default: `https://www.duckdns.org/update`].
     #[arg(long, value_name = "URL")]
     pub duckdns_url: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! Keeps a dynamic DNS name pointing here.
 //!
 //! The router's provider changes the outside address now and then, and only the name stays. One task tells the name's
-//! keeper: at the start, every [`REFRESH`], and at once when the outside address is seen to be another one. The keeper sees
+//! keeper: at the start, every `REFRESH`, and at once when the outside address is seen to be another one. The keeper sees
 //! for itself where the request comes from, so this works behind any router.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //!            +-- refused --- said loudly, tried again every REFUSED
 //! ```
 //!
-//! [`duckdns`] is what one keeper wants to hear and how it answers; another one is a file like it. [`fetch`] is the HTTP
+//! [`duckdns`] is what one keeper wants to hear and how it answers; another one is a file like it. `fetch` is the HTTP
 //! below. The token is read from its file for each update, so that it can be changed, and no log and no error shows it.
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
