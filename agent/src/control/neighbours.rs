@@ -160,7 +160,11 @@ mod tests {
             };
             let link = nix::net::if_::if_nametoindex("eth0").unwrap();
             let on_link = SocketAddr::from(SocketAddrV6::new("fe80::2".parse().unwrap(), port, 0, link));
-            assert!(found().await.contains(&on_link));
+            let deadline = Instant::now() + Duration::from_secs(10);
+            // IPv6 begins on a link when the kernel has got round to seeing that it is up.
+            while !found().await.contains(&on_link) {
+                assert!(Instant::now() < deadline, "the link's other end is not found");
+            }
             ip("addr add fd00::1/64 dev eth0 nodad");
             let all = found().await;
             assert_eq!(all[0], SocketAddr::new("fd00::1".parse().unwrap(), port), "the link's come last");
