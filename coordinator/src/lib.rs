@@ -2,13 +2,15 @@
 //!
 //! [`store`] keeps revisioned key-values; [`registry`] is what they mean: nodes, join tokens, addresses and the
 //! changes of the network map. [`identity`] is the coordinator's key. Administrators reach them through
-//! [`admin`], a unix socket in the state directory; [`backup`] is all of it in one file. [`cli`] and [`config`] turn arguments, environment and
+//! [`admin`], a unix socket in the state directory; [`backup`] is all of it in one file. [`cli`] and
+//! [`config`] turn arguments, environment and
 //! file into types.
 //!
 //! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
 //! nodes, and [`control`] is what nodes and the coordinator say to each other over QUIC, with the keys of
 //! [`tls`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
-//! counted, and [`dyndns`] keeps the coordinator's name pointing here, and [`serve`] puts the parts together; [`standalone`] does so for a relay on another machine.
+//! counted, [`dyndns`] keeps the coordinator's name pointing here, and [`serve`] puts the parts together; [`standalone`]
+//! does so for a relay on another machine.
 
 pub mod admin;
 pub mod backup;

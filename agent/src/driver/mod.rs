@@ -5,8 +5,7 @@
 //! another one, and the ends of byte streams. The first one drives the home shard, reads the byte streams, and tells
 //! when the TUN is lost. Outside of this room they look like one.
 //!
-//! It has a thread of its own and no runtime, so that nothing else in the process delays a packet. The thread turns
-//! like this:
+//! No runtime is on that thread, so that nothing else in the process delays a packet. It turns like this:
 //!
 //! ```text
 //! wait for any of: UDP readable, TUN readable (unless the backlog is full), UDP writable (if full), a backlog (unless
@@ -23,7 +22,7 @@
 //! drain: trains -> UDP, packets of the engine's own -> TUN, events -> outbox, what is others' -> inboxes, next timer
 //! ```
 //!
-//! Every source gets its share of every turn, so none starves another, and after a long turn the thread looks at all of
+//! Every source gets its share of every turn, so none starves another, and after each turn the thread looks at all of
 //! them anew: a bulk transfer one way does not keep the answers of the other way waiting.
 //!
 //! What is read from the TUN is sealed at once. Where that is more than a turn's worth, or a UDP socket is full, it waits

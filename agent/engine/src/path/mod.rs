@@ -13,8 +13,8 @@
 //!
 //! After an idle time the NAT's mapping of a direct path may be gone. The primary path is kept, but it is not
 //! *trusted*: packets go on it and through the relay until it answers, see `targets`. The same holds
-//! for a path with traffic that has not answered for [`state::TRUST`], or a relayed one for less: there mostly is another relay. If it stays silent and the relay answers, it is
-//! given up; the hunt goes on probing it.
+//! for a path with traffic that has not answered for [`state::TRUST`], or a relayed one for less: there mostly is
+//! another relay. If it stays silent and the relay answers, it is given up; the hunt goes on probing it.
 
 use std::{
     collections::VecDeque,
