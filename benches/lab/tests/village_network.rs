@@ -1,10 +1,13 @@
 //! The village's network without the mesh: names, delays, forwards, and who is behind which NAT.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use mesh_lab::{Lab, Network, village};
+use mesh_lab::nat::Egress;
+use mesh_lab::village::roaming::{NETWORKS, roaming_topology};
+use mesh_lab::{Lab, Nat, Network, village};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -68,6 +71,36 @@ fn a_host_roams_between_sites() {
     assert!(cafe < lte && (20 * MS..24 * MS).contains(&cafe), "{lte:?}, then {cafe:?}");
     network.unplug("macbook").unwrap();
     assert!(macbook.ping(network.internet().address()).is_err());
+}
+
+#[test]
+fn nodes_roam_to_every_network_and_their_links_flap() {
+    let lab = Lab::new("networks").unwrap();
+    let network = lab.build(roaming_topology()).unwrap();
+    let observers = network.observers().unwrap();
+    let macbook = network.host("macbook").unwrap();
+    let mut addresses = BTreeSet::new();
+    for site in NETWORKS.into_iter().chain(["home"]) {
+        network.move_host("macbook", site).unwrap();
+        macbook.ping(network.internet().address()).unwrap();
+        assert!(addresses.insert(macbook.address()), "{site} gives an address again: {}", macbook.address());
+        let nat = network.nat(site).unwrap();
+        if nat.egress == Egress::Open {
+            assert_eq!(observers.measure(macbook.netns()).unwrap(), nat.kind, "{site}");
+        }
+        if nat == Nat::none() {
+            let country = network.host("country").unwrap();
+            country.ping(macbook.address()).expect("a public address is reached from everywhere");
+        }
+        macbook.link_down().unwrap();
+        assert!(
+            macbook.ping(network.internet().address()).is_err(),
+            "{site}: nothing goes through a link that is down"
+        );
+        macbook.link_up().unwrap();
+        macbook.ping(network.internet().address()).unwrap();
+    }
+    network.host("vps").unwrap().ping(macbook.address()).expect_err("it is behind a NAT again");
 }
 
 /// What the resolver of a host says about the coordinator's name.

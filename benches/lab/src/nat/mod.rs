@@ -84,6 +84,8 @@ pub enum Allocator {
     Masquerade,
     /// Symmetric with ports at a constant distance from one another.
     Sequential(Step),
+    /// Nothing is translated: the hosts have public addresses of their own, and the router only routes.
+    Routed,
 }
 
 /// How far each port of a sequential allocator is from the one before.
@@ -122,7 +124,7 @@ impl Allocator {
     pub fn step(self) -> Option<Step> {
         match self {
             Self::Sequential(step) => Some(step),
-            Self::Typed | Self::Masquerade => None,
+            Self::Typed | Self::Masquerade | Self::Routed => None,
         }
     }
 }
@@ -253,6 +255,11 @@ impl Nat {
         Self { allocator: Allocator::Sequential(step), ..Self::new(Mapping::Apdm, Filtering::Apdf) }
     }
 
+    /// No NAT: a router whose hosts have public addresses, and that lets everything in.
+    pub fn none() -> Self {
+        Self { allocator: Allocator::Routed, ..Self::new(Mapping::Eim, Filtering::Eif) }
+    }
+
     /// Sets whether inside hosts reach one another by the outside address.
     #[must_use]
     pub fn hairpin(self, hairpin: Hairpin) -> Self {
@@ -307,7 +314,7 @@ impl Nat {
         }
         let wanted = match self.allocator {
             Allocator::Typed => self.kind.mapping,
-            Allocator::Masquerade => Mapping::Eim,
+            Allocator::Masquerade | Allocator::Routed => Mapping::Eim,
             Allocator::Sequential(_) => Mapping::Apdm,
         };
         if wanted != self.kind.mapping {

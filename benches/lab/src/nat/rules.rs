@@ -68,17 +68,11 @@ const SEQUENCE_LEN: u16 = 4096;
 
 /// Writes the whole rule set, which replaces what was loaded before.
 pub fn script(nat: &Nat, place: &Place) -> String {
-    let mut out = String::from("flush ruleset\ntable ip nat {\n");
-    state(&mut out, nat);
-    prerouting(&mut out, nat, place);
-    postrouting(&mut out, nat, place);
-    out.push_str(
-        " chain learn {\n  type filter hook postrouting priority 300; policy accept;\n  \
-         oifname \"wan\" meta l4proto udp update @port_of { udp sport : ct original ip saddr . ct original proto-src }\n }\n",
-    );
-    forward(&mut out, nat, place);
-    out.push_str("}\n");
-    input(&mut out, nat.early_probe);
+    let mut out = String::from("flush ruleset\n");
+    if nat.allocator != Allocator::Routed {
+        translation(&mut out, nat, place);
+        input(&mut out, nat.early_probe);
+    }
     egress(&mut out, nat.egress);
     if place.v6.is_some_and(|v6| v6.filter == FilterV6::Stateful) {
         out.push_str(
@@ -87,6 +81,20 @@ pub fn script(nat: &Nat, place: &Place) -> String {
         );
     }
     out
+}
+
+/// The table that translates and filters IPv4.
+fn translation(out: &mut String, nat: &Nat, place: &Place) {
+    out.push_str("table ip nat {\n");
+    state(out, nat);
+    prerouting(out, nat, place);
+    postrouting(out, nat, place);
+    out.push_str(
+        " chain learn {\n  type filter hook postrouting priority 300; policy accept;\n  \
+         oifname \"wan\" meta l4proto udp update @port_of { udp sport : ct original ip saddr . ct original proto-src }\n }\n",
+    );
+    forward(out, nat, place);
+    out.push_str("}\n");
 }
 
 /// The set and the map, whose entries live as long as a mapping.
@@ -140,11 +148,11 @@ fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
     let udp = match (nat.allocator, nat.kind.mapping) {
         (Allocator::Masquerade, _) => "masquerade".to_owned(),
         (Allocator::Sequential(step), _) => format!("snat to {outside}:{}", sequence(step)),
-        (Allocator::Typed, Mapping::Eim) => format!("snat to {outside}"),
-        (Allocator::Typed, Mapping::Adm) => format!(
+        (Allocator::Typed | Allocator::Routed, Mapping::Eim) => format!("snat to {outside}"),
+        (Allocator::Typed | Allocator::Routed, Mapping::Adm) => format!(
             "snat to {outside}:jhash ip saddr . udp sport . ip daddr mod {count} seed 0xfeed offset {first}"
         ),
-        (Allocator::Typed, Mapping::Apdm) => "masquerade fully-random".to_owned(),
+        (Allocator::Typed | Allocator::Routed, Mapping::Apdm) => "masquerade fully-random".to_owned(),
     };
     let _ = writeln!(out, "  oifname \"wan\" meta l4proto udp {udp}");
     let _ = write!(out, "  oifname \"wan\" snat to {outside}\n }}\n");

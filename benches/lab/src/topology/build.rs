@@ -13,8 +13,8 @@ use super::router::{Router, place_v6};
 use super::{Gateway, INTERNET, Ipv6, NAME_SERVER, NAME_SERVER_V6, OBSERVERS, Site, Topology};
 use crate::dns::DnsServer;
 use crate::linksim::{Line, LineId, LinkSim, MAX_MTU, QUEUE};
-use crate::nat::Nat;
 use crate::nat::rules::{OUTSIDE_INTERFACE, Place};
+use crate::nat::{Allocator, Nat};
 use crate::netns::Netns;
 use crate::run::Lab;
 
@@ -134,7 +134,7 @@ fn start(built: &Built<'_>, site: &Site, number: u16) -> anyhow::Result<RunningS
     }
     if let RunningGateway::Router(_) = running.gateway {
         for name in &site.hosts {
-            running.plug(&hosts[name])?;
+            running.plug(&hosts[name], &[])?;
         }
     }
     Ok(running)
@@ -144,6 +144,11 @@ impl RunningSite {
     /// What the internet sends to this site.
     pub(super) fn routes(&self, ipv6: Ipv6) -> Vec<IpNet> {
         let mut routes = vec![IpNet::from(IpAddr::V4(self.outside()))];
+        if let RunningGateway::Router(router) = &self.gateway
+            && router.nat().allocator == Allocator::Routed
+        {
+            routes.push(router.place().inside.into());
+        }
         if ipv6 != Ipv6::None {
             let segment = Ipv6Addr::new(0x2001, 0xdb8, self.number, 0, 0, 0, 0, 0);
             routes.push(IpNet::new_assert(segment.into(), 48));
@@ -168,14 +173,20 @@ impl RunningSite {
         Ok(self.line)
     }
 
-    /// Connects a host to the LAN, with the next free address.
-    pub(super) fn plug(&self, host: &Host) -> anyhow::Result<()> {
+    /// Connects a host to the LAN, with the next address that is not taken there; those of guests who left come again
+    /// when all others have been given.
+    pub(super) fn plug(&self, host: &Host, taken: &[Ipv4Addr]) -> anyhow::Result<()> {
         let RunningGateway::Router(router) = &self.gateway else { bail!("site {} has no LAN", self.name) };
         let place = router.place();
+        let base = place.inside.network().to_bits();
         let number = {
             let mut next = self.next_host.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            *next += 1;
-            *next - 1
+            let end = place.inside.broadcast().to_bits() - base;
+            let numbers = (*next..end).chain(FIRST_HOST..*next);
+            let mut free = numbers.filter(|number| !taken.contains(&Ipv4Addr::from_bits(base + number)));
+            let number = free.next().with_context(|| format!("the LAN of {} is full", self.name))?;
+            *next = number + 1;
+            number
         };
         router.plug(host.netns())?;
         let v6 = place.v6.map(|v6| {
@@ -185,7 +196,7 @@ impl RunningSite {
         host.configure(&Attachment {
             site: self.name.clone(),
             v4: self.ipv4.is_present().then(|| AttachmentV4 {
-                address: Ipv4Addr::from_bits(place.inside.network().to_bits() + number),
+                address: Ipv4Addr::from_bits(base + number),
                 prefix: place.inside.prefix_len(),
                 gateway: Some(router.gateway()),
             }),

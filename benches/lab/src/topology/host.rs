@@ -34,6 +34,8 @@ struct State {
     site: String,
     address: Option<Ipv4Addr>,
     address_v6: Option<Ipv6Addr>,
+    /// How it is attached, if it is.
+    attachment: Option<Attachment>,
     /// Lines of the `hosts` file beyond the usual ones.
     entries: Vec<(String, IpAddr)>,
 }
@@ -144,22 +146,41 @@ impl Host {
         Ping::parse(&finished)
     }
 
+    /// Takes the link of `eth0` down, as who pulls the cable: its routes go, its IPv4 address stays.
+    ///
+    /// # Errors
+    ///
+    /// If the host is nowhere.
+    pub fn link_down(&self) -> anyhow::Result<()> {
+        self.netns.ip("link set eth0 down\n")
+    }
+
+    /// Brings the link of `eth0` up again, with the addresses and routes that it had.
+    ///
+    /// # Errors
+    ///
+    /// If the host is nowhere.
+    pub fn link_up(&self) -> anyhow::Result<()> {
+        let place = self.state().attachment.clone();
+        self.configure(&place.with_context(|| format!("{} is nowhere", self.name))?)
+    }
+
     /// Gives `eth0`, which must exist, its addresses and default routes.
     pub(super) fn configure(&self, place: &Attachment) -> anyhow::Result<()> {
         let Attachment { site, v4, v6 } = place;
         let mut batch = "link set eth0 up\n".to_owned();
         if let Some(AttachmentV4 { address, prefix, gateway }) = v4 {
-            let _ = writeln!(batch, "addr add {address}/{prefix} dev eth0");
+            let _ = writeln!(batch, "addr replace {address}/{prefix} dev eth0");
             let _ = match gateway {
-                Some(gateway) => writeln!(batch, "route add default via {gateway} dev eth0"),
-                None => writeln!(batch, "route add default dev eth0"),
+                Some(gateway) => writeln!(batch, "route replace default via {gateway} dev eth0"),
+                None => writeln!(batch, "route replace default dev eth0"),
             };
         }
         if let Some((address, gateway)) = v6 {
-            let _ = writeln!(batch, "addr add {address}/64 dev eth0 nodad");
+            let _ = writeln!(batch, "addr replace {address}/64 dev eth0 nodad");
             let _ = match gateway {
-                Some(gateway) => writeln!(batch, "route add ::/0 via {gateway} dev eth0"),
-                None => writeln!(batch, "route add ::/0 dev eth0"),
+                Some(gateway) => writeln!(batch, "route replace ::/0 via {gateway} dev eth0"),
+                None => writeln!(batch, "route replace ::/0 dev eth0"),
             };
         } else {
             self.netns.sysctl(&[("net.ipv6.conf.eth0.disable_ipv6", "1")])?;
@@ -169,6 +190,7 @@ impl Host {
         state.site.clone_from(site);
         state.address = v4.as_ref().map(|v4| v4.address);
         state.address_v6 = v6.map(|(address, _)| address);
+        state.attachment = Some(place.clone());
         drop(state);
         let ipv4 = if v4.is_some() { Ipv4::Present } else { Ipv4::Absent };
         self.write_resolver(ipv4, if v6.is_some() { Ipv6::Open } else { Ipv6::None })
@@ -176,7 +198,11 @@ impl Host {
 
     /// Notes a new address that was set by other means.
     pub(super) fn note_address(&self, address: Ipv4Addr) {
-        self.state().address = Some(address);
+        let mut state = self.state();
+        state.address = Some(address);
+        if let Some(v4) = state.attachment.as_mut().and_then(|place| place.v4.as_mut()) {
+            v4.address = address;
+        }
     }
 
     /// Notes that `eth0` is gone.
@@ -184,6 +210,7 @@ impl Host {
         let mut state = self.state();
         state.address = None;
         state.address_v6 = None;
+        state.attachment = None;
     }
 
     /// Names the name server by every family that there is, as a router does that announces it.
@@ -215,7 +242,7 @@ impl Host {
 }
 
 /// A host's IPv4 address, and the way out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct AttachmentV4 {
     pub(super) address: Ipv4Addr,
     pub(super) prefix: u8,
@@ -224,7 +251,7 @@ pub(super) struct AttachmentV4 {
 }
 
 /// Where and how a host is attached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Attachment {
     pub(super) site: String,
     pub(super) v4: Option<AttachmentV4>,

@@ -295,7 +295,10 @@ impl Network {
     ///
     /// If there is no such host or site, or the site has no LAN.
     pub fn plug(&self, host: &str, site: &str) -> anyhow::Result<()> {
-        self.site(site)?.plug(self.host(host)?)
+        let running = self.site(site)?;
+        let there = self.hosts().filter(|other| other.site() == site);
+        let taken: Vec<Ipv4Addr> = there.map(Host::address).collect();
+        running.plug(self.host(host)?, &taken)
     }
 
     /// Moves a host to the LAN of another site, as a laptop that roams.

@@ -25,6 +25,7 @@ use crate::run::Lab;
 use crate::topology::{Site, Topology};
 
 pub mod control;
+pub mod roaming;
 pub mod state;
 pub mod supervisor;
 
@@ -59,7 +60,16 @@ impl Village {
     ///
     /// As [`Village::prepare`].
     pub fn prepare_with(lab: &Lab, options: MeshOptions) -> anyhow::Result<Self> {
-        let network = lab.build(topology())?;
+        Self::prepare_on(lab, topology(), options)
+    }
+
+    /// As [`Village::prepare_with`], on a network of which the village's is a part.
+    ///
+    /// # Errors
+    ///
+    /// As [`Village::prepare`].
+    fn prepare_on(lab: &Lab, topology: Topology, options: MeshOptions) -> anyhow::Result<Self> {
+        let network = lab.build(topology)?;
         network.dns().set(COORDINATOR_NAME, &[network.outside("pi")?.into()]);
         let pi = network.host(COORDINATOR_HOST)?;
         pi.set_hosts_entry(COORDINATOR_NAME, Some(pi.address().into()))?;
