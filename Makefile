@@ -8,7 +8,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
 	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-relay bench-shards bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -68,6 +68,10 @@ bench-soak: bins
 bench-relay: bins
 	@.ci/setup turnserver:coturn
 	$(CARGO) bench --locked -p mesh-benches --bench relay
+
+## bench-roam: how soon a pair talks again after its network has changed, beside nebula; TRIALS=200 KINDS=roam,wake PEERS=none
+bench-roam: bins
+	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) bench --locked -p mesh-benches --bench roam
 
 ## bench-shards: one engine and two in an agent that talks to four peers at once
 bench-shards: bins

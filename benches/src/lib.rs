@@ -4,6 +4,7 @@
 //! `target/bench/budgets.json`. A figure is a median over several runs, with its lowest and highest. Timings
 //! depend on the machine: what has a peer is measured beside it, in the same run, and judged as a ratio.
 //!
+//! [`roam`] is how soon a pair talks again after its network has changed: `make bench-roam`.
 //! [`wire`] is the data plane beside other tunnels: `make bench-wire`.
 
 pub mod agent;
@@ -13,6 +14,7 @@ pub mod footprint;
 pub mod memory;
 pub mod procfs;
 pub mod relay;
+pub mod roam;
 pub mod shards;
 pub mod soak;
 pub mod startup;

@@ -24,6 +24,7 @@ pub use binaries::Binaries;
 pub use daemon::Daemon;
 pub use leftovers::Before;
 pub use node::Node;
+pub use paths::Primary;
 
 use crate::process::{Finished, HostCommand};
 use crate::topology::Network;

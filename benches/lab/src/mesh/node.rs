@@ -1,7 +1,9 @@
 //! One node of a mesh: a host with an agent.
 
 use std::ffi::OsStr;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,6 +179,22 @@ impl Node {
         let finished = finished.success()?;
         serde_json::from_str(&finished.stdout)
             .with_context(|| format!("status of {}: {}", self.name, finished.stdout))
+    }
+
+    /// What the agent's local API answers to a GET of this path, as `/v1/why/NODE`; no program is started for it.
+    ///
+    /// # Errors
+    ///
+    /// If the agent does not answer, or not with JSON.
+    pub fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(STATUS_PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: mesh-agent.local\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{path} of {}: {head}", self.name);
+        serde_json::from_str(body).with_context(|| format!("{path} of {}: {body}", self.name))
     }
 
     /// What this node says of another.

@@ -1,12 +1,48 @@
 //! The paths of a mesh, held against what the NATs between its nodes allow.
 
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use mesh_proto::status::{PathKind, PathStatus};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::Mesh;
+use super::{Mesh, Node};
 use crate::topology::Reach;
+
+/// The primary path of a node to another, as the node itself sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Primary {
+    /// In words: `direct 192.0.2.1:51820`, or `relay pi`.
+    pub path: String,
+    /// When a probe on it was last answered.
+    pub answered: Option<SystemTime>,
+}
+
+impl Primary {
+    /// Whether it leads through no relay.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.path.starts_with("direct ")
+    }
+}
+
+impl Node {
+    /// The primary path to another node, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// If the agent does not answer, or does not know the other one.
+    pub fn primary(&self, peer: &str) -> anyhow::Result<Option<Primary>> {
+        let why = self.get(&format!("/v1/why/{peer}"))?;
+        let paths = why["paths"].as_array().context("an answer without paths")?;
+        let Some(path) = paths.iter().find(|path| path["primary"] == true) else { return Ok(None) };
+        let answered = path["last_answer"].as_str();
+        let answered = answered.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose()?;
+        let words = path["path"].as_str().context("a path without a name")?;
+        Ok(Some(Primary { path: words.to_owned(), answered: answered.map(Into::into) }))
+    }
+}
 
 impl Mesh {
     /// The ordered pairs, among those picked by name, whose path is not what the network allows; as the first of each

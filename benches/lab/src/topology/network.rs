@@ -254,6 +254,23 @@ impl Network {
         self.site(site)?.router()?.load()
     }
 
+    /// Has a site's router forget all mappings, as [`Network::reboot`], and give an inside port another outside port from
+    /// then on. Nobody is told.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such site, or it has no router.
+    pub fn rebind(&self, site: &str, inside: u16, outside: u16) -> anyhow::Result<()> {
+        let router = self.site(site)?.router()?;
+        let address = router.place().outside;
+        router.load()?;
+        router.netns().nft(&format!(
+            "insert rule ip nat post oifname \"wan\" udp sport {inside} snat to {address}:{outside}\n"
+        ))?;
+        // What was mapped between the two steps.
+        router.netns().flush_connections()
+    }
+
     /// Gives a site another public address, as a provider does over night.
     ///
     /// # Errors

@@ -102,6 +102,6 @@ fn receive(listener: &TcpListener) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-fn hex(hash: Sha256) -> String {
+pub(super) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

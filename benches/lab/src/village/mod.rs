@@ -63,12 +63,12 @@ impl Village {
         Self::prepare_on(lab, topology(), options)
     }
 
-    /// As [`Village::prepare_with`], on a network of which the village's is a part.
+    /// As [`Village::prepare_with`], on a network that has more than the village's [`topology`].
     ///
     /// # Errors
     ///
     /// As [`Village::prepare`].
-    fn prepare_on(lab: &Lab, topology: Topology, options: MeshOptions) -> anyhow::Result<Self> {
+    pub fn prepare_on(lab: &Lab, topology: Topology, options: MeshOptions) -> anyhow::Result<Self> {
         let network = lab.build(topology)?;
         network.dns().set(COORDINATOR_NAME, &[network.outside("pi")?.into()]);
         let pi = network.host(COORDINATOR_HOST)?;
