@@ -8,7 +8,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
 	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -43,6 +43,16 @@ matrix: bins
 chaos: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) MESH_CHAOS_KILLS=500 \
 		$(CARGO) test --locked -p mesh-lab --test chaos -- --nocapture
+
+## events: 1,000 random events in the village, under traffic: roaming, sleep, NATs, relays, the coordinator; EVENTS=1000 SEED=n
+events: bins
+	MESH_BIN_DIR=$(abspath $(BIN)) MESH_EVENTS=$(or $(EVENTS),1000) $(if $(SEED),MESH_EVENTS_SEED=$(SEED)) \
+		$(CARGO) test --locked -p mesh-lab --test events -- --nocapture
+
+## soak: an hour of such events without the coordinator, which then comes back; MINUTES=60 SEED=n
+soak: bins
+	MESH_BIN_DIR=$(abspath $(BIN)) MESH_SOAK_MINUTES=$(or $(MINUTES),60) $(if $(SEED),MESH_EVENTS_SEED=$(SEED)) \
+		$(CARGO) test --locked -p mesh-lab --test soak -- --nocapture
 
 ## lint: formatting, clippy, docs, dependencies
 lint: setup

@@ -14,6 +14,7 @@
 //! - [`capture`]: a sniffer that judges checksums.
 //! - [`traffic`]: echoes between all pairs, and a file over TCP, from inside the namespaces.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
+//! - [`events`]: what may happen to the village, at random, and the model that says what must be well afterwards.
 //! - [`report`]: a page with a picture of all that, for people.
 //! - [`demo`]: the village's story, told and checked.
 //! - [`cli`]: the command `mesh-lab`.
@@ -39,6 +40,7 @@ pub mod capture;
 pub mod cli;
 pub mod demo;
 pub mod dns;
+pub mod events;
 pub mod linksim;
 pub mod matrix;
 pub mod mesh;

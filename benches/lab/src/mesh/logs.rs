@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use super::Mesh;
+use super::{Daemon, Mesh};
 
 /// What of a line says that something went wrong, when it stands there as a word of its own.
 const COMPLAINTS: [&str; 2] = ["WARN", "ERROR"];
@@ -29,6 +29,23 @@ impl Mesh {
             return Ok(());
         }
         bail!("daemons complain:\n{}", found.join("\n"))
+    }
+}
+
+impl Daemon {
+    /// As [`Mesh::check_logs`] finds them, the complaints in what was logged since the last look, which ended at `read`
+    /// bytes.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be read.
+    pub fn complaints_since(&self, read: &mut usize, allowed: &[&str]) -> anyhow::Result<Vec<String>> {
+        let log = self.log()?;
+        // A line that is still being written is read when it is complete.
+        let end = log.rfind('\n').map_or(0, |at| at + 1);
+        let fresh = log.get(*read..end).unwrap_or_default();
+        *read = end;
+        Ok(complaints(fresh, allowed))
     }
 }
 

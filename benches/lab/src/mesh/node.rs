@@ -181,6 +181,15 @@ impl Node {
             .with_context(|| format!("status of {}: {}", self.name, finished.stdout))
     }
 
+    /// The status, as the agent's local API answers it: for those who look many times a second.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::get`].
+    pub fn peek(&self) -> anyhow::Result<Status> {
+        Ok(serde_json::from_value(self.get("/v1/status")?)?)
+    }
+
     /// What the agent's local API answers to a GET of this path, as `/v1/why/NODE`; no program is started for it.
     ///
     /// # Errors

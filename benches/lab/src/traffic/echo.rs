@@ -193,6 +193,12 @@ impl Flow {
         }
     }
 
+    /// Whether a request that was sent after a moment has been answered.
+    #[must_use]
+    pub fn has_answered_since(&self, since: Instant) -> bool {
+        self.last_answered.is_some_and(|sent| sent >= since)
+    }
+
     /// The flow with the gap that is still open.
     fn at(&self, now: Instant) -> Self {
         let open = self.last_reply.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
