@@ -20,6 +20,7 @@ pub mod driver;
 pub mod identity;
 pub mod io;
 pub mod local_api;
+pub mod logs;
 pub mod meshctl;
 pub mod nat64;
 pub mod netcheck;

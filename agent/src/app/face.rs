@@ -11,12 +11,15 @@ use mesh_proto::{
 use time::OffsetDateTime;
 use tokio::{sync::Mutex, time::timeout};
 
-use super::facts::{Facts, Known};
+use super::{
+    facts::{Facts, Known},
+    report::Reporter,
+};
 use crate::{
     control::{ControlHandle, ProxyRules},
     driver::EngineHandle,
     io::tun::Tun,
-    local_api::{Agent, ApiError, PingReply, Why},
+    local_api::{Agent, ApiError, PingReply, Report, Why},
     nat64::Nat64,
     netcheck::{self, PortalUrl, RelayTarget},
     portmap::PortMapHandle,
@@ -28,6 +31,7 @@ pub(super) struct Face<T> {
     pub(super) engine: EngineHandle<T>,
     pub(super) control: ControlHandle,
     pub(super) facts: Arc<Facts>,
+    pub(super) reporter: Arc<Reporter>,
     pub(super) interface: String,
     pub(super) mtu: u16,
     pub(super) port_map: PortMapHandle,
@@ -124,6 +128,10 @@ impl<T: Tun> Agent for Face<T> {
         };
         let why = self.look(&known, explain).await.map_err(internal)?;
         why.ok_or_else(|| ApiError::Internal { message: format!("{} is not taken up yet", peer.name) })
+    }
+
+    async fn report(&self) -> anyhow::Result<Report> {
+        self.reporter.report(&self.facts.known().map)
     }
 }
 

@@ -16,6 +16,7 @@ mod face;
 mod facts;
 mod following;
 mod notify;
+mod report;
 mod wiring;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -35,6 +36,7 @@ use crate::{
     identity::{self, StateDir},
     io::{tun, udp::UdpSockets},
     local_api,
+    logs::RecentLogs,
     nat64::Nat64,
     os::{
         Host as _,
@@ -47,6 +49,7 @@ use crate::{
 use face::Face;
 use facts::Facts;
 use following::{Following, Own};
+use report::Reporter;
 use wiring::{Ended, Surroundings, Wiring};
 
 /// How long the parts may take to end; then the process ends without them.
@@ -56,14 +59,15 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// When it cannot start, when a part of it ends by itself, or when this node was removed from the mesh.
-pub async fn run(config: RunConfig) -> anyhow::Result<()> {
+pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
     let state_dir = StateDir::open(&config.state_dir)?;
     let _lock = state_dir.lock()?;
     let cancel = CancellationToken::new();
     stop_at_signals(&cancel)?;
+    let reporter = Arc::new(Reporter::new(&config, &logs));
     let mut addresses = None;
     loop {
-        match run_once(&config, &state_dir, addresses.take(), &cancel).await? {
+        match run_once(&config, &state_dir, &reporter, addresses.take(), &cancel).await? {
             Ended::Stopped => return Ok(()),
             Ended::AddressesChanged(changed) => {
                 tracing::info!("this node has new mesh addresses: starting over with them");
@@ -77,6 +81,7 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
 async fn run_once(
     config: &RunConfig,
     state_dir: &StateDir,
+    reporter: &Arc<Reporter>,
     addresses: Option<Vec<IpAddr>>,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
@@ -117,6 +122,7 @@ async fn run_once(
         engine: engine.clone(),
         control: control.clone(),
         facts: Arc::clone(&facts),
+        reporter: Arc::clone(reporter),
         interface: config.interface.clone(),
         mtu: config.mtu,
         port_map: port_map.clone(),

@@ -13,9 +13,10 @@ use mesh_agent::{
     app,
     config::{AgentCli, AgentCommand, JoinConfig, Problems, RunConfig},
     control::{self, JOIN_PATIENCE, JoinError, JoinRequest},
+    logs::RecentLogs,
     nat64::Nat64,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// What is logged when `MESH_LOG` says nothing. The libraries speak of addresses, and of trouble that is counted here.
 const DEFAULT_LOG: &str = "info,boringtun=off,quinn_udp=error,netlink_proto=error,rustls=error";
@@ -32,12 +33,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+    let logs = RecentLogs::default();
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()))
+        .with(fmt::layer().with_writer(logs.clone()).with_ansi(false))
         .init();
-    match run(cli.command) {
+    match run(cli.command, logs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: AgentCommand) -> anyhow::Result<()> {
+fn run(command: AgentCommand, logs: RecentLogs) -> anyhow::Result<()> {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -73,7 +75,7 @@ fn run(command: AgentCommand) -> anyhow::Result<()> {
         }
         AgentCommand::Run(args) => {
             let config = RunConfig::resolve(&args)?;
-            runtime()?.block_on(app::run(config))
+            runtime()?.block_on(app::run(config, logs))
         }
         AgentCommand::Completions { shell } => {
             clap_complete::generate(shell, &mut AgentCli::command(), "mesh-agent", &mut io::stdout());

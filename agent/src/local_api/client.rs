@@ -13,7 +13,7 @@ use mesh_proto::{netreport::NetReport, status::Status};
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
-use super::{ApiError, HOST, PingReply, Why};
+use super::{ApiError, HOST, PingReply, Report, Why};
 
 /// How long an agent may take for an answer, beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -88,6 +88,14 @@ impl Client {
     /// When there is no good answer.
     pub async fn netcheck(&self) -> Result<NetReport, ClientError> {
         parse(&self.request(Method::POST, "/v1/netcheck", NETCHECK_PATIENCE).await?)
+    }
+
+    /// Asks for what a report of a problem needs of the process itself.
+    ///
+    /// # Errors
+    /// When there is no good answer, or the caller may not have it.
+    pub async fn report(&self) -> Result<Report, ClientError> {
+        parse(&self.request(Method::GET, "/v1/report", PATIENCE).await?)
     }
 
     /// Pings a peer once.

@@ -7,6 +7,7 @@
 //! | `POST /v1/netcheck` | [`mesh_proto::netreport::NetReport`] | anyone on this host |
 //! | `POST /v1/ping/NODE?timeout_ms=N` | [`PingReply`] | anyone on this host |
 //! | `GET /v1/live` | 204 | anyone on this host |
+//! | `GET /v1/report` | [`Report`] | [`Caller::Operator`] |
 //!
 //! NODE is a name or a mesh address. Errors are an [`ApiError`] with a fitting status code. A request with
 //! `Origin`, `Referer` or a `Host` other than [`HOST`] comes from a web page that was led here, and is refused.
@@ -24,7 +25,7 @@ use mesh_proto::{netreport::NetReport, status::Status};
 
 pub use client::{Client, ClientError};
 pub use server::{Caller, serve};
-pub use types::{ApiError, HOST, PingReply, Why, WhyDecision, WhyPath};
+pub use types::{ApiError, HOST, PingReply, Report, StateFileInfo, Why, WhyDecision, WhyPath};
 
 /// What the daemon answers with.
 pub trait Agent: Send + Sync + 'static {
@@ -40,4 +41,7 @@ pub trait Agent: Send + Sync + 'static {
 
     /// Tells why a peer, by name or mesh address, is on the path it is on.
     fn why(&self, node: &str) -> impl Future<Output = Result<Why, ApiError>> + Send;
+
+    /// Tells what a report of a problem needs of the process itself.
+    fn report(&self) -> impl Future<Output = anyhow::Result<Report>> + Send;
 }

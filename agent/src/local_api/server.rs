@@ -177,10 +177,12 @@ async fn route(request: &Request<Incoming>, agent: &impl Agent, caller: Caller) 
     match (request.method(), segments.as_slice()) {
         (&Method::GET, ["v1", "live"]) => Ok(empty(StatusCode::NO_CONTENT)),
         (&Method::GET, ["v1", "status"]) => {
-            let status =
-                agent.status().await.map_err(|error| ApiError::Internal { message: format!("{error:#}") })?;
-            Ok(json(StatusCode::OK, &status))
+            Ok(json(StatusCode::OK, &agent.status().await.map_err(internal)?))
         }
+        (&Method::GET, ["v1", "report"]) => match caller {
+            Caller::Operator => Ok(json(StatusCode::OK, &agent.report().await.map_err(internal)?)),
+            Caller::Reader => Err(ApiError::Forbidden),
+        },
         (&Method::GET, ["v1", "why", node]) => Ok(json(StatusCode::OK, &agent.why(node).await?)),
         (&Method::POST, ["v1", "netcheck"]) => Ok(json(StatusCode::OK, &agent.netcheck().await?)),
         (&Method::POST, ["v1", "ping", node]) => {
@@ -189,6 +191,11 @@ async fn route(request: &Request<Incoming>, agent: &impl Agent, caller: Caller) 
         }
         _ => Err(ApiError::BadRequest { message: "there is nothing here".to_owned() }),
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "taken by map_err")]
+fn internal(error: anyhow::Error) -> ApiError {
+    ApiError::Internal { message: format!("{error:#}") }
 }
 
 /// Refuses what a web page could have sent.

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Agent, ApiError, Client, ClientError, HOST, PingReply, Why, serve};
+use super::{Agent, ApiError, Client, ClientError, HOST, PingReply, Report, Why, serve};
 use crate::view;
 
 struct MadeUp(Status);
@@ -26,6 +26,10 @@ impl Agent for MadeUp {
 
     async fn ping(&self, node: &str, _: Duration) -> Result<PingReply, ApiError> {
         Err(ApiError::Timeout { node: node.to_owned() })
+    }
+
+    async fn report(&self) -> anyhow::Result<Report> {
+        anyhow::bail!("made up")
     }
 
     async fn why(&self, node: &str) -> Result<Why, ApiError> {

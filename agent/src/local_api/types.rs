@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_proto::status::{PathReason, Timestamp};
+use mesh_proto::{
+    netmap::NetworkMap,
+    status::{PathReason, Timestamp},
+};
 use serde::{Deserialize, Serialize};
 
 /// The fixed `Host` of every request: another one comes from a web page that was led here.
@@ -59,10 +62,45 @@ pub struct WhyPath {
 pub struct WhyDecision {
     /// When.
     pub at: Timestamp,
+    /// For how long it was the primary path, in seconds; `null` while it is.
+    #[serde(default)]
+    pub lasted_s: Option<f64>,
     /// `direct ADDRESS`, `relay NAME` or `none`.
     pub path: String,
     /// Why.
     pub reason: String,
+}
+
+/// What only the daemon knows of itself, for a report of a problem. No secret is in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of the daemon, which may not be that of `meshctl`.
+    pub version: String,
+    /// When it was started.
+    pub started: Timestamp,
+    /// Its process.
+    pub pid: u32,
+    /// What it was told: flags, environment and file together; passwords are left out.
+    pub config: String,
+    /// What lies in its state directory.
+    pub state: Vec<StateFileInfo>,
+    /// The network map; before the first one, this node alone.
+    pub map: NetworkMap,
+    /// The log of the last hour.
+    pub logs: String,
+}
+
+/// A file of the state directory; of what is in it, nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateFileInfo {
+    /// Its name.
+    pub name: String,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Its permission bits, in octal.
+    pub mode: String,
+    /// When it was last written.
+    pub modified: Option<Timestamp>,
 }
 
 /// Why a request failed.

@@ -38,8 +38,12 @@ pub enum MeshctlCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Prints everything that helps to understand a problem; no secrets are in it.
-    Bugreport,
+    /// Writes everything that helps to understand a problem into one archive; no secrets are in it.
+    Bugreport {
+        /// The archive [default: mesh-bugreport-NODE-TIME.tar.gz in the current directory].
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.

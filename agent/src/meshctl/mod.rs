@@ -47,7 +47,7 @@ pub async fn run(cli: MeshctlCli) -> ExitCode {
         MeshctlCommand::Ping(args) => ping::run(&client, &args).await,
         MeshctlCommand::Netcheck { json } => netcheck(&client, json).await,
         MeshctlCommand::Why { node, json } => why(&client, &node, json).await,
-        MeshctlCommand::Bugreport => bugreport::run(&client).await,
+        MeshctlCommand::Bugreport { output } => bugreport::run(&client, output).await,
         MeshctlCommand::Completions { shell } => {
             clap_complete::generate(shell, &mut MeshctlCli::command(), "meshctl", &mut std::io::stdout());
             Ok(Outcome::Done)

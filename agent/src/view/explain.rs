@@ -24,8 +24,10 @@ pub fn explain(input: &Input<'_>, name: &str, peer: &PeerSnapshot) -> Why {
         loss: path.loss,
         last_answer: path.last_answer.map(|at| input.timestamp(at)),
     });
-    let decisions = peer.decisions.iter().map(|decision| WhyDecision {
+    let ends = peer.decisions.iter().skip(1).map(|next| Some(next.at)).chain([None]);
+    let decisions = peer.decisions.iter().zip(ends).map(|(decision, end)| WhyDecision {
         at: input.timestamp(decision.at),
+        lasted_s: end.map(|end| end.saturating_duration_since(decision.at).as_secs_f64()),
         path: input.path_text(decision.path),
         reason: decision.reason.clone(),
     });

@@ -63,7 +63,14 @@ pub fn why(why: &Why) -> String {
         out.push_str("\ndecisions\n");
     }
     for decision in &why.decisions {
-        let _ = writeln!(out, "   {}  {:<32} {}", clock(&decision.at), decision.path, decision.reason);
+        let lasted = decision.lasted_s.map_or_else(|| "now".to_owned(), units::span);
+        let _ = writeln!(
+            out,
+            "   {}  {lasted:<6} {:<32} {}",
+            clock(&decision.at),
+            decision.path,
+            decision.reason
+        );
     }
     out
 }

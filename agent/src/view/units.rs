@@ -14,6 +14,16 @@ pub fn age(age: Duration) -> String {
     }
 }
 
+/// Writes how long something lasted: below a minute with three significant digits.
+#[must_use]
+pub fn span(seconds: f64) -> String {
+    match seconds {
+        ..1.0 => millis(seconds * 1e3),
+        1.0..60.0 => format!("{}s", three_digits(seconds)),
+        _ => age(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
+    }
+}
+
 /// Writes a number of bytes with three significant digits: `512`, `1.21K`, `48.2M`.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
@@ -66,5 +76,6 @@ mod tests {
         let sizes = [0, 999, 1_000, 1_214, 99_960, 999_500, 48_210_000].map(bytes);
         assert_eq!(sizes, ["0", "999", "1.00K", "1.21K", "100K", "1.00M", "48.2M"]);
         assert_eq!([0.214, 18.23, 341.4].map(millis), ["0.21ms", "18.2ms", "341ms"]);
+        assert_eq!([0.2, 2.5, 59.94, 61.0, 7_300.0].map(span), ["200ms", "2.50s", "59.9s", "1m", "2h"]);
     }
 }
