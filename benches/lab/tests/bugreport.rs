@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::{Lab, MeshOptions, Village, village};
@@ -61,7 +62,7 @@ fn an_archive_has_all_that_helps_and_no_secret() {
     let again = office.meshctl_command().arg("bugreport").arg("--output").arg(&archive).output().unwrap();
     assert_eq!(again.code(), 1, "an archive is not overwritten");
 
-    let files = unpack(&archive, &lab.directory().join("unpacked"));
+    let files = unpack(&archive, &lab.directory().join("unpacked")).unwrap();
     for name in [
         "README.txt",
         "status.json",
@@ -88,7 +89,7 @@ fn an_archive_has_all_that_helps_and_no_secret() {
     assert!(String::from_utf8_lossy(&files["logs.txt"]).contains("agent runs"));
     assert!(String::from_utf8_lossy(&files["host/routes-ipv4.txt"]).contains("mesh0"));
 
-    let secrets = secrets(&state_dir, &line);
+    let secrets = secrets(&state_dir, &line).unwrap();
     for (name, content) in &files {
         for (what, secret) in &secrets {
             assert!(!reveals(content, secret), "{name} reveals {what}");
@@ -106,63 +107,61 @@ fn a_dead_agent_is_reported_too() {
     let report = node.meshctl_command().arg("bugreport").arg("--output").arg(&archive).output().unwrap();
     assert_eq!(report.code(), 0, "{report:?}");
     assert!(report.stderr.contains("status.json: no agent answers"), "{}", report.stderr);
-    let files = unpack(&archive, &lab.directory().join("unpacked"));
+    let files = unpack(&archive, &lab.directory().join("unpacked")).unwrap();
     let readme = String::from_utf8_lossy(&files["README.txt"]).into_owned();
     assert!(readme.contains("Not in it:\n- status.json: no agent answers"), "{readme}");
     assert!(files.contains_key("host/addresses.txt"), "{:?}", files.keys());
 }
 
 /// The files of an archive, by their names in its only folder.
-fn unpack(archive: &Path, into: &Path) -> BTreeMap<String, Vec<u8>> {
-    fs::create_dir(into).unwrap();
-    let done = Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(into).status().unwrap();
-    assert!(done.success());
+fn unpack(archive: &Path, into: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    fs::create_dir(into)?;
+    let done = Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(into).status()?;
+    ensure!(done.success(), "tar says {done}");
     let root = into.join("report");
     let mut files = BTreeMap::new();
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let name = path.strip_prefix(&root).unwrap().display().to_string();
-                files.insert(name, fs::read(&path).unwrap());
+                files.insert(path.strip_prefix(&root)?.display().to_string(), fs::read(&path)?);
             }
         }
     }
-    files
+    Ok(files)
 }
 
 /// What nobody may see, in every form in which it could be written.
-fn secrets(state_dir: &Path, join_line: &str) -> Vec<(String, Vec<u8>)> {
-    let token = join_line.split_whitespace().skip_while(|word| *word != "--token").nth(1).unwrap();
-    let (_, token) = token.split_once('.').unwrap();
+fn secrets(state_dir: &Path, join_line: &str) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut words = join_line.split_whitespace().skip_while(|word| *word != "--token");
+    let (_, token) = words.nth(1).and_then(|token| token.split_once('.')).context("no token in the line")?;
     let mut secrets = vec![
         ("the token".to_owned(), token.as_bytes().to_vec()),
         ("the proxy's password".to_owned(), PROXY_PASSWORD.as_bytes().to_vec()),
     ];
     for name in ["node.key", "wireguard.key"] {
-        let file = fs::read_to_string(state_dir.join(name)).unwrap();
-        let (_, body) = file.split_once('\n').unwrap();
-        let body: Value = serde_json::from_str(body).unwrap();
-        let text = body["key"].as_str().unwrap();
-        let mut key = STANDARD.decode(text).unwrap();
+        let file = fs::read_to_string(state_dir.join(name))?;
+        let (_, body) = file.split_once('\n').context("a sealed file has a header")?;
+        let body: Value = serde_json::from_str(body)?;
+        let mut key = STANDARD.decode(body["key"].as_str().context("a key file has a key")?)?;
         if name == "node.key" {
             key = key[ED25519_SECRET].to_vec();
         }
-        let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        let list = format!("{key:?}");
-        // Three alignments of the same bytes in base64.
+        // The same bytes may stand at three places of a longer text.
         for shift in 0..3 {
             let encoded = STANDARD.encode(&key[shift..]);
             secrets.push((format!("{name} in base64"), encoded.trim_end_matches('=').into()));
         }
+        let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
         secrets.push((format!("{name} in hex"), hex.into_bytes()));
-        secrets.push((format!("{name} as numbers"), list.trim_matches(['[', ']']).as_bytes().to_vec()));
+        let list = format!("{key:?}");
+        secrets.push((format!("{name} as numbers"), list.trim_matches(['[', ']']).into()));
         secrets.push((format!("{name} as it is"), key));
     }
-    secrets
+    Ok(secrets)
 }
 
 /// Whether any part of a secret that gives it away stands in a text, in either case of letters.
