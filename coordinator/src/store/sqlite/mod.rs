@@ -85,8 +85,9 @@ impl SqliteStore {
     }
 }
 
-/// Keeps coordinators out of a state directory as long as it exists.
+/// A state directory that no coordinator runs in as long as this exists.
 pub struct Offline {
+    state_dir: PathBuf,
     _lock: File,
 }
 
@@ -96,22 +97,22 @@ impl Offline {
     /// # Errors
     /// When a coordinator runs there, or the system refuses.
     pub fn claim(state_dir: &Path) -> Result<Self, StoreError> {
-        Ok(Self { _lock: file::claim(state_dir)? })
+        Ok(Self { state_dir: state_dir.to_owned(), _lock: file::claim(state_dir)? })
     }
-}
 
-/// Returns the names of the files that may hold a database: itself, and what SQLite keeps beside it.
-#[must_use]
-pub fn file_names() -> [String; 4] {
-    file::names()
-}
+    /// Returns the files of the database that is there.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        file::present(&self.state_dir)
+    }
 
-/// Makes a database of a snapshot, in a directory without one.
-///
-/// # Errors
-/// When the system refuses.
-pub fn import(directory: &Path, snapshot: &Snapshot) -> Result<(), StoreError> {
-    file::make(directory, |connection| database::import(connection, snapshot))
+    /// Replaces the database by one that holds a snapshot.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn replace(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        file::replace(&self.state_dir, |connection| database::import(connection, snapshot))
+    }
 }
 
 impl Store for SqliteStore {
