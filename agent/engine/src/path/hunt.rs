@@ -29,6 +29,14 @@ const ECHO_INTERVAL: Duration = Duration::from_millis(50);
 /// A path on which messages keep coming is looked at again after this long.
 const HEARD_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Returns the time from one of a hunt's probes to the next one, which is the `step`th.
+fn hunt_gap(step: usize) -> Duration {
+    match (HUNT_STEPS.get(step), step.checked_sub(1).and_then(|before| HUNT_STEPS.get(before))) {
+        (Some(next), Some(before)) => *next - *before,
+        _ => HUNT_INTERVAL,
+    }
+}
+
 impl PathSet {
     /// A Ping of the peer's came on this path: it is probed back at once, unless it answers already or the peer is
     /// idle. (A Ping may be a recording, sent by anyone from anywhere; the Pong is all that it gets then.)
@@ -71,8 +79,11 @@ impl PathSet {
         let is_primary = self.primary == Some(from);
         let is_new =
             |path: &Path| path.is_direct() && path.last_heard.is_none() && path.health != Health::Alive;
-        if !is_primary && self.get(from).is_some_and(is_new) {
-            // The peer may have moved there: until the primary path answers again, packets go elsewhere, too.
+        let settled = self.since.is_some_and(|at| now.saturating_duration_since(at) >= HEARD_INTERVAL);
+        let is_relayed = |path: &Path| !path.is_direct() && settled;
+        if !is_primary && self.get(from).is_some_and(|path| is_new(path) || is_relayed(path)) {
+            // The peer may have moved there, or doubts the primary path, which it may hear less of: until that answers
+            // again, packets go elsewhere, too.
             self.suspect_primary(now);
         }
         let Some(path) = self.get_mut(from) else { return false };
@@ -139,16 +150,16 @@ impl PathSet {
             }
             let is_primary = primary == Some(path.address);
             path.step += 1;
-            path.next_probe = if is_primary {
+            path.next_probe = if is_primary && path.is_doubted() {
+                Some(now + hunt_gap(path.step).min(path.primary_interval()))
+            } else if is_primary {
                 Some(now + path.primary_interval())
             } else if !primary_is_trusted && path.health == Health::Alive {
                 Some(now + PROBE_INTERVAL)
             } else if path.health == Health::Alive {
                 Some(now + HUNT_INTERVAL)
             } else {
-                let gap =
-                    HUNT_STEPS.get(path.step).map_or(HUNT_INTERVAL, |step| *step - HUNT_STEPS[path.step - 1]);
-                Some(now + gap)
+                Some(now + hunt_gap(path.step))
             };
             due.push(path.address);
         }

@@ -128,6 +128,10 @@ fn is_worth_it(present: &View, challenger: &View) -> bool {
     if !challenger.fresh {
         return false;
     }
+    // What is doubted is left for what answers, however far that is.
+    if !present.fresh {
+        return true;
+    }
     match (present.rtt, challenger.rtt) {
         (Some(now), Some(then))
             if (family(present), family(challenger)) == (Some(Family::V4), Some(Family::V6)) =>
@@ -247,6 +251,8 @@ mod tests {
         assert_eq!(select(&[present, stale, fresh], Some(present.address)), Some(fresh));
         let silent = View { fresh: false, ..present };
         assert_eq!(select(&[silent, stale], Some(silent.address)), Some(silent));
+        let far = direct("203.0.113.8:1", Standing::Direct, 90);
+        assert_eq!(select(&[silent, stale, far], Some(silent.address)), Some(far), "it answers, at least");
         assert_eq!(select(&[stale], Some(silent.address)), Some(stale), "better than none");
     }
 

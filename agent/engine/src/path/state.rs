@@ -194,6 +194,11 @@ impl Path {
         }
     }
 
+    /// Whether it has answered, and should have answered again.
+    pub(crate) fn is_doubted(&self) -> bool {
+        matches!(self.health, Health::Suspect { .. })
+    }
+
     /// Whether it leads through a relay and more than one probe was sent since the last answer.
     pub(crate) fn is_silent_relay(&self) -> bool {
         !self.is_direct() && self.unanswered > 1
@@ -250,6 +255,8 @@ impl Path {
     pub(crate) fn suspect(&mut self, now: Instant) {
         if self.health == Health::Alive {
             self.health = Health::Suspect { since: now };
+            // It is asked as what is hunted for: soon, and soon again.
+            self.step = 0;
         }
         self.mtu.check(now);
     }

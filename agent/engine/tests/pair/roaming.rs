@@ -165,3 +165,35 @@ pub(super) fn a_wake_after_eight_hours_is_like_any_pause() {
     let gaps = talk(&mut world, seconds(2));
     assert!(gaps.iter().all(|gap| *gap <= millis(300)), "{gaps:?}");
 }
+
+#[test]
+pub(super) fn what_was_said_on_a_network_that_is_gone_is_said_again_on_the_next_one() {
+    let mut world = introduced();
+    talk(&mut world, seconds(5));
+    // The old network goes first: what is said then arrives nowhere.
+    world.nodes[0].address = SocketAddr::from(([0, 0, 0, 0], 0));
+    world.command(1, Command::NetworkChanged);
+    world.run_for(millis(50));
+    world.nodes[0].address = elsewhere();
+    let candidate = Candidate { address: elsewhere(), kind: CandidateKind::Host };
+    world.command(1, Command::SetCandidates(vec![candidate]));
+    world.command(1, Command::NetworkChanged);
+    let gaps = talk(&mut world, millis(1500));
+    assert!(gaps.iter().all(|gap| *gap < millis(200)), "{gaps:?}");
+    assert!(now_direct(&world), "{:?}", world.peer(2).decisions);
+}
+
+#[test]
+pub(super) fn keys_that_are_over_after_a_sleep_are_made_anew_at_once() {
+    for (unseen, is_over) in [(seconds(60), false), (seconds(8 * 3600), true)] {
+        let mut world = introduced();
+        talk(&mut world, seconds(5));
+        world.captured.clear();
+        let before = world.peer(1).last_handshake;
+        world.command(1, Command::Woke { unseen });
+        let gaps = talk(&mut world, millis(500));
+        assert!(gaps.iter().all(|gap| *gap < millis(300)), "asleep for {unseen:?}: {gaps:?}");
+        assert_eq!(world.peer(1).last_handshake != before, is_over, "asleep for {unseen:?}");
+        assert!(is_direct(&world, 1) && is_direct(&world, 2));
+    }
+}
