@@ -1,6 +1,9 @@
 //! What the driver asks of the engine.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use mesh_proto::{
@@ -61,9 +64,12 @@ pub enum Command {
         /// Repeated by the event.
         token: u64,
     },
-    /// Makes sessions with these peers at once, and looks for paths to them: this node had sessions with them before it was
-    /// started again, and they send on those.
-    Resume(Vec<NodeId>),
     /// The host's network changed: every path is suspect, every mapping is old.
     NetworkChanged,
+    /// The host has slept, or this process has stood still. As after a change of the network nothing is to be trusted;
+    /// besides, sessions are older than they seem.
+    Woke {
+        /// How much time has gone by that the engine's clock has not seen.
+        unseen: Duration,
+    },
 }

@@ -5,7 +5,7 @@
 //!          peer states, call-me -> engine                    underlay changed -> engine, control, candidates
 //!          relay, observers -----> engine, plan        driver: candidates, call-me, lost relays -> control
 //!          guess ----------------> candidates -> engine        pongs -> local API; TUN lost -> a new TUN
-//! port mapping: mapped ----------> candidates -> engine
+//! port mapping: mapped ----------> candidates -> engine    clocks: woke up -> engine, control
 //! ```
 //!
 //! Changes of the host come by notification; see [`Following`] for what is tried again and when.
@@ -38,10 +38,10 @@ use crate::{
     control::{ControlEvent, ControlHandle},
     driver::{DriverEvent, EngineHandle, Events},
     io::tun::Device,
-    keep::Companion,
     nat64,
     os::{
         Family,
+        clocks::Woke,
         linux::{Changes, Watch},
     },
     portmap::PortMapHandle,
@@ -64,14 +64,13 @@ pub(super) struct Inputs {
     pub(super) control: mpsc::Receiver<ControlEvent>,
     pub(super) driver: Events,
     pub(super) changes: mpsc::Receiver<Changes>,
+    pub(super) wakes: mpsc::Receiver<Woke>,
 }
 
 /// What the network around this host does for it.
 pub(super) struct Surroundings {
     pub(super) port_map: PortMapHandle,
     pub(super) nat64: nat64::Changes,
-    /// With whom the process before this one had sessions: they are made again with the first map.
-    pub(super) companions: Vec<Companion>,
 }
 
 /// The wiring's state.
@@ -165,6 +164,7 @@ impl Wiring {
                 changes = inputs.changes.recv() => {
                     self.handle_changes(&changes.context("the network watch ended by itself")?).await?;
                 }
+                Some(woke) = inputs.wakes.recv() => self.handle_woke(woke).await?,
                 () = self.surroundings.port_map.changed() => self.set_candidates().await?,
                 () = self.surroundings.nat64.changed() => self.set_nat64().await?,
                 () = sleep_until(self.following.look_at()) => {
@@ -188,8 +188,7 @@ impl Wiring {
                 self.set_map(map).await?;
             }
             ControlEvent::PeerStates(states) => {
-                for mut state in states {
-                    self.add_last_address(&mut state);
+                for state in states {
                     self.states.insert(state.id, state.clone());
                     self.engine.command(peer_state(state)).await?;
                 }
@@ -249,6 +248,16 @@ impl Wiring {
         }
     }
 
+    /// The host has slept: everything that somebody knew of it may be forgotten. The watch tells if it woke up elsewhere.
+    async fn handle_woke(&mut self, woke: Woke) -> anyhow::Result<()> {
+        let Woke { away, unseen } = woke;
+        tracing::info!(?away, "this host was away: everything is asked anew");
+        self.engine.command(Command::Woke { unseen }).await?;
+        self.control.woke(away);
+        self.surroundings.nat64.network_changed();
+        self.handle_changes(&Changes::default()).await
+    }
+
     /// The host changed, or may have.
     async fn handle_changes(&mut self, changes: &Changes) -> anyhow::Result<()> {
         let before = match self.following.read_networks().await {
@@ -285,27 +294,12 @@ impl Wiring {
         self.following.set_map(map).await?;
         self.set_relays().await?;
         self.set_candidates().await?;
-        if old.is_empty() && !self.surroundings.companions.is_empty() {
-            let companions = self.surroundings.companions.iter().map(|companion| companion.id);
-            self.engine.command(Command::Resume(companions.collect())).await?;
-        }
         for id in new.difference(&old) {
             if let Some(state) = self.states.get(id) {
                 self.engine.command(peer_state(state.clone())).await?;
             }
         }
         Ok(())
-    }
-
-    /// Adds, once, where a peer was when the process before this one ended: what is on disk may be older.
-    fn add_last_address(&mut self, state: &mut PeerState) {
-        let companions = &mut self.surroundings.companions;
-        let found = companions.iter().position(|companion| companion.id == state.id);
-        let Some(address) = found.and_then(|found| companions.remove(found).address) else { return };
-        if !state.candidates.iter().any(|candidate| candidate.address == address) {
-            state.candidates.truncate(MAX_CANDIDATES - 1);
-            state.candidates.insert(0, Candidate { address, kind: CandidateKind::Reflexive });
-        }
     }
 
     async fn set_relays(&self) -> anyhow::Result<()> {

@@ -90,6 +90,8 @@ pub(super) struct LocalNews {
     pub(super) reopen_relay: bool,
     /// What this host sends gets no answers.
     pub(super) unanswered: bool,
+    /// The host has slept for this long.
+    pub(super) woke: Option<Duration>,
 }
 
 struct Savers {
@@ -337,9 +339,10 @@ impl Client {
         }
     }
 
-    /// Does what waits while there is no connection. Returns whether the network changed.
+    /// Does what waits while there is no connection. Returns whether all that failed before may succeed now.
     async fn handle_local_news(&mut self) -> Result<bool, Gone> {
-        if self.handle_outbox().network_changed {
+        let news = self.handle_outbox();
+        if news.network_changed || news.woke.is_some() {
             self.backoff.reset();
             return Ok(true);
         }
@@ -350,7 +353,7 @@ impl Client {
     /// A connection that was lost is no news before it cannot be made again.
     fn handle_lost(&mut self, error: &LinkError) -> Next {
         let mut wait = self.backoff.next_wait(backoff::random());
-        if matches!(error, LinkError::Silent) && self.backoff.failures() == 1 {
+        if matches!(error, LinkError::Silent | LinkError::Slept) && self.backoff.failures() == 1 {
             // Time was lost already, and whoever is silent is not overrun by those who come back.
             wait = Duration::ZERO;
             self.ways.hurry();
@@ -413,10 +416,14 @@ impl Client {
 
     /// Does what the outbox asks for and needs no connection, and returns the rest.
     pub(super) fn handle_outbox(&mut self) -> LocalNews {
-        let (network_changed, reopened, worked, unanswered) = self.shared.with_outbox(|outbox| {
-            let changed = outbox.take_network_changed();
-            (changed, outbox.take_reopened(), outbox.take_worked(), outbox.take_unanswered())
-        });
+        let (network_changed, woke) =
+            self.shared.with_outbox(|outbox| (outbox.take_network_changed(), outbox.take_woke()));
+        let (reopened, worked, unanswered) = self
+            .shared
+            .with_outbox(|outbox| (outbox.take_reopened(), outbox.take_worked(), outbox.take_unanswered()));
+        if let Some(away) = woke {
+            self.relays.woke(away);
+        }
         if network_changed {
             self.relays.network_changed();
         }
@@ -437,7 +444,7 @@ impl Client {
         if reopen_relay {
             self.sign_at = Some(Instant::now());
         }
-        LocalNews { network_changed, reopen_relay, unanswered }
+        LocalNews { network_changed, reopen_relay, unanswered, woke }
     }
 
     /// Takes over a new map.

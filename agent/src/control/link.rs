@@ -48,6 +48,9 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(1);
 const URGENT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Without a byte for this long a byte pipe is dead; heartbeats notice it earlier.
 const PIPE_IDLE: Duration = Duration::from_secs(20);
+/// The other side forgets a connection on which it has heard nothing for this long: its idle timeout is 15 s, and what it
+/// has sent meanwhile went unanswered.
+const MEMORY: Duration = Duration::from_secs(20);
 /// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
 const RTT_WEIGHT: u64 = 8;
 /// How long a goodbye may take to leave.
@@ -143,6 +146,9 @@ pub enum LinkError {
     /// The other side did not answer a test in time.
     #[error("the other side does not answer")]
     Silent,
+    /// This host has slept for longer than the other side keeps a connection.
+    #[error("this host has slept")]
+    Slept,
 }
 
 impl Rtt {
@@ -279,6 +285,11 @@ impl Link {
     /// As [`Self::test`], but there is less time than usual.
     pub(super) fn test_urgently(&mut self) -> Result<(), LinkError> {
         self.start_test(URGENT_TIMEOUT)
+    }
+
+    /// The host has slept: as [`Self::test`], unless there is nothing left to be tested.
+    pub(super) fn wake(&mut self, away: Duration) -> Result<(), LinkError> {
+        if away >= MEMORY { Err(LinkError::Slept) } else { self.test() }
     }
 
     fn start_test(&mut self, timeout: Duration) -> Result<(), LinkError> {

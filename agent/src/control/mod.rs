@@ -47,7 +47,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mesh_engine::config::RelayConfig;
@@ -187,6 +187,12 @@ impl ControlHandle {
     /// The host's network changed: the connection is tested, and made again if it does not answer.
     pub fn network_changed(&self) {
         self.shared.update(Outbox::network_changed);
+    }
+
+    /// The host has slept for this long: connections are tested, and made again if they do not answer, or at once if
+    /// nobody has waited for this node for so long.
+    pub fn woke(&self, away: Duration) {
+        self.shared.update(|outbox| outbox.woke(away));
     }
 
     /// Remembers that a peer answered at this address, for a start without a coordinator.

@@ -42,6 +42,8 @@ pub(super) struct Outbox {
     reopen: BTreeSet<RelayId>,
     network_changed: bool,
     unanswered: bool,
+    /// For how long the host was away.
+    woke: Option<Duration>,
     worked: BTreeMap<NodeId, SocketAddr>,
 }
 
@@ -119,6 +121,11 @@ impl Outbox {
         self.unanswered = true;
     }
 
+    /// Says that the host has slept.
+    pub(super) fn woke(&mut self, away: Duration) {
+        self.woke = Some(self.woke.unwrap_or_default() + away);
+    }
+
     /// Says where a peer answered.
     pub(super) fn path_worked(&mut self, peer: NodeId, address: SocketAddr) {
         if self.worked.len() < MAX_WORKED || self.worked.contains_key(&peer) {
@@ -171,6 +178,11 @@ impl Outbox {
     /// Takes whether what this host sends gets no answers.
     pub(super) fn take_unanswered(&mut self) -> bool {
         mem::take(&mut self.unanswered)
+    }
+
+    /// Takes for how long the host has slept.
+    pub(super) fn take_woke(&mut self) -> Option<Duration> {
+        self.woke.take()
     }
 
     /// Takes where peers answered.

@@ -77,6 +77,18 @@ enum Order {
     Reopen,
     NetworkChanged,
     Unanswered,
+    /// The host has slept for this long.
+    Woke(Duration),
+}
+
+impl Order {
+    /// Whether all that has failed may succeed now.
+    fn is_new_chance(self) -> bool {
+        match self {
+            Self::NetworkChanged | Self::Woke(_) => true,
+            Self::Reopen | Self::Unanswered => false,
+        }
+    }
 }
 
 /// One task.
@@ -153,6 +165,11 @@ impl Relays {
         self.running.values().for_each(|running| running.order(Order::NetworkChanged));
     }
 
+    /// Tests every connection, or makes it again: the host has slept for this long.
+    pub(super) fn woke(&self, away: Duration) {
+        self.running.values().for_each(|running| running.order(Order::Woke(away)));
+    }
+
     /// Tests every connection over UDP: nothing is answered.
     pub(super) fn unanswered(&self) {
         self.running.values().for_each(|running| running.order(Order::Unanswered));
@@ -218,7 +235,7 @@ impl Client {
         tokio::select! {
             biased;
             order = self.orders.recv() => {
-                if order.ok_or(Gone)? == Order::NetworkChanged {
+                if order.ok_or(Gone)?.is_new_chance() {
                     self.backoff.reset();
                 }
             }
@@ -236,7 +253,7 @@ impl Client {
             let reached = loop {
                 tokio::select! {
                     biased;
-                    order = self.orders.recv() => if order.ok_or(Gone)? == Order::NetworkChanged {
+                    order = self.orders.recv() => if order.ok_or(Gone)?.is_new_chance() {
                         break None;
                     },
                     reached = &mut race => break Some(reached),
@@ -351,7 +368,7 @@ impl Client {
             return Ok(End::Moved(Box::new(Moved { dialed, channel, old: link })));
         }
         let mut wait = self.handle_failure(&error);
-        if matches!(error, LinkError::Silent) && self.backoff.failures() == 1 {
+        if matches!(error, LinkError::Silent | LinkError::Slept) && self.backoff.failures() == 1 {
             // Time was lost already, and UDP may be what is lost.
             wait = Duration::ZERO;
             self.ways.hurry();
@@ -415,5 +432,6 @@ fn handle_order(order: Order, link: &mut Link) -> Result<(), LinkError> {
         }
         Order::Unanswered if link.is_pipe() => Ok(()),
         Order::Unanswered => link.test_urgently(),
+        Order::Woke(away) => link.wake(away),
     }
 }

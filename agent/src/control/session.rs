@@ -206,6 +206,10 @@ impl Session<'_> {
                 self.upgrade.restart(self.client.try_quic());
             }
         }
+        if let Some(away) = local.woke {
+            debug!(?away, "this host has slept: the connection is tested");
+            self.link.wake(away)?;
+        }
         if local.unanswered && !self.link.is_pipe() {
             debug!("nothing is answered: the connection is tested");
             self.link.test_urgently()?;

@@ -59,23 +59,25 @@ impl Engine {
             Command::Ping { peer, token } => {
                 self.with_peer(peer, now, |peer, local| peer.ping(token, local, now));
             }
-            Command::Resume(peers) => {
-                for id in peers {
-                    self.with_peer(id, now, |peer, local| peer.resume(local, now));
-                }
-            }
-            Command::NetworkChanged => {
-                if self.local.sharing.is_home() {
-                    self.begin_anew(now);
-                }
-                self.with_all_peers(now, |peer, local| peer.on_network_changed(local, now));
-                // Those that this node relays for have to find it again.
-                for id in self.local.lending.lender.clients() {
-                    self.with_peer(id, now, |peer, local| peer.look_for(local, now));
-                }
+            Command::NetworkChanged => self.doubt_everything(now),
+            Command::Woke { unseen } => {
+                self.doubt_everything(now);
+                self.with_all_peers(now, |peer, local| peer.on_woke(unseen, local, now));
             }
         }
         self.settle(now);
+    }
+
+    /// Looks for everything as if nothing were known of where it is.
+    fn doubt_everything(&mut self, now: Instant) {
+        if self.local.sharing.is_home() {
+            self.begin_anew(now);
+        }
+        self.with_all_peers(now, |peer, local| peer.on_network_changed(local, now));
+        // Those that this node relays for have to find it again.
+        for id in self.local.lending.lender.clients() {
+            self.with_peer(id, now, |peer, local| peer.look_for(local, now));
+        }
     }
 
     /// Asks observers and binds relays as if nothing were known of the network.

@@ -7,7 +7,7 @@ use crate::{
     drops::DropReason,
     event::PathAddress,
     local::Local,
-    session::{Due, Handshake, Initiation, Session},
+    session::{Due, Handshake, Initiation, REJECT_AFTER_TIME, Session},
 };
 
 /// How long a peer may probe this node without a session between them: longer than the handshake that comes with the
@@ -31,10 +31,18 @@ impl Peer {
         }
     }
 
-    /// Makes a session with a peer with whom this node had one before it was started again.
-    pub(crate) fn resume(&mut self, local: &mut Local, now: Instant) {
-        self.note_traffic(local, now);
-        self.ensure_session(local, now);
+    /// The host has slept for as long as the engine's clock has not seen: keys whose time is over are dropped, and made
+    /// anew at once where there was traffic.
+    pub(crate) fn on_woke(&mut self, unseen: Duration, local: &mut Local, now: Instant) {
+        let is_over =
+            |session: &Session| session.age(now).is_none_or(|age| age + unseen >= REJECT_AFTER_TIME);
+        if !self.session.as_ref().is_some_and(|session| is_over(session)) {
+            return;
+        }
+        self.session = None;
+        if self.is_active(now) {
+            self.ensure_session(local, now);
+        }
     }
 
     /// Makes sure that a session is there or being made.

@@ -24,7 +24,6 @@ use mesh_proto::{
 mod data;
 mod handshake;
 mod lending;
-mod passing;
 mod probing;
 mod punching;
 
@@ -37,7 +36,6 @@ use crate::{
     drops::{DropCounters, DropReason},
     event::{Event, WakeupReason},
     local::Local,
-    pass::Passed,
     path::{Health, Path, PathSet},
     queue::Queue,
     session::{REJECT_AFTER_TIME, Session, Timestamp},
@@ -70,7 +68,6 @@ pub(crate) struct Peer {
     news_at: Option<Instant>,
     last_called: Option<Instant>,
     punched: Punched,
-    passed: Passed,
     /// There is no traffic: the peer is only looked for.
     sought: bool,
     /// The last initiation could not be sent anywhere.
@@ -122,7 +119,6 @@ impl Peer {
             news_at: None,
             last_called: None,
             punched: Punched::default(),
-            passed: Passed::default(),
             sought: false,
             unsent: false,
             pings: Vec::new(),
@@ -208,8 +204,7 @@ impl Peer {
     }
 
     fn paths_timeout(&self, now: Instant) -> Option<Instant> {
-        let others = [self.news_at, self.punch_timeout(), self.passed.poll_timeout()];
-        self.paths.poll_timeout(now).into_iter().chain(others.into_iter().flatten()).min()
+        self.paths.poll_timeout(now).into_iter().chain(self.news_at).chain(self.punch_timeout()).min()
     }
 
     /// Shows the peer as it is.

@@ -133,6 +133,11 @@ impl Session {
         self.current.is_some_and(|keypair| now.duration_since(keypair.at) < REJECT_AFTER_TIME)
     }
 
+    /// Returns how old the keys are that data is sealed with; `None` without any.
+    pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
+        self.current.map(|keypair| now.saturating_duration_since(keypair.at))
+    }
+
     /// Whether an initiation waits for its answer.
     pub(crate) fn is_attempting(&self) -> bool {
         self.timers.is_attempting()
