@@ -7,9 +7,9 @@
 
 use std::{
     fmt,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,12 @@ use crate::store::sqlite;
 
 /// Name of the key file in the state directory.
 const FILE_NAME: &str = "coordinator.key";
+
+/// Mode of the state directory when it is made here.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Mode of the key file.
+const FILE_MODE: u32 = 0o600;
 
 /// Permission bits that the key file must not have.
 const OTHERS: u32 = 0o077;
@@ -131,11 +137,8 @@ pub fn path(state_dir: &Path) -> PathBuf {
 /// When the system refuses.
 pub fn replace(state_dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
     let path = path(state_dir);
-    let replaced = draft(state_dir, &path, &identity.pkcs8).and_then(|draft| {
-        fs::rename(&draft, &path)?;
-        File::open(state_dir)?.sync_all()
-    });
-    replaced.map_err(|cause| IdentityError::Io { path, cause })
+    mesh_durable::replace(&path, FILE_MODE, &identity.pkcs8)
+        .map_err(|cause| IdentityError::Io { path, cause })
 }
 
 fn load(path: &Path, file: File) -> Result<Identity, IdentityError> {
@@ -150,7 +153,7 @@ fn load(path: &Path, file: File) -> Result<Identity, IdentityError> {
     Identity::from_pkcs8(pkcs8).ok_or_else(|| IdentityError::Damaged { path: path.to_owned() })
 }
 
-/// Makes a key: written to a temporary file, synced, and linked, so that it is whole or not there.
+/// Makes a key, and the state directory with it; both are whole or not there.
 fn create(state_dir: &Path, path: PathBuf) -> Result<Identity, IdentityError> {
     let database = sqlite::path(state_dir);
     if database.exists() {
@@ -158,35 +161,15 @@ fn create(state_dir: &Path, path: PathBuf) -> Result<Identity, IdentityError> {
     }
     let mut pkcs8 = Zeroizing::new([&PKCS8_PREFIX[..], &[0; SEED_LEN]].concat());
     getrandom::fill(&mut pkcs8[PKCS8_PREFIX.len()..]).map_err(IdentityError::Randomness)?;
-    write(state_dir, &path, &pkcs8).map_err(|cause| IdentityError::Io { path: path.clone(), cause })?;
+    mesh_durable::make_directories(state_dir, DIRECTORY_MODE)
+        .and_then(|_| mesh_durable::create(&path, FILE_MODE, &pkcs8))
+        .map_err(|cause| IdentityError::Io { path: path.clone(), cause })?;
     Identity::from_pkcs8(pkcs8).ok_or(IdentityError::Damaged { path })
-}
-
-fn write(state_dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = draft(state_dir, path, content)?;
-    // A link, unlike a rename, never replaces a key that another process has made meanwhile.
-    fs::hard_link(&draft, path)?;
-    fs::remove_file(&draft)?;
-    File::open(state_dir)?.sync_all()
-}
-
-/// Writes a key to a file beside the one that it is for.
-fn draft(state_dir: &Path, path: &Path, content: &[u8]) -> io::Result<PathBuf> {
-    DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
-    let draft = path.with_extension("key.new");
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    Ok(draft)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 

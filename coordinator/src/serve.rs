@@ -30,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{AdminInfo, AdminServer},
+    backup,
     control::{ControlServer, ControlStats, Coordinator, Door, Hub, Ports, server_config},
     dyndns::{self, DynDnsOptions},
     front::{
@@ -113,6 +114,7 @@ impl Server {
     /// # Errors
     /// When the state or a port cannot be used; the error says what to do.
     pub async fn start(options: ServeOptions) -> anyhow::Result<Self> {
+        backup::resume(&options.state_dir).context("an interrupted restore cannot be ended")?;
         let identity =
             Identity::load_or_create(&options.state_dir).context("cannot use the coordinator's key")?;
         let coordinators = options.mesh.coordinators.clone();

@@ -8,13 +8,7 @@
 //! {"created":"…","identity":"…","revision":17,"entries":[{"key":"meta/mesh","value":"…",…},…]}
 //! ```
 
-use std::{
-    fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fmt, io, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
@@ -29,7 +23,7 @@ use crate::{
 
 mod restore;
 
-pub use self::restore::{RestoreError, Restored, restore};
+pub use self::restore::{RestoreError, Restored, restore, resume};
 
 /// Begins the first line; the number is the format's.
 const MAGIC: &str = "mesh-coordinator-backup 1 ";
@@ -141,20 +135,7 @@ impl fmt::Debug for Backup {
 /// # Errors
 /// When the system refuses.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
-    let mut draft = name.to_owned();
-    draft.push(".new");
-    let draft = path.with_file_name(draft);
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    mesh_durable::replace(path, MODE, bytes)
 }
 
 #[cfg(test)]
@@ -194,18 +175,5 @@ mod tests {
             damaged[index] ^= 1;
             assert!(Backup::decode(&damaged).is_err(), "bit at {index}");
         }
-    }
-
-    #[test]
-    fn a_file_is_private_and_replaced_as_a_whole() {
-        use std::os::unix::fs::MetadataExt;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mesh.backup");
-        write(&path, b"old").unwrap();
-        write(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
-        assert!(write(&dir.path().join("missing/mesh.backup"), b"x").is_err());
     }
 }

@@ -4,16 +4,21 @@
 //! therefore gets a new epoch, and agents, which refuse a map that goes back within one, take it over.
 //!
 //! ```text
-//! lock the directory         a running coordinator is in the way
-//! keep what is there         key and database, in a folder beside them
-//! put the key                replaced as a whole
-//! put the database           complete under another name, then renamed
+//! lock the directory           a running coordinator is in the way
+//! fill restoring.new/          with the key and the database; an empty folder for what they replace; all synced
+//! rename it to restoring/      from here on the restore has happened: what follows is done again until it is done
+//! move the old state into it   key, database, and the log that belongs to that database alone
+//! move the new state out of it
+//! keep the old state           as before-restore-<time>
 //! ```
 //!
-//! After a crash anywhere in between the same command does it again; nothing of the old state is lost.
+//! A crash before the rename leaves the old state, untouched, and one after it the new one: whoever starts a coordinator
+//! calls [`resume`] first.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -23,8 +28,23 @@ use super::Backup;
 use crate::{
     identity::{self, IdentityError},
     registry::{self, RegistryError},
-    store::{StoreError, sqlite::Offline},
+    store::{
+        StoreError,
+        sqlite::{self, Offline},
+    },
 };
+
+/// The folder of a restore that has not happened yet.
+const DRAFT: &str = "restoring.new";
+
+/// The folder of one that has happened, and is being put in its place.
+const READY: &str = "restoring";
+
+/// In it, what was there before.
+const BEFORE: &str = "before";
+
+/// Mode of the folders: they hold keys.
+const MODE: u32 = 0o700;
 
 /// What a restore has done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,12 +67,12 @@ pub enum RestoreError {
     /// What the backup holds.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// What was there before cannot be kept.
-    #[error("{}: the state that is there cannot be kept: {cause}", path.display())]
-    Keep {
-        /// Where it should be kept.
+    /// The files cannot be exchanged.
+    #[error("{}: the restore did not end: {cause}; what was there before is still there", path.display())]
+    Io {
+        /// Where the restored state is.
         path: PathBuf,
-        /// Why not.
+        /// Why.
         cause: io::Error,
     },
 }
@@ -62,35 +82,124 @@ pub enum RestoreError {
 /// # Errors
 /// When a coordinator runs there, or the system refuses.
 pub fn restore(state_dir: &Path, backup: Backup, now: OffsetDateTime) -> Result<Restored, RestoreError> {
-    let offline = Offline::claim(state_dir)?;
+    let _offline = Offline::claim(state_dir)?;
     let (snapshot, epoch) = registry::begin_epoch(backup.snapshot, now)?;
-    let mut present = offline.files();
-    present.extend(Some(identity::path(state_dir)).filter(|key| key.exists()));
-    let kept = match &present[..] {
-        [] => None,
-        present => {
-            let folder = state_dir.join(format!("before-restore-{}", now.unix_timestamp()));
-            keep(&folder, present).map_err(|cause| RestoreError::Keep { path: folder.clone(), cause })?;
-            Some(folder)
-        }
-    };
-    identity::replace(state_dir, &backup.identity)?;
-    offline.replace(&snapshot)?;
-    Ok(Restored { epoch, kept })
+    // One that was interrupted comes first: its result is what is replaced.
+    finish(state_dir, now)?;
+    let draft = state_dir.join(DRAFT);
+    let made =
+        discard(&draft).and_then(|()| make_folder(&draft)).and_then(|()| make_folder(&draft.join(BEFORE)));
+    made.map_err(io_error(&draft))?;
+    identity::replace(&draft, &backup.identity)?;
+    sqlite::import(&draft, &snapshot)?;
+    fs::rename(&draft, state_dir.join(READY))
+        .and_then(|()| mesh_durable::sync_directory(state_dir))
+        .map_err(io_error(&draft))?;
+    Ok(Restored { epoch, kept: finish(state_dir, now)? })
 }
 
-/// Gives the files a second name in a folder. Names that are there are of an attempt in the same second.
-fn keep(folder: &Path, files: &[PathBuf]) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    for file in files {
-        let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        match fs::hard_link(file, folder.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+/// Ends a restore that was interrupted after it had happened, and forgets one that was interrupted before.
+///
+/// # Errors
+/// When a coordinator runs there, or the system refuses.
+pub fn resume(state_dir: &Path) -> Result<(), RestoreError> {
+    let (draft, ready) = (state_dir.join(DRAFT), state_dir.join(READY));
+    if draft.exists() || ready.exists() {
+        let _offline = Offline::claim(state_dir)?;
+        discard(&draft).map_err(io_error(&draft))?;
+        finish(state_dir, OffsetDateTime::now_utc())?;
     }
-    fs::File::open(folder)?.sync_all()
+    Ok(())
+}
+
+/// Puts a restored state in its place, and returns where the old one is kept. It may be called again after each step.
+fn finish(state_dir: &Path, now: OffsetDateTime) -> Result<Option<PathBuf>, RestoreError> {
+    let ready = state_dir.join(READY);
+    if !ready.exists() {
+        return Ok(None);
+    }
+    swap(state_dir, &ready).map_err(io_error(&ready))?;
+    let kept = keep(state_dir, &ready.join(BEFORE), now).map_err(io_error(&ready))?;
+    discard(&ready).and_then(|()| mesh_durable::sync_directory(state_dir)).map_err(io_error(&ready))?;
+    Ok(kept)
+}
+
+/// Exchanges the files. A file of the new state that is still here says that the one in its place is of the old state.
+fn swap(state_dir: &Path, ready: &Path) -> io::Result<()> {
+    let before = ready.join(BEFORE);
+    if !before.exists() {
+        // It has got its name: nothing is left to be exchanged.
+        return Ok(());
+    }
+    let [database, beside @ ..] = sqlite::file_names();
+    let mut old = Vec::new();
+    if ready.join(&database).exists() {
+        // A log is its database's: the new one must never find it.
+        old.push(database.clone());
+        old.extend(beside);
+    }
+    let key = identity::path(Path::new("")).display().to_string();
+    if ready.join(&key).exists() {
+        old.push(key.clone());
+    }
+    for name in old {
+        move_if_present(&state_dir.join(&name), &before.join(&name))?;
+    }
+    sync_all([&before, state_dir])?;
+    for name in [key, database] {
+        move_if_present(&ready.join(&name), &state_dir.join(&name))?;
+    }
+    sync_all([state_dir, ready])
+}
+
+/// Gives the old state a name of its own, if there was one.
+fn keep(state_dir: &Path, before: &Path, now: OffsetDateTime) -> io::Result<Option<PathBuf>> {
+    let empty = match fs::read_dir(before) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error),
+    };
+    if empty {
+        return Ok(None);
+    }
+    let seconds = now.unix_timestamp();
+    let names = (0..).map(|attempt| match attempt {
+        0 => format!("before-restore-{seconds}"),
+        attempt => format!("before-restore-{seconds}-{attempt}"),
+    });
+    let free = names.map(|name| state_dir.join(name)).find(|path| !path.exists());
+    let kept = free.expect("some number was not used yet");
+    fs::rename(before, &kept)?;
+    sync_all([state_dir])?;
+    Ok(Some(kept))
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(MODE).create(path)?;
+    mesh_durable::sync_directory(mesh_durable::folder_of(path))
+}
+
+fn discard(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn move_if_present(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn sync_all<const N: usize>(folders: [&Path; N]) -> io::Result<()> {
+    folders.into_iter().try_for_each(mesh_durable::sync_directory)
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
+    let path = path.to_owned();
+    move |cause| RestoreError::Io { path, cause }
 }
 
 #[cfg(test)]

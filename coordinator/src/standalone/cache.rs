@@ -1,16 +1,16 @@
 //! The relay's map on disk.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use mesh_proto::netmap::NetworkMap;
 
 const FILE_NAME: &str = "relay-map.json";
-const TEMPORARY_NAME: &str = "relay-map.json.new";
+
+/// The map names every node.
+const MODE: u32 = 0o600;
 
 /// Where the map is kept.
 #[derive(Debug, Clone)]
@@ -59,22 +59,12 @@ impl MapCache {
 
     /// Writes the map so that a crash leaves the old one or the new one.
     pub(super) fn save(&self, map: &NetworkMap) -> io::Result<()> {
-        let temporary = self.folder.join(TEMPORARY_NAME);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&temporary)?;
-        file.write_all(&serde_json::to_vec(map)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.folder.join(FILE_NAME))?;
-        File::open(&self.folder)?.sync_all()
+        mesh_durable::replace(&self.folder.join(FILE_NAME), MODE, &serde_json::to_vec(map)?)
     }
 
     /// Removes the map.
     pub(super) fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(self.folder.join(FILE_NAME)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        mesh_durable::remove(&self.folder.join(FILE_NAME))
     }
 }
 

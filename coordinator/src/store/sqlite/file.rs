@@ -6,10 +6,10 @@
 //! directory keeps a second coordinator out; the kernel drops it when the process dies.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read},
     ops::Range,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -70,32 +70,23 @@ pub(super) fn open(state_dir: &Path) -> Result<(Connection, File), StoreError> {
 
 /// Makes the state directory if need be and returns its lock.
 pub(super) fn claim(state_dir: &Path) -> Result<File, StoreError> {
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(state_dir).map_err(io_error(state_dir))?;
+    mesh_durable::make_directories(state_dir, DIRECTORY_MODE).map_err(io_error(state_dir))?;
     lock(state_dir)
 }
 
-/// Returns the files that hold the database of a state directory, as far as they are there.
-pub(super) fn present(state_dir: &Path) -> Vec<PathBuf> {
-    let path = state_dir.join(FILE_NAME);
-    ["", "-wal", "-journal"]
-        .map(|suffix| beside(&path, suffix))
-        .into_iter()
-        .filter(|path| path.exists())
-        .collect()
+/// Returns the names of the files that may hold a database: itself, and what SQLite keeps beside it.
+pub(super) fn names() -> [String; 4] {
+    ["", "-wal", "-shm", "-journal"].map(|suffix| format!("{FILE_NAME}{suffix}"))
 }
 
-/// Replaces the database by a new one that `fill` fills. The caller has the lock, and keeps the old one elsewhere.
-pub(super) fn replace(
-    state_dir: &Path,
+/// Makes a new database that `fill` fills, in a directory without one.
+pub(super) fn make(
+    directory: &Path,
     fill: impl FnOnce(&mut Connection) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let path = state_dir.join(FILE_NAME);
+    let path = directory.join(FILE_NAME);
     let draft = draft(&path, fill)?;
-    // A log is its database's: the new one must never find it.
-    for leftover in ["-wal", "-shm", "-journal"] {
-        remove_if_present(&beside(&path, leftover))?;
-    }
-    publish(state_dir, &draft, &path)
+    publish(directory, &draft, &path)
 }
 
 /// Says what a failure of SQLite means for the file.
@@ -136,8 +127,7 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
     if let Some(orphan) = orphans.into_iter().find(|orphan| orphan.exists()) {
         return Err(damaged(path, format!("it is missing although {} is there", orphan.display())));
     }
-    let draft = draft(path, |_| Ok(()))?;
-    publish(state_dir, &draft, path)
+    make(state_dir, |_| Ok(()))
 }
 
 /// Makes a complete database under a temporary name.
@@ -163,7 +153,7 @@ fn draft(
 /// Gives a database its name.
 fn publish(state_dir: &Path, draft: &Path, path: &Path) -> Result<(), StoreError> {
     fs::rename(draft, path).map_err(io_error(path))?;
-    File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(io_error(state_dir))
+    mesh_durable::sync_directory(state_dir).map_err(io_error(state_dir))
 }
 
 /// Sets whether closing leaves the log as it is, instead of moving what it holds into the database and removing it:

@@ -85,9 +85,8 @@ impl SqliteStore {
     }
 }
 
-/// A state directory that no coordinator runs in as long as this exists.
+/// Keeps coordinators out of a state directory as long as it exists.
 pub struct Offline {
-    state_dir: PathBuf,
     _lock: File,
 }
 
@@ -97,22 +96,22 @@ impl Offline {
     /// # Errors
     /// When a coordinator runs there, or the system refuses.
     pub fn claim(state_dir: &Path) -> Result<Self, StoreError> {
-        Ok(Self { state_dir: state_dir.to_owned(), _lock: file::claim(state_dir)? })
+        Ok(Self { _lock: file::claim(state_dir)? })
     }
+}
 
-    /// Returns the files of the database that is there.
-    #[must_use]
-    pub fn files(&self) -> Vec<PathBuf> {
-        file::present(&self.state_dir)
-    }
+/// Returns the names of the files that may hold a database: itself, and what SQLite keeps beside it.
+#[must_use]
+pub fn file_names() -> [String; 4] {
+    file::names()
+}
 
-    /// Replaces the database by one that holds a snapshot.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn replace(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        file::replace(&self.state_dir, |connection| database::import(connection, snapshot))
-    }
+/// Makes a database of a snapshot, in a directory without one.
+///
+/// # Errors
+/// When the system refuses.
+pub fn import(directory: &Path, snapshot: &Snapshot) -> Result<(), StoreError> {
+    file::make(directory, |connection| database::import(connection, snapshot))
 }
 
 impl Store for SqliteStore {
