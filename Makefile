@@ -8,7 +8,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
 	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential
 
-.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -86,6 +86,10 @@ bench-roam: bins
 ## bench-shards: one engine and two in an agent that talks to four peers at once
 bench-shards: bins
 	$(CARGO) bench --locked -p mesh-benches --bench shards
+
+## bench-storm: a thousand agents come back after their coordinator was killed: time and CPU
+bench-storm: setup
+	$(CARGO) bench --locked -p mesh-coordinator --bench storm
 
 ## bench-wire: the data plane beside wireguard-go, boringtun-cli and nebula; ROUNDS=5 SECONDS=3
 bench-wire: bins

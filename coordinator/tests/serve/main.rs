@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod control;
+mod returning;
 mod rig;
 mod standalone;
+mod storm;
 mod stream;
 mod udp;

@@ -71,6 +71,14 @@ impl Rig {
         Self { server, state: self.state }
     }
 
+    /// Stops the coordinator and starts it again with the same state, on a port of its own: clients that do not listen
+    /// keep the old one busy.
+    pub(crate) async fn restart_elsewhere(self) -> Self {
+        self.server.stop().await;
+        let server = start_server(&self.state, "127.0.0.1:0").await;
+        Self { server, state: self.state }
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.server.udp_addr()
     }
@@ -201,7 +209,12 @@ impl Client {
     }
 
     pub(crate) async fn say(&mut self, message: &ClientMessage) {
-        self.send.write_all(&frame::encode(message).unwrap()).await.unwrap();
+        self.try_say(message).await.expect("the connection ended");
+    }
+
+    /// Says something; `None` if the connection has ended.
+    pub(crate) async fn try_say(&mut self, message: &ClientMessage) -> Option<()> {
+        self.send.write_all(&frame::encode(message).unwrap()).await.ok()
     }
 
     /// Waits for the next message.
