@@ -42,6 +42,9 @@ pub(crate) const ACTIVE_INTERVAL: (Duration, Duration) = (Duration::from_secs(20
 /// While none is, the relay's Binds keep the mapping; this only notices a new NAT that nobody told of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(300);
 
+/// Least time between two rounds, however often peers see this node somewhere else.
+const ROUND_GAP: Duration = Duration::from_secs(2);
+
 /// The state of address discovery.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NetCheck {
@@ -55,6 +58,7 @@ pub(crate) struct NetCheck {
     /// Whether something was seen that other shards do not know yet.
     news: bool,
     next_round: Option<Instant>,
+    last_round: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -162,6 +166,11 @@ impl NetCheck {
             // The mapping has moved: what peers saw, and nobody asks them for again, is as old.
             self.observations.retain(|_, seen| seen.observer == Observer::Dedicated);
         }
+        if observer != Observer::Dedicated && before.is_some_and(|before| before.mapped != mapped) {
+            // The same peer sees this node elsewhere: perhaps the whole NAT has moved, and nobody tells.
+            let soon = self.last_round.map_or(now, |last| now.max(last + ROUND_GAP));
+            self.next_round = Some(self.next_round.map_or(soon, |at| at.min(soon)));
+        }
         while self.observations.len() > MAX_OBSERVATIONS {
             let observers = &self.observers;
             let expendable = self.observations.iter().filter(|(address, _)| !observers.contains_key(address));
@@ -244,7 +253,9 @@ impl NetCheck {
             }
             let Some(wait) = RETRY_WAITS.get(query.sent) else {
                 query.next = None;
-                self.news |= !std::mem::replace(&mut query.silent, true);
+                let is_new = !std::mem::replace(&mut query.silent, true);
+                self.news |= is_new;
+                self.changed |= is_new;
                 continue;
             };
             if query.sent == 0 {
@@ -272,11 +283,12 @@ impl NetCheck {
             let observers = self.observations.iter().filter(|(_, other)| other.mapped == mapped);
             observers.map(|(observer, _)| observer.ip()).collect::<BTreeSet<_>>().len()
         };
+        let is_seen = self.is_seen_from_outside();
         let mut seen: Vec<_> = self
             .observations
             .values()
             .map(|seen| (seen.observer != Observer::Dedicated, agreeing(seen.mapped), seen.mapped))
-            .filter(|(by_peer, agreeing, _)| !by_peer || *agreeing > 1)
+            .filter(|(by_peer, agreeing, _)| !by_peer || !is_seen || *agreeing > 1)
             .collect();
         // In an order that does not change with every answer; what is asked for regularly comes first.
         seen.sort_by_key(|(by_peer, agreeing, mapped)| (*by_peer, std::cmp::Reverse(*agreeing), *mapped));
@@ -300,6 +312,16 @@ impl NetCheck {
         candidates.sort_by_key(|candidate| (candidate.kind, candidate.address));
         candidates.truncate(MAX_CANDIDATES);
         candidates
+    }
+
+    /// Whether a server that answers sees this node where its NAT puts it. Otherwise, as beside a coordinator whose other
+    /// relays are dead, what a single peer sees is all there is, and better than what was seen once.
+    fn is_seen_from_outside(&self) -> bool {
+        let is_own = |mapped| self.local.iter().any(|own| own.address == mapped);
+        self.observations.iter().any(|(from, seen)| {
+            let is_silent = self.observers.get(from).is_some_and(|query| query.silent);
+            seen.observer == Observer::Dedicated && !is_silent && !is_own(seen.mapped)
+        })
     }
 
     /// Where this node is reached if its router forwards its port to it: behind a NAT that gives every destination another
@@ -384,6 +406,7 @@ impl NetCheck {
 
     fn start_round(&mut self, now: Instant) {
         self.next_round = None;
+        self.last_round = Some(now);
         for query in self.observers.values_mut() {
             *query = Query { next: Some(now), silent: query.silent, ..Query::default() };
         }
@@ -444,6 +467,57 @@ mod tests {
         check.on_observed(Observer::Peer, address("192.0.2.3:1"), mapped, Instant::now());
         assert_eq!(check.mapping(), Mapping::Eim);
         assert!(check.candidates().iter().any(|candidate| candidate.address == mapped));
+    }
+
+    #[test]
+    fn a_single_peer_is_believed_only_while_no_server_sees_this_node_from_outside() {
+        let now = Instant::now();
+        let mut rng = ChaCha8Rng::from_seed([1; 32]);
+        let (server, peer) = (address("192.0.2.1:1"), address("192.0.2.7:1"));
+        let (before, after) = (address("203.0.113.1:5"), address("203.0.113.2:5"));
+        let mut check = NetCheck::default();
+        // One server stands beside this node, as the coordinator on the same host does.
+        check.set_observers(&[server, address("10.0.0.9:1")], now);
+        check.on_observed(Observer::Dedicated, address("10.0.0.9:1"), address("10.0.0.5:51820"), now);
+        check.set_local(vec![Candidate { address: address("10.0.0.5:51820"), kind: CandidateKind::Host }]);
+        check.on_observed(Observer::Dedicated, server, before, now);
+        check.on_observed(Observer::Peer, peer, before, now);
+        let sees = |check: &NetCheck, mapped| check.candidates().iter().any(|own| own.address == mapped);
+        check.handle_timeout(now, true, &mut rng, |_, _| ());
+        check.start_round(now);
+
+        let moved = now + Duration::from_secs(5);
+        check.on_observed(Observer::Peer, peer, after, moved);
+        assert!(!sees(&check, after), "the server has not been asked yet");
+        assert_eq!(check.poll_timeout(), Some(now), "the round that runs goes on");
+        let mut at = moved;
+        for _ in 0..=RETRY_WAITS.len() {
+            check.handle_timeout(at, true, &mut rng, |_, _| ());
+            check.take_changed();
+            at += RETRY_WAITS[RETRY_WAITS.len() - 1];
+        }
+        assert!(sees(&check, after), "no server answers, and a peer has seen it");
+        check.on_observed(Observer::Dedicated, server, before, at);
+        let answers = check.observers.get_mut(&server).unwrap();
+        answers.silent = false;
+        assert!(!sees(&check, after), "the server knows better");
+    }
+
+    #[test]
+    fn servers_are_asked_at_once_but_not_for_ever_when_a_peer_sees_another_address() {
+        let start = Instant::now();
+        let mut rng = ChaCha8Rng::from_seed([1; 32]);
+        let mut check = NetCheck::default();
+        check.set_observers(&[address("192.0.2.1:1")], start);
+        let mut sent = 0;
+        // A peer that sees another port ten times a second makes no storm.
+        for number in 0..600_u16 {
+            let now = start + Duration::from_millis(100) * u32::from(number);
+            let mapped = SocketAddr::new(address("203.0.113.1:0").ip(), 1000 + number);
+            check.on_observed(Observer::Peer, address("192.0.2.7:1"), mapped, now);
+            check.handle_timeout(now, true, &mut rng, |_, _| sent += 1);
+        }
+        assert!((60..=31 * RETRY_WAITS.len()).contains(&sent), "{sent} requests in a minute");
     }
 
     #[test]

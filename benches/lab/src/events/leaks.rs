@@ -20,8 +20,9 @@ const RSS_KIB: u64 = 24 * 1024;
 const FILES: u64 = 8;
 /// Bytes in a state directory: a write-ahead log that waits for its checkpoint.
 const BYTES: u64 = 8 * 1024 * 1024;
-/// Connections that a NAT tracks at most: those of some hundred sockets of a hard pair to each of some peers, for as long as a mapping lives.
-const CONNTRACK: u64 = 8192;
+/// Connections that a NAT tracks at most: within the life of a mapping, two attempts of 4,096 probes with each of four
+/// peers.
+const CONNTRACK: u64 = 2 * 4 * 4096;
 
 /// What is used at a moment.
 #[derive(Debug, Clone, Default)]
