@@ -22,6 +22,9 @@ const COLD: Duration = Duration::from_secs(2);
 /// After the coordinator's name leads elsewhere: ten seconds, and the record's TTL in the lab.
 const NAME: Duration = Duration::from_secs(12);
 
+/// So many events after a server was started, everyone has found it again.
+const KNOWN_AGAIN: u32 = 12;
+
 /// Within this time paths are what the model says, whatever has happened.
 pub(super) const SETTLED: Duration = Duration::from_secs(15);
 /// And where UDP came back: it is tried once a minute.
@@ -58,6 +61,8 @@ pub struct Model {
     blocked: BTreeSet<&'static str>,
     coordinator: Life,
     relay: Life,
+    /// Events since a server was started.
+    since_start: u32,
 }
 
 impl Model {
@@ -82,6 +87,7 @@ impl Model {
             blocked: BTreeSet::new(),
             coordinator: Life::Up,
             relay: Life::Up,
+            since_start: KNOWN_AGAIN,
         }
     }
 
@@ -121,8 +127,19 @@ impl Model {
         self.relay
     }
 
+    /// Whether everyone has had the time to find a server that came back: attempts are up to half a minute apart. Until then
+    /// the other one may be the only relay that some node knows to be there.
+    #[must_use]
+    pub fn servers_are_known(&self) -> bool {
+        self.since_start >= KNOWN_AGAIN
+    }
+
     /// Takes note of an event.
     pub fn apply(&mut self, event: &Event) {
+        self.since_start = match event {
+            Event::StartCoordinator | Event::StartRelay => 0,
+            _others => self.since_start.saturating_add(1),
+        };
         match *event {
             Event::Roam { node, to, .. } => drop(self.places.insert(node, to)),
             Event::Block { site } => {

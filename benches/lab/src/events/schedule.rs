@@ -110,10 +110,10 @@ impl Schedule {
     fn draw_kind(&mut self, model: &Model, nothing_is_open: bool) -> Draw {
         let if_any = |is_possible: bool, weight: u64| if is_possible { weight } else { 0 };
         let may_block = model.blocked().len() < MOST_BLOCKED && !nothing_is_open;
-        // A server that is away comes back sooner than another one goes.
+        // A server that is away comes back sooner than another one goes, and none goes while the other one is new.
         let server = |own: Life, other: Life| match (own, other) {
-            (Life::Up, Life::Up) => 6,
-            (Life::Up, Life::Down) => 0,
+            (Life::Up, Life::Up) if model.servers_are_known() => 8,
+            (Life::Up, Life::Up | Life::Down) => 0,
             (Life::Down, _) => 12,
         };
         let (coordinator, relay) = match self.course {
