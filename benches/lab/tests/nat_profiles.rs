@@ -65,6 +65,23 @@ fn hairpin_shows_the_outside_address_or_nothing() {
 }
 
 #[test]
+fn hosts_with_one_port_get_ports_of_their_own_for_all_destinations() {
+    let lab = Lab::new("ports").unwrap();
+    let network = network(&lab, eim()).unwrap();
+    let observers = network.observers().unwrap();
+    let sockets = ["a", "b"].map(|host| udp(network.host(host).unwrap(), 5000).unwrap());
+    // The second one sends first to the second observer.
+    let first = [(0, 0), (1, 1)].map(|(host, to)| observers.seen(&sockets[host], to, 0).unwrap());
+    assert_eq!(first[0].port(), 5000);
+    assert_ne!(first[1].port(), 5000);
+    for (host, first) in (0..).zip(first) {
+        for (address, port) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            assert_eq!(observers.seen(&sockets[host], address, port).unwrap(), first, "host {host}");
+        }
+    }
+}
+
+#[test]
 fn masquerade_keeps_ports_until_they_conflict() {
     let lab = Lab::new("masq").unwrap();
     let network = network(&lab, Nat::masquerade()).unwrap();

@@ -3,6 +3,7 @@
 //! Two things make all nine types from one template:
 //! - the map `port_of` is learned *after* source translation and so is right for every way of mapping; packets from
 //!   new senders are translated back by it;
+//! - where ports are kept, the sets `owners` and `taken` see to it that no two hosts are given one port;
 //! - the set `contacts` holds, per inside endpoint, the addresses it has sent to: the filtering state in the words of RFC 4787.
 //!
 //! `nft` 1.0.6 has quirks that shape the text: a newline must stand before `}`, and `iifname` never matches in postrouting.
@@ -91,10 +92,22 @@ fn translation(out: &mut String, nat: &Nat, place: &Place) {
     postrouting(out, nat, place);
     out.push_str(
         " chain learn {\n  type filter hook postrouting priority 300; policy accept;\n  \
-         oifname \"wan\" meta l4proto udp update @port_of { udp sport : ct original ip saddr . ct original proto-src }\n }\n",
+         oifname \"wan\" meta l4proto udp update @port_of { udp sport : ct original ip saddr . ct original proto-src }\n",
     );
+    if keeps_ports(nat) {
+        out.push_str(
+            "  oifname \"wan\" meta l4proto udp update @owners { udp sport . ct original ip saddr . ct original proto-src }\n  \
+             oifname \"wan\" meta l4proto udp update @taken { udp sport }\n",
+        );
+    }
+    out.push_str(" }\n");
     forward(out, nat, place);
     out.push_str("}\n");
+}
+
+/// Whether ports stay what they are inside, unless another host has the same one: then that host's port is drawn.
+fn keeps_ports(nat: &Nat) -> bool {
+    nat.allocator == Allocator::Typed && nat.kind.mapping == Mapping::Eim
 }
 
 /// The set and the map, whose entries live as long as a mapping.
@@ -106,6 +119,12 @@ fn state(out: &mut String, nat: &Nat) {
         " map port_of {{\n  type inet_service : ipv4_addr . inet_service\n{tail} set contacts {{\n  \
          type ipv4_addr . inet_service . ipv4_addr\n{tail}"
     );
+    if keeps_ports(nat) {
+        let _ = write!(
+            out,
+            " set owners {{\n  type inet_service . ipv4_addr . inet_service\n{tail} set taken {{\n  type inet_service\n{tail}"
+        );
+    }
     if nat.refresh == Refresh::Outbound {
         let _ =
             write!(out, " set sent {{\n  type ipv4_addr . inet_service . ipv4_addr . inet_service\n{tail}");
@@ -154,6 +173,14 @@ fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
         ),
         (Allocator::Typed | Allocator::Routed, Mapping::Apdm) => "masquerade fully-random".to_owned(),
     };
+    if keeps_ports(nat) {
+        // The kernel alone would give one port to several hosts, as long as they send to different destinations.
+        let _ = write!(
+            out,
+            "  oifname \"wan\" udp sport . ip saddr . udp sport @owners snat to {outside}\n  \
+             oifname \"wan\" udp sport @taken snat to {outside}:jhash ip saddr . udp sport mod {count} seed 0xbeef offset {first}\n"
+        );
+    }
     let _ = writeln!(out, "  oifname \"wan\" meta l4proto udp {udp}");
     let _ = write!(out, "  oifname \"wan\" snat to {outside}\n }}\n");
 }
