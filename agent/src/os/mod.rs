@@ -5,11 +5,14 @@
 //! carry the agent's own routing-protocol number *and* lead into the own interface. Several agents on one host
 //! differ in their interface, so they do not touch each other's.
 
+mod burst;
 pub mod clocks;
 mod networks;
 
 #[cfg(target_os = "linux")]
 pub mod linux;
+#[cfg(any(target_os = "macos", test))]
+pub mod macos;
 
 use std::{collections::BTreeSet, future::Future};
 
