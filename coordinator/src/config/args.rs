@@ -49,6 +49,10 @@ pub struct ServeArgs {
     /// Where DuckDNS is [env: MESH_DUCKDNS_URL] [default: `https://www.duckdns.org/update`].
     #[arg(long, value_name = "URL")]
     pub duckdns_url: Option<String>,
+    /// Which IPv6 address the DuckDNS name leads to: auto (this host's), an address, or off, and it stays what it is
+    /// [env: MESH_DUCKDNS_IPV6] [default: off].
+    #[arg(long, value_name = "WHICH")]
+    pub duckdns_ipv6: Option<String>,
 }
 
 /// Flags of `mesh-coordinator relay`.

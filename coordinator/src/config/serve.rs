@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     dyndns::{
-        DynDnsOptions, Endpoint,
+        DynDnsOptions, Endpoint, Ipv6, Provider,
         duckdns::{self, parse_domain},
     },
     registry::MeshOptions,
@@ -91,6 +91,7 @@ fn dyndns<E: Fn(&str) -> Option<OsString>>(
     let endpoint = settings.take("duckdns-url", args.duckdns_url.as_deref(), |text| {
         text.parse::<Endpoint>().map_err(|error| error.to_string())
     });
+    let ipv6 = settings.take("duckdns-ipv6", args.duckdns_ipv6.as_deref(), str::parse::<Ipv6>);
     let handed_over = credentials.map(|folder| folder.join(CREDENTIAL)).filter(|file| file.exists());
     let token_file = token_file.or(handed_over);
     if domain.is_none() && token_file.is_none() {
@@ -102,7 +103,13 @@ fn dyndns<E: Fn(&str) -> Option<OsString>>(
     settings.require("duckdns-domain", domain.is_some());
     settings.require("duckdns-token-file", token_file.is_some());
     let default = duckdns::ENDPOINT.parse().expect("the keeper's own address");
-    Some(DynDnsOptions { domain: domain?, token_file: token_file?, endpoint: endpoint.unwrap_or(default) })
+    Some(DynDnsOptions {
+        provider: Provider::DuckDns,
+        domain: domain?,
+        token_file: token_file?,
+        endpoint: endpoint.unwrap_or(default),
+        ipv6: ipv6.unwrap_or_default(),
+    })
 }
 
 /// The relay is called as the coordinator: by the first label of a name, or the whole of an address.
@@ -183,6 +190,14 @@ mod tests {
         let kept = resolve(&ServeArgs::default(), &[], file).unwrap().dyndns.unwrap();
         assert_eq!((kept.domain.as_str(), kept.token_file.as_path()), ("pi", Path::new("/t")));
         assert_eq!(kept.endpoint.to_string(), "https://www.duckdns.org:443/update");
+        assert_eq!(kept.ipv6, Ipv6::Off);
+        let with_ipv6 = |text: &str| {
+            let args = ServeArgs { duckdns_ipv6: Some(text.to_owned()), ..ServeArgs::default() };
+            resolve(&args, &[], file).map(|options| options.dyndns.unwrap().ipv6)
+        };
+        assert_eq!(with_ipv6("auto").unwrap(), Ipv6::Auto);
+        assert_eq!(with_ipv6("2a00::7").unwrap(), Ipv6::Address("2a00::7".parse().unwrap()));
+        assert!(with_ipv6("fd00::7").is_err() && with_ipv6("192.0.2.1").is_err());
         for (file, setting) in [
             ("name = 'pi.example'\nduckdns-token-file = '/t'", "--duckdns-domain"),
             ("duckdns-domain = 'pi'", "--duckdns-token-file"),

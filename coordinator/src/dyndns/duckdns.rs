@@ -1,19 +1,24 @@
 //! What DuckDNS wants to hear, and how it answers (<https://www.duckdns.org/spec.jsp>).
 //!
 //! ```text
-//! GET /update?domains=NAME&token=TOKEN&verbose=true
+//! GET /update?domains=NAME&token=TOKEN&verbose=true            it sees the IPv4 address that the request comes from
+//! GET /update?...&ip=203.0.113.7&ipv6=2001:db8::7              both are said: with ipv6= it sees nothing by itself
+//! GET /update?...&clear=true                                   both are taken away
 //!
-//! OK                          KO
-//! 203.0.113.7
+//! OK                                                           KO
+//! 203.0.113.7, or nothing
 //! 2001:db8::7, or nothing
 //! UPDATED or NOCHANGE
 //! ```
 //!
-//! Without `ip=` it takes the IPv4 address that the request comes from.
+//! So an IPv6 address is said in a second request, with the IPv4 address that the first one was answered with, and only
+//! where the record has another one. One that is no more can only be taken away with the other, which is put back at once.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zeroize::Zeroizing;
 
-use super::{UpdateError, Updated};
+use super::{Ask, Token, UpdateError, Updated, Wanted};
 
 /// Where it is.
 pub const ENDPOINT: &str = "https://www.duckdns.org/update";
@@ -23,17 +28,37 @@ pub const SUFFIX: &str = ".duckdns.org";
 /// Longest label of a DNS name (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
 
-/// One name's update.
+/// One name there.
 pub(super) struct DuckDns<'a> {
     pub(super) domain: &'a str,
-    pub(super) token: &'a str,
+    pub(super) token: &'a Token,
 }
 
 impl DuckDns<'_> {
-    /// Returns what stands behind the question mark.
-    pub(super) fn query(&self) -> Zeroizing<String> {
+    /// Has the name point here.
+    ///
+    /// # Errors
+    /// When it was not reached, or does not take it.
+    pub(super) async fn update(&self, ask: &impl Ask, wanted: Wanted) -> Result<Updated, UpdateError> {
+        let seen = self.ask(ask, "").await?;
+        match (wanted, seen.ipv6) {
+            (Wanted::At(ipv6), stored) if stored != Some(ipv6) => {
+                let ipv4 = seen.ipv4.map(|ipv4| format!("&ip={ipv4}")).unwrap_or_default();
+                let updated = self.ask(ask, &format!("{ipv4}&ipv6={ipv6}")).await?;
+                Ok(Updated { changed: seen.changed || updated.changed, ..updated })
+            }
+            (Wanted::None, Some(_)) => {
+                self.ask(ask, "&clear=true").await?;
+                Ok(Updated { changed: true, ..self.ask(ask, "").await? })
+            }
+            (Wanted::At(_) | Wanted::None | Wanted::Any, _) => Ok(seen),
+        }
+    }
+
+    async fn ask(&self, ask: &impl Ask, more: &str) -> Result<Updated, UpdateError> {
         let Self { domain, token } = self;
-        Zeroizing::new(format!("domains={domain}&token={token}&verbose=true"))
+        let query = format!("domains={domain}&token={}&verbose=true{more}", token.expose());
+        judge(&ask.get(&Zeroizing::new(query)).await.map_err(UpdateError::Failed)?)
     }
 }
 
@@ -51,7 +76,7 @@ pub fn parse_domain(text: &str) -> Result<String, String> {
 }
 
 /// Reads an answer.
-pub(super) fn judge(answer: &str) -> Result<Updated, UpdateError> {
+fn judge(answer: &str) -> Result<Updated, UpdateError> {
     let mut lines = answer.lines().map(str::trim);
     match lines.next() {
         Some("OK") => {}
@@ -59,10 +84,17 @@ pub(super) fn judge(answer: &str) -> Result<Updated, UpdateError> {
         _ => return Err(UpdateError::Failed("what answers is not DuckDNS".to_owned())),
     }
     let rest: Vec<_> = lines.collect();
-    Ok(Updated {
-        addresses: rest.iter().filter_map(|line| line.parse().ok()).collect(),
-        changed: rest.contains(&"UPDATED"),
-    })
+    // Either may stand in either line: ip= takes both.
+    let addresses = || rest.iter().filter_map(|line| line.parse::<IpAddr>().ok());
+    let ipv4 = addresses().find_map(|address| match address {
+        IpAddr::V4(v4) => Some::<Ipv4Addr>(v4),
+        IpAddr::V6(_) => None,
+    });
+    let ipv6 = addresses().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some::<Ipv6Addr>(v6),
+    });
+    Ok(Updated { ipv4, ipv6, changed: rest.contains(&"UPDATED") })
 }
 
 #[cfg(test)]
@@ -71,11 +103,21 @@ mod tests {
 
     #[test]
     fn answers_are_read_as_the_specification_has_them() {
-        let updated = judge("OK\n203.0.113.7\n\nUPDATED").unwrap();
-        assert_eq!(updated, Updated { addresses: vec!["203.0.113.7".parse().unwrap()], changed: true });
-        let both = judge("OK\r\n203.0.113.7\r\n2001:db8::7\r\nNOCHANGE\r\n").unwrap();
-        assert_eq!((both.addresses.len(), both.changed), (2, false));
-        assert_eq!(judge("OK").unwrap(), Updated { addresses: vec![], changed: false });
+        let (v4, v6) = ("203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap());
+        let judge = |text| judge(text).unwrap();
+        let want = |ipv4, ipv6, changed| Updated { ipv4, ipv6, changed };
+        assert_eq!(judge("OK\n203.0.113.7\n\nUPDATED"), want(Some(v4), None, true));
+        assert_eq!(
+            judge("OK\r\n203.0.113.7\r\n2001:db8::7\r\nNOCHANGE\r\n"),
+            want(Some(v4), Some(v6), false)
+        );
+        assert_eq!(judge("OK\n\n2001:db8::7\nUPDATED"), want(None, Some(v6), true));
+        assert_eq!(judge("OK\n\n\nUPDATED"), want(None, None, true));
+        assert_eq!(judge("OK"), want(None, None, false));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_from_a_refusal() {
         assert!(matches!(judge("KO"), Err(UpdateError::Refused)));
         for other in ["", "<html>OK</html>", "OKAY", "ok"] {
             assert!(matches!(judge(other), Err(UpdateError::Failed(_))), "{other:?}");

@@ -1,6 +1,6 @@
 //! One GET, over TLS with the system's certificate authorities.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -14,8 +14,12 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use super::Ask;
+
 /// How long an update may take.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// How long one of a host's addresses is waited for.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest answer.
 const MAX_ANSWER: usize = 4096;
 
@@ -78,17 +82,9 @@ impl Fetcher {
         Ok(Self { endpoint: endpoint.clone(), tls })
     }
 
-    /// Asks with a query, and returns the answer. What is wrong is a clause for people, without the query.
-    pub(super) async fn get(&self, query: &str) -> Result<String, String> {
-        match timeout(DEADLINE, self.try_get(query)).await {
-            Ok(answer) => answer.map_err(|error| format!("{}: {error:#}", self.endpoint.host)),
-            Err(_) => Err(format!("{} does not answer", self.endpoint.host)),
-        }
-    }
-
     async fn try_get(&self, query: &str) -> anyhow::Result<String> {
-        let Endpoint { host, port, .. } = &self.endpoint;
-        let stream = TcpStream::connect((host.as_str(), *port)).await.context("cannot be reached")?;
+        let Endpoint { host, .. } = &self.endpoint;
+        let stream = self.connect().await.context("cannot be reached")?;
         match &self.tls {
             Some(tls) => {
                 let name = ServerName::try_from(host.clone())?;
@@ -96,6 +92,23 @@ impl Fetcher {
             }
             None => self.exchange(stream, query).await,
         }
+    }
+
+    /// Connects over IPv4, if that works: a keeper sees where a request comes from, and it is the IPv4 address that it
+    /// cannot be told.
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let Endpoint { host, port, .. } = &self.endpoint;
+        let mut addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), *port)).await?.collect();
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        let mut last = io::ErrorKind::NotFound.into();
+        for address in addresses {
+            match timeout(CONNECT_PATIENCE, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = error,
+                Err(elapsed) => last = elapsed.into(),
+            }
+        }
+        Err(last)
     }
 
     async fn exchange<S>(&self, stream: S, query: &str) -> anyhow::Result<String>
@@ -125,6 +138,15 @@ impl Fetcher {
             biased;
             answer = answer => answer,
             () = connection => unreachable!("it never ends"),
+        }
+    }
+}
+
+impl Ask for Fetcher {
+    async fn get(&self, query: &str) -> Result<String, String> {
+        match timeout(DEADLINE, self.try_get(query)).await {
+            Ok(answer) => answer.map_err(|error| format!("{}: {error:#}", self.endpoint.host)),
+            Err(_) => Err(format!("{} does not answer", self.endpoint.host)),
         }
     }
 }

@@ -2,25 +2,35 @@
 //!
 //! The router's provider changes the outside address now and then, and only the name stays. One task tells the name's
 //! keeper: at the start, every `REFRESH`, and at once when the outside address is seen to be another one. The keeper sees
-//! for itself where the request comes from, so this works behind any router.
+//! for itself from which IPv4 address the request comes, so this works behind any router; this host's own IPv6 address
+//! (`own`) is told to it, where that is wanted.
 //!
 //! ```text
 //!            +-- done ------ wait REFRESH, or for another outside address
 //! update ----+-- failed ---- wait, twice as long each time up to REFRESH
-//!            +-- refused --- said loudly, tried again every REFUSED
+//!            +-- refused --- said loudly; wait REFRESH, twice as long each time up to REFUSED
 //! ```
 //!
-//! [`duckdns`] is what one keeper wants to hear and how it answers; another one is a file like it. `fetch` is the HTTP
-//! below. The token is read from its file for each update, so that it can be changed, and no log and no error shows it.
+//! [`duckdns`] is what one keeper wants to hear and how it answers. Another one is a file like it, and a line in
+//! [`Provider`] and in what it is matched by. `fetch` is the HTTP below. The token is read from its file for each update,
+//! so that it can be changed, and nothing that is logged or said shows it.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub mod duckdns;
 mod fetch;
+mod own;
 #[cfg(test)]
 mod tests;
 
@@ -32,29 +42,56 @@ use self::{duckdns::DuckDns, fetch::Fetcher};
 const REFRESH: Duration = Duration::from_secs(300);
 /// Before the second try; it doubles up to [`REFRESH`].
 const RETRY: Duration = Duration::from_secs(5);
-/// After a refusal, which only a person can mend.
+/// Longest pause between refusals: mostly only a person can mend them, but a keeper in trouble refuses, too.
 const REFUSED: Duration = Duration::from_secs(3600);
+/// How often this host's own IPv6 address is looked at: nobody tells of it.
+const LOOK: Duration = Duration::from_secs(30);
 /// Least time between two updates: an outside address that flaps does not get this host banned.
 const LEAST: Duration = Duration::from_secs(30);
 /// Longest token file.
 const MAX_TOKEN_FILE: usize = 1024;
 
+/// Who keeps names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// See [`duckdns`].
+    DuckDns,
+}
+
+/// Which IPv6 address a name leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ipv6 {
+    /// Whatever it is now: a router may not let anybody in to this host's.
+    #[default]
+    Off,
+    /// This host's, as long as it has one.
+    Auto,
+    /// This one.
+    Address(Ipv6Addr),
+}
+
 /// What is to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DynDnsOptions {
+    /// Who keeps it.
+    pub provider: Provider,
     /// The name, without the keeper's domain.
     pub domain: String,
     /// Where the token is.
     pub token_file: PathBuf,
     /// Where the keeper is.
     pub endpoint: Endpoint,
+    /// Which IPv6 address it leads to.
+    pub ipv6: Ipv6,
 }
 
 /// What the keeper has answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Updated {
-    /// Where the name points now, if it said so.
-    pub addresses: Vec<IpAddr>,
+    /// Where the name leads now over IPv4, if it said so.
+    pub ipv4: Option<Ipv4Addr>,
+    /// And over IPv6.
+    pub ipv6: Option<Ipv6Addr>,
     /// Whether that is news.
     pub changed: bool,
 }
@@ -78,8 +115,63 @@ pub enum UpdateError {
     Failed(String),
 }
 
+/// What is wanted of a name's IPv6 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// It stays as it is.
+    Any,
+    /// There is none.
+    None,
+    /// It is this one.
+    At(Ipv6Addr),
+}
+
+/// The right to change a name; its `Debug` shows nothing.
+struct Token(Zeroizing<String>);
+
+/// Asks a keeper.
+trait Ask {
+    /// Asks with a query, and returns the answer. What is wrong is a clause for people, without the query.
+    async fn get(&self, query: &str) -> Result<String, String>;
+}
+
+impl FromStr for Ipv6 {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("off", _) => Ok(Self::Off),
+            ("auto", _) => Ok(Self::Auto),
+            (_, Ok(address)) if own::is_global(address) => Ok(Self::Address(address)),
+            _ => Err(format!("{text:?} is neither auto nor off, nor an IPv6 address of the internet")),
+        }
+    }
+}
+
+impl Ipv6 {
+    fn wanted(self) -> Wanted {
+        match self {
+            Self::Off => Wanted::Any,
+            Self::Auto => own::ipv6().map_or(Wanted::None, Wanted::At),
+            Self::Address(address) => Wanted::At(address),
+        }
+    }
+}
+
+impl Token {
+    fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
 impl UpdateError {
-    /// Whether only a person can mend it.
+    /// Whether, mostly, only a person can mend it.
     fn is_lasting(&self) -> bool {
         match self {
             Self::Token { .. } | Self::Refused => true,
@@ -97,6 +189,7 @@ pub async fn keep(
     outside: watch::Receiver<Option<IpAddr>>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    let ipv6 = options.ipv6;
     let keeper = Arc::new(Keeper { fetcher: Fetcher::new(&options.endpoint)?, options });
     let update = || {
         let keeper = Arc::clone(&keeper);
@@ -105,31 +198,37 @@ pub async fn keep(
     tokio::select! {
         biased;
         () = cancel.cancelled() => {}
-        () = keep_by(update, outside) => {}
+        () = keep_by(update, outside, || ipv6.wanted()) => {}
     }
     Ok(())
 }
 
-/// Calls `update` again and again.
-async fn keep_by<F>(update: impl Fn() -> F, mut outside: watch::Receiver<Option<IpAddr>>)
-where
+/// Calls `update` again and again, and sooner when the outside address or what is `wanted` becomes another one.
+async fn keep_by<F>(
+    update: impl Fn() -> F,
+    mut outside: watch::Receiver<Option<IpAddr>>,
+    wanted: impl Fn() -> Wanted,
+) where
     F: Future<Output = Result<Updated, UpdateError>>,
 {
-    let mut retry = RETRY;
+    let (mut retry, mut refused) = (RETRY, REFRESH);
     loop {
         outside.mark_unchanged();
+        let before = wanted();
         let pause = match update().await {
             Ok(updated) => {
                 if updated.changed {
                     tracing::info!("the dynamic DNS name points to another address now");
                 }
-                tracing::debug!(addresses = ?updated.addresses, "the dynamic DNS name is up to date");
-                retry = RETRY;
+                tracing::debug!(ipv4 = ?updated.ipv4, ipv6 = ?updated.ipv6, "the dynamic DNS name is up to date");
+                (retry, refused) = (RETRY, REFRESH);
                 REFRESH
             }
             Err(error) if error.is_lasting() => {
-                tracing::error!(%error, "the dynamic DNS name is not kept");
-                REFUSED
+                let pause = refused;
+                tracing::error!(%error, again_s = pause.as_secs(), "the dynamic DNS name is not kept");
+                refused = (refused * 2).min(REFUSED);
+                pause
             }
             Err(error) => {
                 let pause = retry;
@@ -138,10 +237,21 @@ where
                 pause
             }
         };
+        let until = Instant::now() + pause;
         tokio::time::sleep(LEAST.min(pause)).await;
-        tokio::select! {
-            () = tokio::time::sleep(pause.saturating_sub(LEAST)) => {}
-            Ok(()) = outside.changed() => tracing::debug!("the outside address changed"),
+        while Instant::now() < until {
+            tokio::select! {
+                biased;
+                Ok(()) = outside.changed() => {
+                    tracing::debug!("the outside address changed");
+                    break;
+                }
+                () = tokio::time::sleep_until(until.min(Instant::now() + LOOK)) => {}
+            }
+            if wanted() != before {
+                tracing::debug!("this host has another IPv6 address");
+                break;
+            }
         }
     }
 }
@@ -153,13 +263,16 @@ struct Keeper {
 
 impl Keeper {
     async fn update(&self) -> Result<Updated, UpdateError> {
-        let token = self.token().await?;
-        let keeper = DuckDns { domain: &self.options.domain, token: &token };
-        let answer = self.fetcher.get(&keeper.query()).await.map_err(UpdateError::Failed)?;
-        duckdns::judge(&answer)
+        let Self { fetcher, options } = self;
+        let token = &self.token().await?;
+        match options.provider {
+            Provider::DuckDns => {
+                DuckDns { domain: &options.domain, token }.update(fetcher, options.ipv6.wanted()).await
+            }
+        }
     }
 
-    async fn token(&self) -> Result<Zeroizing<String>, UpdateError> {
+    async fn token(&self) -> Result<Token, UpdateError> {
         let path = &self.options.token_file;
         let wrong = |reason: &str| UpdateError::Token { path: path.clone(), reason: reason.to_owned() };
         let bytes = Zeroizing::new(tokio::fs::read(path).await.map_err(|error| wrong(&error.to_string()))?);
@@ -168,6 +281,6 @@ impl Keeper {
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             return Err(wrong("it holds no token"));
         }
-        Ok(Zeroizing::new(token.to_owned()))
+        Ok(Token(Zeroizing::new(token.to_owned())))
     }
 }
