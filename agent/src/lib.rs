@@ -22,6 +22,7 @@ pub mod io;
 pub mod local_api;
 pub mod logs;
 pub mod meshctl;
+pub mod names;
 pub mod nat64;
 pub mod netcheck;
 pub mod netmap;

@@ -19,7 +19,8 @@ use mesh_agent::{
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// What is logged when `MESH_LOG` says nothing. The libraries speak of addresses, and of trouble that is counted here.
-const DEFAULT_LOG: &str = "info,boringtun=off,quinn_udp=error,netlink_proto=error,rustls=error";
+const DEFAULT_LOG: &str = "info,boringtun=off,quinn_udp=error,netlink_proto=error,rustls=error,\
+                           hickory_net=off,hickory_resolver=off,hickory_proto=off";
 /// What was wrong with the usage.
 const WRONG_USAGE: u8 = 2;
 

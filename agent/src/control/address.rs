@@ -1,11 +1,11 @@
 //! Names and addresses of coordinators and relays.
 //!
-//! Names are resolved by the operating system. An answer inside the mesh's own ranges is refused: the control
-//! connection must never run through the tunnel that it builds.
+//! Names are resolved by [`names`]. An answer inside the mesh's own ranges is refused: the control connection must never
+//! run through the tunnel that it builds.
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
+    fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
     time::Duration,
@@ -15,9 +15,7 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use mesh_proto::{DEFAULT_COORDINATOR_PORT, nat64::Nat64Prefix};
 
-/// A resolver that has not answered by then is left behind; its answer is worth nothing to a dial. The system asks one name
-/// server after the other and waits 5 s for each: the second may be the one of the address family that works.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(12);
+use crate::names::{self, NameError};
 
 /// Addresses of one name that are used; what goes beyond is cut.
 const MAX_ADDRESSES: usize = 8;
@@ -37,15 +35,21 @@ pub struct InvalidHostPort(String);
 /// Why a name leads nowhere.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The resolver said so.
+    /// It does not resolve.
     #[error("the name does not resolve: {0}")]
-    Resolver(#[from] io::Error),
-    /// The resolver said nothing.
-    #[error("the name does not resolve: the resolver does not answer")]
-    Timeout,
-    /// The resolver gave no address, or only such as are refused.
+    Name(#[from] NameError),
+    /// It resolves to addresses that are refused.
     #[error("the name resolves to no address outside the mesh")]
     NoAddress,
+}
+
+/// What a name resolved to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Where it leads.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// How long that holds.
+    pub(crate) ttl: Duration,
 }
 
 /// What names resolved to.
@@ -122,26 +126,23 @@ impl HostPort {
     }
 
     /// Resolves the name, outside the ranges of the mesh.
-    pub(crate) async fn resolve(&self, mesh: &[IpNet]) -> Result<Vec<SocketAddr>, ResolveError> {
-        let found: Vec<_> = match self.literal() {
-            Some(address) => vec![address],
-            None => {
-                let lookup = tokio::net::lookup_host((self.host.as_str(), self.port));
-                tokio::time::timeout(RESOLVE_TIMEOUT, lookup)
-                    .await
-                    .map_err(|_| ResolveError::Timeout)??
-                    .collect()
+    pub(crate) async fn resolve(&self, mesh: &[IpNet]) -> Result<Found, ResolveError> {
+        let (found, ttl) = match self.host.parse() {
+            Ok(ip) => (vec![ip], Duration::MAX),
+            Err(_) => {
+                let answer = names::lookup(&self.host, mesh).await?;
+                (answer.addresses, answer.ttl)
             }
         };
         let mut addresses = Vec::new();
-        for address in found {
-            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        for ip in found {
+            let address = SocketAddr::new(ip.to_canonical(), self.port);
             if is_usable(address, mesh) && !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
         addresses.truncate(MAX_ADDRESSES);
-        if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(addresses) }
+        if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(Found { addresses, ttl }) }
     }
 }
 
@@ -150,8 +151,8 @@ pub(crate) async fn resolve_all(names: Vec<HostPort>, mesh: Vec<IpNet>) -> Resol
     let lookups = names.into_iter().map(|name| {
         let mesh = &mesh;
         async move {
-            let addresses = name.resolve(mesh).await.ok()?;
-            Some((name, addresses))
+            let found = name.resolve(mesh).await.ok()?;
+            Some((name, found.addresses))
         }
     });
     join_all(lookups).await.into_iter().flatten().collect()
@@ -219,7 +220,7 @@ mod tests {
         let inside: HostPort = "10.90.0.1:7443".parse().unwrap();
         assert!(matches!(inside.resolve(&mesh).await, Err(ResolveError::NoAddress)));
         let outside: HostPort = "10.91.0.1:7443".parse().unwrap();
-        assert_eq!(outside.resolve(&mesh).await.unwrap(), ["10.91.0.1:7443".parse().unwrap()]);
+        assert_eq!(outside.resolve(&mesh).await.unwrap().addresses, ["10.91.0.1:7443".parse().unwrap()]);
     }
 
     #[tokio::test]

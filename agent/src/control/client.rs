@@ -27,6 +27,7 @@ use super::{
     book::{AddressBook, mesh_ranges},
     dial::Dialed,
     link::{Link, LinkError},
+    namebook::{NameBook, NameWatch, News},
     race::{QuicAttempt, Reached},
     relays::{self, Relays},
     session::{self, Beginning, End, Moved},
@@ -58,6 +59,8 @@ pub(super) struct Client {
     pub(super) cancel: CancellationToken,
     pub(super) store: Store,
     pub(super) book: AddressBook,
+    pub(super) watch: NameWatch,
+    names: NameBook,
     config: ControlConfig,
     ways: Ways,
     tracker: TaskTracker,
@@ -127,9 +130,11 @@ impl Client {
         let identity = Arc::new(config.identity.clone());
         let dir = &config.state_dir;
         let winners = WinnerBook::load(dir, cancel, tracker);
+        let names = NameBook::load(dir, cancel, tracker);
         let server = Server {
             identity: &config.identity,
             nat64: &config.nat64,
+            names: &names,
             pin: config.membership.pin,
             relay: None,
         };
@@ -139,6 +144,7 @@ impl Client {
             proxy: config.stream.clone(),
             nat64: config.nat64.clone(),
             winners,
+            names: names.clone(),
             shared: shared.clone(),
             events: events.clone(),
             cancel: cancel.clone(),
@@ -155,6 +161,8 @@ impl Client {
             store: Store::new(identity.node_key(), caches.map),
             book: AddressBook::new(joined, caches.coordinator).with_stun(config.stun.clone()),
             relays: Relays::new(context),
+            watch: NameWatch::new(names.clone()),
+            names,
             cancel: cancel.clone(),
             peers: caches.peers,
             backoff: Backoff::default(),
@@ -225,6 +233,7 @@ impl Client {
         debug!(?wait, "the next attempt waits");
         let (cancel, shared) = (self.cancel.clone(), self.shared.clone());
         let mut until = Instant::now() + wait;
+        self.watch_names(None);
         loop {
             if sign == Sign::Heeded && self.sign_at.take().is_some_and(|at| at.elapsed() < SIGN_TTL) {
                 debug!("the coordinator's relay answers: the wait is short");
@@ -234,6 +243,15 @@ impl Client {
                 biased;
                 () = cancel.cancelled() => return Err(Gone),
                 () = shared.changed() => if self.handle_local_news().await? { return Ok(()) },
+                news = self.watch.next() => {
+                    let is_its_own = self.is_coordinator(&news.name);
+                    self.handle_news(news);
+                    self.emit_observers().await?;
+                    if sign == Sign::Heeded && is_its_own {
+                        debug!("the coordinator's name leads elsewhere: the wait is over");
+                        return Ok(());
+                    }
+                }
                 () = tokio::time::sleep_until(until) => return Ok(()),
             }
         }
@@ -245,10 +263,14 @@ impl Client {
             let race = self.ways.race(self.place(), self.shared.network().as_ref());
             match self.interruptible(race).await? {
                 Some(Ok(reached)) => break reached,
-                Some(Err(error)) => return Ok(Err(self.handle_unreachable(&error))),
+                Some(Err(error)) => {
+                    self.know_names();
+                    return Ok(Err(self.handle_unreachable(&error)));
+                }
                 None => {}
             }
         };
+        self.know_names();
         Ok(match reached {
             Reached::Quic(dialed) => self.open(dialed).await.map(|link| (link, Beginning::default())),
             Reached::Pipe { dialed, quic } => {
@@ -287,6 +309,35 @@ impl Client {
             known: self.book.known().as_slice().to_vec(),
             mesh: mesh_ranges(map),
         }
+    }
+
+    /// Says whose names are resolved again when their time is over: the coordinator's, the relays' that are met through it,
+    /// the STUN servers', and that of a proxy in use.
+    pub(super) fn watch_names(&mut self, proxy: Option<HostPort>) {
+        let map = self.store.map().map(Arc::as_ref);
+        let relays = map.map(|map| map.relays.as_slice()).unwrap_or_default();
+        let relays = relays.iter().flat_map(|relay| HostPort::parse_all(&relay.addresses));
+        let stun = self.book.stun().iter().cloned();
+        let names = self.book.names(map).into_iter().chain(relays).chain(stun).chain(proxy);
+        self.watch.set(names.collect::<Vec<_>>(), mesh_ranges(map));
+    }
+
+    /// Takes what a dial has found, for it is no news any more.
+    fn know_names(&mut self) {
+        self.watch_names(None);
+        while let Some(News { name, addresses }) = self.watch.take_news() {
+            self.book.handle_resolved([(name, addresses)].into());
+        }
+    }
+
+    /// Takes where a name leads now.
+    pub(super) fn handle_news(&mut self, news: News) {
+        self.book.handle_resolved([(news.name, news.addresses)].into());
+    }
+
+    /// Whether this is one of the coordinator's names.
+    pub(super) fn is_coordinator(&self, name: &HostPort) -> bool {
+        self.book.names(self.store.map().map(Arc::as_ref)).contains(name)
     }
 
     /// Starts an attempt over QUIC beside a session in a byte pipe.
@@ -422,9 +473,11 @@ impl Client {
             .shared
             .with_outbox(|outbox| (outbox.take_reopened(), outbox.take_worked(), outbox.take_unanswered()));
         if let Some(away) = woke {
+            self.names.expire();
             self.relays.woke(away);
         }
         if network_changed {
+            self.names.expire();
             self.relays.network_changed();
         }
         if unanswered {

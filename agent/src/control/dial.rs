@@ -2,7 +2,8 @@
 //!
 //! Addresses that worked before are tried at once, while names are being resolved. Attempts start 250 ms
 //! apart, or as soon as one has failed, and alternate between IPv6 and IPv4. The first connection whose
-//! handshake is complete wins, and its key was checked by then. An IPv4 address is tried behind the network's translation
+//! handshake is complete wins, and its key was checked by then. A name whose time ends meanwhile is resolved again, and
+//! where names led before is tried, too. An IPv4 address is tried behind the network's translation
 //! prefixes as well, where there are any. A dial that has not succeeded soon asks the networks
 //! that this host is in ([`neighbours`]). Every dial has sockets of its own, so that no
 //! state that a NAT or a firewall keeps for an older one is in its way.
@@ -26,10 +27,11 @@ use tokio::time::Instant;
 use super::{
     address::{HostPort, ResolveError, Resolved, everywhere, is_usable},
     attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, LOOKUP_PATIENCE, MAX_ATTEMPTS, STAGGER},
+    namebook::NameBook,
     neighbours,
     tls::{self, SERVER_NAME},
 };
-use crate::nat64::Nat64;
+use crate::{names::NameError, nat64::Nat64};
 
 /// A dial that has not succeeded by then starts over: names may resolve to something else by now.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,6 +48,8 @@ pub(super) struct Target {
     pub(super) mesh: Vec<IpNet>,
     /// The way to IPv4 from a network without it.
     pub(super) nat64: Nat64,
+    /// What is known of names.
+    pub(super) book: NameBook,
 }
 
 /// A connection to the holder of the pinned key.
@@ -78,6 +82,8 @@ struct Dial<'a> {
     /// Of them, those that nobody has named: whose they are is not known.
     neighbours: Vec<SocketAddr>,
     pending: Pending<'a>,
+    /// Lookups of names that have been resolved in this dial already: their time may end while it lasts.
+    again: Pending<'a>,
     resolved: Resolved,
     /// Behind these, IPv4 addresses are tried too.
     prefixes: Vec<Nat64Prefix>,
@@ -112,11 +118,7 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
             Some(progress) = dial.pending.next() => match progress {
-                Progress::Resolved(name, Ok(addresses)) => {
-                    dial.add(&addresses);
-                    dial.resolved.insert(name, addresses);
-                }
-                Progress::Resolved(name, Err(error)) => dial.fail_name(&name, error),
+                Progress::Resolved(name, result) => dial.handle_resolved(name, result),
                 Progress::Neighbours(addresses) => dial.add_neighbours(addresses),
                 Progress::Translated(prefixes) => dial.set_prefixes(prefixes),
                 Progress::Connected(address, Ok(connection)) => {
@@ -129,6 +131,7 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
                     next_start = Instant::now();
                 }
             },
+            Some(Progress::Resolved(name, result)) = dial.again.next() => dial.handle_resolved(name, result),
             () = tokio::time::sleep_until(next_start), if !dial.waiting.is_empty() => {}
             () = tokio::time::sleep_until(patience), if dial.is_spent() => {}
         }
@@ -159,6 +162,7 @@ impl<'a> Dial<'a> {
             running: 0,
             neighbours: Vec::new(),
             pending: FuturesUnordered::new(),
+            again: FuturesUnordered::new(),
             resolved: Resolved::new(),
             prefixes: target.nat64.prefixes(),
             error: DialError::default(),
@@ -171,10 +175,37 @@ impl<'a> Dial<'a> {
             Progress::Neighbours(neighbours::find(&ports).await)
         }));
         for name in &target.names {
-            dial.pending
-                .push(Box::pin(async { Progress::Resolved(name.clone(), name.resolve(&target.mesh).await) }));
+            if target.known.is_empty() {
+                dial.add(&target.book.before(name));
+            }
+            dial.pending.push(Box::pin(async {
+                Progress::Resolved(name.clone(), target.book.resolve(name, &target.mesh).await)
+            }));
         }
         dial
+    }
+
+    /// Queues what a name leads to, and where it led before; asks again when its time is over.
+    fn handle_resolved(&mut self, name: HostPort, result: Result<Vec<SocketAddr>, ResolveError>) {
+        let target = self.target;
+        match result {
+            Ok(addresses) => {
+                self.add(&addresses);
+                self.resolved.insert(name.clone(), addresses);
+            }
+            Err(error) if self.error.is_of(&name) => {
+                tracing::debug!(%name, %error, "the name leads nowhere still");
+            }
+            Err(error) => self.fail_name(&name, error),
+        }
+        self.add(&target.book.before(&name));
+        if name.literal().is_none() {
+            self.again.push(Box::pin(async move {
+                target.book.until_due(&name).await;
+                let result = target.book.resolve(&name, &target.mesh).await;
+                Progress::Resolved(name, result)
+            }));
+        }
     }
 
     /// Whether everything that is known was tried in vain: only lookups are left.
@@ -186,7 +217,7 @@ impl<'a> Dial<'a> {
     fn give_up(mut self) -> DialError {
         for name in &self.target.names {
             if !self.resolved.contains_key(name) && !self.error.is_of(name) {
-                self.fail_name(name, ResolveError::Timeout);
+                self.fail_name(name, NameError::Silent.into());
             }
         }
         for address in self.tried.clone() {

@@ -25,6 +25,7 @@ use super::{
     attempt::DialError,
     dial::Target,
     link::{Link, LinkError},
+    namebook::NameBook,
     race::{First, Reached, Refused, race},
     stream::{StreamOptions, StreamTarget},
     tls,
@@ -130,12 +131,14 @@ pub enum JoinError {
 pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
     let names = request.coordinators.iter().map(|text| text.parse()).collect::<Result<Vec<HostPort>, _>>()?;
     let mut disk = Disk::open(&request)?;
+    let book = NameBook::default();
     let target = Target {
         config: tls::client_config(&disk.identity, request.pin)?,
         names: names.clone(),
         known: Vec::new(),
         mesh: Vec::new(),
         nat64: request.nat64.clone(),
+        book: book.clone(),
     };
     let pipe = StreamTarget {
         config: tls::stream_config(&disk.identity, request.pin)?,
@@ -145,6 +148,7 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
         mesh: Vec::new(),
         last: None,
         nat64: request.nat64.clone(),
+        book,
     };
     let ways = Ways { target, pipe, tracker: TaskTracker::new() };
     match register(&request, &ways, &mut disk).await {

@@ -29,6 +29,7 @@ use tracing::debug;
 use super::{
     clock::Clock,
     dial::{Dialed, bind_for},
+    namebook::News,
     stream::{Proxy, StreamDialed},
 };
 use crate::io::stream::RelayPipe;
@@ -242,6 +243,14 @@ impl Link {
         LinkView { carrier, clock: self.clock.clone() }
     }
 
+    /// Returns the proxy that it leads through.
+    pub(super) fn proxy(&self) -> Option<&Proxy> {
+        match &self.carrier {
+            Carrier::Quic { .. } => None,
+            Carrier::Pipe { proxy, .. } => proxy.as_ref(),
+        }
+    }
+
     /// Whether it is in a byte pipe.
     pub(super) fn is_pipe(&self) -> bool {
         match self.carrier {
@@ -290,6 +299,16 @@ impl Link {
     /// The host has slept: as [`Self::test`], unless there is nothing left to be tested.
     pub(super) fn wake(&mut self, away: Duration) -> Result<(), LinkError> {
         if away >= MEMORY { Err(LinkError::Slept) } else { self.test() }
+    }
+
+    /// As [`Self::test_urgently`], if a name that led to the other side leads elsewhere now. While the other side answers
+    /// it is not left: nothing proves better where it is.
+    pub(super) fn test_if_left(&mut self, news: &News) -> Result<(), LinkError> {
+        if news.addresses.iter().any(|address| address.ip() == self.remote().ip().to_canonical()) {
+            return Ok(());
+        }
+        debug!("the name of the other side leads elsewhere: the connection is tested");
+        self.test_urgently()
     }
 
     fn start_test(&mut self, timeout: Duration) -> Result<(), LinkError> {

@@ -29,6 +29,7 @@ mod dial;
 mod fake;
 mod join;
 mod link;
+mod namebook;
 mod neighbours;
 mod outbox;
 mod race;

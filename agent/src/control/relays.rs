@@ -27,6 +27,7 @@ use super::{
     client::{Gone, OLD_LINK_LIFETIME},
     dial::Dialed,
     link::{Link, LinkError},
+    namebook::{NameBook, NameWatch, News},
     race::{QuicAttempt, Reached},
     shared::Shared,
     stream::StreamOptions,
@@ -56,6 +57,8 @@ pub(super) struct Context {
     pub(super) nat64: Nat64,
     /// What is known of networks.
     pub(super) winners: WinnerBook,
+    /// What is known of names.
+    pub(super) names: NameBook,
     /// What is said to the coordinator.
     pub(super) shared: Arc<Shared>,
     /// What is said to the agent.
@@ -98,6 +101,7 @@ struct Client {
     ways: Ways,
     place: Place,
     book: AddressBook,
+    watch: NameWatch,
     orders: mpsc::Receiver<Order>,
     backoff: Backoff,
 }
@@ -180,10 +184,13 @@ impl Relays {
         let context = Context { cancel: self.context.cancel.child_token(), ..self.context.clone() };
         let cancel = context.cancel.clone();
         self.running.insert(relay.id, Running { relay: relay.clone(), orders, cancel });
-        let Context { identity, nat64, .. } = &context;
-        let server = Server { identity, nat64, pin, relay: Some(relay.id) };
+        let Context { identity, nat64, names, .. } = &context;
+        let server = Server { identity, nat64, names, pin, relay: Some(relay.id) };
         let options = StreamOptions { url: None, ..context.proxy.clone() };
+        let mut watch = NameWatch::new(names.clone());
+        watch.set(place.names.clone(), place.mesh.clone());
         let client = Client {
+            watch,
             ways: Ways::new(&server, options, context.winners.clone()),
             context,
             relay,
@@ -239,6 +246,7 @@ impl Client {
                     self.backoff.reset();
                 }
             }
+            _ = self.watch.next() => debug!(relay = self.relay.id.0, "the relay's name leads elsewhere"),
             () = tokio::time::sleep(wait) => {}
         }
         Ok(())
@@ -263,6 +271,8 @@ impl Client {
                 break reached;
             }
         };
+        // The dial was told.
+        self.watch.mark_seen();
         let opened = match reached {
             Ok(Reached::Quic(dialed)) => self.open(dialed).await.map(|link| (link, Beginning::default())),
             Ok(Reached::Pipe { dialed, quic }) => {
@@ -340,6 +350,13 @@ impl Client {
                     }
                     Progress::Moved => Err(LinkError::Closed),
                 },
+                news = self.watch.next() => {
+                    let tested = link.test_if_left(&news);
+                    let News { name, addresses } = news;
+                    self.book.handle_resolved([(name, addresses)].into());
+                    self.tell(met(&link, &upgrade), channel.as_ref()).await?;
+                    tested
+                }
                 message = link.recv() => match message {
                     Ok(ServerMessage::RelayOpened(opened)) => {
                         self.backoff.reset();

@@ -4,15 +4,11 @@
 //! session is up one round trip after the handshake.
 
 use std::{
-    collections::BTreeSet,
-    future::Future,
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::future::OptionFuture;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
@@ -24,11 +20,12 @@ use tracing::{debug, warn};
 
 use super::{
     ControlEvent,
-    address::{HostPort, Resolved, is_usable, resolve_all},
+    address::is_usable,
     book::mesh_ranges,
     client::{Client, Gone},
     dial::{Dialed, bind_for},
     link::{Link, LinkError},
+    namebook::News,
     race::QuicAttempt,
     upgrade::{Progress, Upgrade},
 };
@@ -88,15 +85,9 @@ pub(super) struct Session<'a> {
     relay: Option<OpenChannel>,
     /// In a byte pipe: the way back to UDP.
     upgrade: Upgrade,
-    /// Names that are being resolved beside the session.
-    survey: Option<Survey>,
-    /// Names that were or are being resolved.
-    surveyed: BTreeSet<HostPort>,
     /// When others were knocked at lately.
     knocked: Vec<Instant>,
 }
-
-type Survey = Pin<Box<dyn Future<Output = Resolved> + Send>>;
 
 /// Runs a session to its end.
 pub(super) async fn run(client: &mut Client, link: Link, beginning: Beginning) -> End {
@@ -107,8 +98,6 @@ pub(super) async fn run(client: &mut Client, link: Link, beginning: Beginning) -
         resyncing: false,
         behind: false,
         relay: beginning.relay,
-        survey: None,
-        surveyed: BTreeSet::new(),
         knocked: Vec::new(),
     };
     let end = match session.run().await {
@@ -144,16 +133,13 @@ impl Session<'_> {
         let cancel = self.client.cancel.clone();
         loop {
             self.flush().await?;
-            self.start_survey();
+            let proxy = self.link.proxy().map(|proxy| proxy.server.clone());
+            self.client.watch_names(proxy);
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 () = shared.changed() => {}
-                Some(resolved) = OptionFuture::from(self.survey.as_mut()) => {
-                    self.survey = None;
-                    self.client.book.handle_resolved(resolved);
-                    self.handle_addresses().await?;
-                }
+                news = self.client.watch.next() => self.handle_news(news).await?,
                 progress = self.upgrade.next() => match progress {
                     Progress::Due => self.upgrade.start(self.client.try_quic()),
                     Progress::Reached(dialed) => self.start_moving(dialed).await?,
@@ -179,20 +165,18 @@ impl Session<'_> {
         self.handle_addresses().await
     }
 
-    /// Resolves the names of coordinator, relays and STUN servers that were not resolved yet, beside the session.
-    fn start_survey(&mut self) {
-        if self.survey.is_some() {
-            return;
+    /// Takes where a name leads now; if it is the name of who is at the other end, that end is tested.
+    async fn handle_news(&mut self, news: News) -> Result<(), End> {
+        let is_proxy = self.link.proxy().is_some_and(|proxy| proxy.server == news.name);
+        let is_other_end = match self.link.proxy() {
+            Some(_) => is_proxy,
+            None => self.client.is_coordinator(&news.name),
+        };
+        if is_other_end {
+            self.link.test_if_left(&news)?;
         }
-        let map = self.client.store.map().map(Arc::as_ref);
-        let relays = map.map(|map| map.relays.as_slice()).unwrap_or_default();
-        let names = relays.iter().flat_map(|relay| HostPort::parse_all(&relay.addresses));
-        let stun = self.client.book.stun().iter().cloned();
-        let names = self.client.book.names(map).into_iter().chain(names).chain(stun);
-        let new: Vec<_> = names.filter(|name| self.surveyed.insert(name.clone())).collect();
-        if !new.is_empty() {
-            self.survey = Some(Box::pin(resolve_all(new, mesh_ranges(map))));
-        }
+        self.client.handle_news(news);
+        self.handle_addresses().await
     }
 
     /// Does and says what waits in the outbox.

@@ -10,6 +10,7 @@ use super::{
     address::HostPort,
     attempt::DialError,
     dial::{DIAL_TIMEOUT, Target},
+    namebook::NameBook,
     race::{self, First, QuicAttempt, Reached, Refused},
     stream::{StreamOptions, StreamTarget, WebSocketUrl},
     tls,
@@ -25,6 +26,7 @@ pub(super) struct Ways {
     options: StreamOptions,
     nat64: Nat64,
     winners: WinnerBook,
+    names: NameBook,
     /// UDP has gone silent: nothing is waited for before a byte pipe is tried.
     in_a_hurry: bool,
 }
@@ -35,6 +37,8 @@ pub(super) struct Server<'a> {
     pub(super) identity: &'a Identity,
     /// The way to IPv4 from a network without it.
     pub(super) nat64: &'a Nat64,
+    /// What is known of names.
+    pub(super) names: &'a NameBook,
     /// The server's key.
     pub(super) pin: KeyPin,
     /// Which relay it is; `None` for the coordinator.
@@ -54,7 +58,7 @@ pub(super) struct Place {
 
 impl Ways {
     pub(super) fn new(server: &Server<'_>, options: StreamOptions, winners: WinnerBook) -> Self {
-        let Server { identity, nat64, pin, relay } = *server;
+        let Server { identity, nat64, names, pin, relay } = *server;
         let usable = "an identity's node key can be used for TLS";
         Self {
             relay,
@@ -62,6 +66,7 @@ impl Ways {
             pipe: tls::stream_config(identity, pin).expect(usable),
             options,
             nat64: nat64.clone(),
+            names: names.clone(),
             winners,
             in_a_hurry: false,
         }
@@ -94,6 +99,7 @@ impl Ways {
             mesh: place.mesh.clone(),
             last,
             nat64: self.nat64.clone(),
+            book: self.names.clone(),
         };
         race::race(self.target(place), target, first, Refused::Patient, Instant::now() + DIAL_TIMEOUT)
     }
@@ -110,6 +116,7 @@ impl Ways {
 
     fn target(&self, place: Place) -> Target {
         let Place { names, known, mesh } = place;
-        Target { config: self.quic.clone(), names, known, mesh, nat64: self.nat64.clone() }
+        let (config, nat64, book) = (self.quic.clone(), self.nat64.clone(), self.names.clone());
+        Target { config, names, known, mesh, nat64, book }
     }
 }

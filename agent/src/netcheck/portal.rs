@@ -73,7 +73,7 @@ pub(super) async fn measure(
 ) -> Option<bool> {
     match url {
         Some(url) => {
-            let addresses = url.server.resolve(mesh).await.ok()?;
+            let addresses = url.server.resolve(mesh).await.ok()?.addresses;
             let status = timeout(PATIENCE, ask_url(*addresses.first()?, url)).await.ok().flatten()?;
             Some(status != NO_CONTENT)
         }

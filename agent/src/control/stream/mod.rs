@@ -15,10 +15,12 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use ipnet::IpNet;
 use mesh_proto::nat64::Nat64Prefix;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::{
     address::{HostPort, ResolveError, everywhere, is_usable},
     attempt::{ATTEMPT_TIMEOUT, AttemptError, DialError, LOOKUP_PATIENCE, MAX_ATTEMPTS, STAGGER},
+    namebook::NameBook,
 };
 use crate::nat64::Nat64;
 use open::{Opened, Pipe, Way, open};
@@ -56,6 +58,8 @@ pub(super) struct StreamTarget {
     pub(super) last: Option<WebSocketUrl>,
     /// The way to IPv4 from a network without it.
     pub(super) nat64: Nat64,
+    /// What is known of names.
+    pub(super) book: NameBook,
 }
 
 /// A byte pipe to the holder of the pinned key.
@@ -98,8 +102,7 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
         tokio::select! {
             () = tokio::time::sleep_until(deadline) => return Err(dial.give_up()),
             Some(progress) = dial.pending.next() => match progress {
-                Progress::Resolved(url, proxy, Ok(addresses)) => dial.add(&url, proxy.as_ref(), addresses),
-                Progress::Resolved(url, _, Err(error)) => dial.error.push(url.to_string(), error.into()),
+                Progress::Resolved(url, proxy, result) => dial.handle_resolved(url, proxy, result),
                 Progress::Translated(prefixes) => dial.set_prefixes(prefixes),
                 Progress::Opened(way, Ok(opened)) => {
                     let Opened { pipe, fingerprint } = *opened;
@@ -112,6 +115,9 @@ pub(super) async fn dial(target: &StreamTarget, deadline: Instant) -> Result<Str
                     next_start = Instant::now();
                 }
             },
+            Some(Progress::Resolved(url, proxy, result)) = dial.again.next() => {
+                dial.handle_resolved(url, proxy, result);
+            }
             () = tokio::time::sleep_until(next_start), if !dial.waiting.is_empty() => {}
             () = tokio::time::sleep_until(patience), if dial.is_spent() => {}
         }
@@ -127,6 +133,8 @@ struct Dial<'a> {
     tried: Vec<Way>,
     running: Vec<Way>,
     pending: Pending<'a>,
+    /// Lookups of names that have been resolved in this dial already: their time may end while it lasts.
+    again: Pending<'a>,
     /// Behind these, IPv4 addresses are tried too.
     prefixes: Vec<Nat64Prefix>,
     error: DialError,
@@ -142,6 +150,7 @@ impl<'a> Dial<'a> {
             tried: Vec::new(),
             running: Vec::new(),
             pending: FuturesUnordered::new(),
+            again: FuturesUnordered::new(),
             prefixes: target.nat64.prefixes(),
             error: DialError::default(),
         };
@@ -153,13 +162,35 @@ impl<'a> Dial<'a> {
                 let known = target.known.iter().map(|known| SocketAddr::new(known.ip(), url.server.port()));
                 dial.add(&url, None, known.take(MAX_KNOWN));
             }
-            let server = proxy.as_ref().map_or(&url.server, |proxy| &proxy.server).clone();
             dial.pending.push(Box::pin(async move {
-                let resolved = server.resolve(&target.mesh).await;
+                let resolved = target.book.resolve(server(&url, proxy.as_ref()), &target.mesh).await;
                 Progress::Resolved(url, proxy, resolved)
             }));
         }
         dial
+    }
+
+    /// Queues what a server's name leads to, and where it led before; asks again when its time is over.
+    fn handle_resolved(
+        &mut self,
+        url: WebSocketUrl,
+        proxy: Option<Proxy>,
+        result: Result<Vec<SocketAddr>, ResolveError>,
+    ) {
+        match result {
+            Ok(addresses) => self.add(&url, proxy.as_ref(), addresses),
+            Err(error) if self.error.is_of(&url) => debug!(%url, %error, "the name leads nowhere still"),
+            Err(error) => self.error.push(url.to_string(), error.into()),
+        }
+        let target = self.target;
+        let name = server(&url, proxy.as_ref()).clone();
+        self.add(&url, proxy.as_ref(), target.book.before(&name));
+        if name.literal().is_none() {
+            self.again.push(Box::pin(async move {
+                target.book.until_due(&name).await;
+                Progress::Resolved(url, proxy, target.book.resolve(&name, &target.mesh).await)
+            }));
+        }
     }
 
     /// Queues ways to a URL, in the order of the URLs, whichever name was resolved first.
@@ -226,6 +257,11 @@ impl<'a> Dial<'a> {
     }
 }
 
+/// Returns who is connected to: the server, or the proxy that leads there.
+fn server<'a>(url: &'a WebSocketUrl, proxy: Option<&'a Proxy>) -> &'a HostPort {
+    proxy.map_or(&url.server, |proxy| &proxy.server)
+}
+
 /// Returns every URL that is tried, the most promising first, each once.
 fn urls(target: &StreamTarget) -> Vec<WebSocketUrl> {
     let mut urls = Vec::new();
@@ -262,6 +298,7 @@ mod tests {
             mesh: Vec::new(),
             last: None,
             nat64: Nat64::new(prefix),
+            book: NameBook::default(),
         }
     }
 

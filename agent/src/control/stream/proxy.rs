@@ -21,7 +21,7 @@ const MAX_HEADERS: usize = 64;
 /// An HTTP proxy: `http://[USER:PASSWORD@]HOST[:PORT]`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
-    pub(super) server: HostPort,
+    pub(in crate::control) server: HostPort,
     /// `USER:PASSWORD`.
     credentials: Option<Arc<Zeroizing<String>>>,
 }

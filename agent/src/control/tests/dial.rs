@@ -8,6 +8,7 @@ use super::super::{
     address::HostPort,
     dial::{Target, dial},
     fake::FakeCoordinator,
+    namebook::NameBook,
     race::{First, Reached, Refused, race},
     stream::{StreamOptions, StreamTarget},
     tls,
@@ -24,6 +25,7 @@ fn target(fake: &FakeCoordinator, names: &[String]) -> Target {
         known: Vec::new(),
         mesh: vec!["127.9.0.0/16".parse().unwrap()],
         nat64: Nat64::new(Mode::Off),
+        book: NameBook::default(),
     }
 }
 
@@ -74,6 +76,15 @@ async fn nothing_is_dialled_through_the_mesh() {
     assert_eq!(error, "127.9.0.1:7443: the name resolves to no address outside the mesh");
 }
 
+#[tokio::test]
+async fn where_a_name_led_before_is_tried_without_a_resolver() {
+    let fake = FakeCoordinator::start();
+    let mut target = target(&fake, &["relay.invalid:7443".to_owned()]);
+    target.book = NameBook::of_earlier(&target.names[0], vec![fake.address()]);
+    let (dialed, _) = tokio::join!(dial(&target, deadline()), fake.accept_connection());
+    assert_eq!(dialed.unwrap().connection.remote_address(), fake.address());
+}
+
 /// A byte pipe to where nobody speaks anything.
 fn pipe(fake: &FakeCoordinator, url: &str) -> StreamTarget {
     StreamTarget {
@@ -84,6 +95,7 @@ fn pipe(fake: &FakeCoordinator, url: &str) -> StreamTarget {
         mesh: Vec::new(),
         last: None,
         nat64: Nat64::new(Mode::Off),
+        book: NameBook::default(),
     }
 }
 
