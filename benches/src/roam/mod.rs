@@ -14,7 +14,7 @@
 //! | `uplink` | a line is dead for some seconds, behind a live link, and comes back | the one behind it |
 //! | `udp-blocked` | a site stops letting UDP out | the one behind it |
 //! | `relay-dies` | kill -9 of the relay that a hard pair uses; another one is known | both ends are as good |
-//! | `wake` | an agent stands still while its host moves, coordinator and peer are restarted, and all NATs forget it | the sleeper |
+//! | `wake` | an agent stands still while its host moves, coordinator and relay are restarted, and all NATs forget it | the sleeper |
 //! | `dns` | the coordinator, and the relay with it, moves to another address; its record follows | a relayed pair |
 //! | `cold-start` | an agent is killed and started while the coordinator is away | the one that starts |
 //!

@@ -1,9 +1,10 @@
 //! What happens to the network, whatever mesh is on it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_lab::topology::Reach;
+use mesh_lab::Host;
+use mesh_lab::topology::{OBSERVERS, Reach};
 
 use super::overlay::Overlay;
 use super::{Kind, Pair, Sample, out_of_step, progress};
@@ -19,6 +20,11 @@ const FIRST_PORT: u16 = 40_000;
 /// How long a line is dead, in turns: before anything is given up, and long after.
 const DEAD: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(6), Duration::from_secs(12)];
+/// How long a host may take to find its router, and how often that is looked at.
+const USABLE_PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(1);
+/// The flags of a neighbour whose address is known, in the kernel's table (`ATF_COM`).
+const COMPLETE: &str = "0x2";
 /// For how long nobody says anything before a change that is to be noticed without it.
 const SILENCE: Duration = Duration::from_millis(300);
 
@@ -60,6 +66,9 @@ pub(super) fn run(kind: Kind, overlay: &dyn Overlay, trials: usize) -> anyhow::R
         let before = overlay.look(pair);
         std::thread::sleep(if is_silent { SILENCE } else { Duration::ZERO });
         change(kind, overlay, trial)?;
+        if matches!(kind, Kind::Roam | Kind::PeerRoam) {
+            wait_usable(network.host(MOVES)?)?;
+        }
         let since = (Instant::now(), SystemTime::now());
         asks.probe.set_silent(false);
         let reply = asks.wait(since.0);
@@ -102,4 +111,23 @@ fn change(kind: Kind, overlay: &dyn Overlay, trial: usize) -> anyhow::Result<()>
             anyhow::bail!("{} needs more than a network", kind.name())
         }
     }
+}
+
+/// Waits until a host that has been plugged in has found its router: before that nothing of it gets out. A bridge may
+/// take a second to notice a new port on a busy machine, which no mesh can help.
+fn wait_usable(host: &Host) -> anyhow::Result<()> {
+    host.netns().enter(|| {
+        let deadline = Instant::now() + USABLE_PATIENCE;
+        // Has the router asked for, if nobody else has.
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        while Instant::now() < deadline {
+            socket.send_to(&[0], OBSERVERS[0].to_string() + ":9")?;
+            let known = std::fs::read_to_string("/proc/thread-self/net/arp")?;
+            if known.lines().any(|line| line.split_whitespace().nth(2) == Some(COMPLETE)) {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        anyhow::bail!("{} does not find its router", host.name())
+    })?
 }
