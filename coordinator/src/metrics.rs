@@ -174,6 +174,9 @@ fn render(sources: &Sources, relay: &RelayStats) -> String {
     text.counter("turned_away_total", "control connections refused for want of places", {
         control.turned_away.get()
     });
+    text.counter("version_mismatches_total", "connections in another version of the protocol", {
+        control.version_mismatches.get()
+    });
     text.counter("retries_total", "control connections made to prove their address", control.retries.get());
     text.counter("joins_total", "joins answered with a node", control.joins.get());
     text.counter("sessions_total", "sessions of nodes opened", control.sessions.get());

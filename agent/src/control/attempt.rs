@@ -48,6 +48,12 @@ pub enum AttemptError {
     /// Somebody else answered.
     #[error("the coordinator's key does not match the pinned key")]
     PinMismatch,
+    /// The coordinator speaks no version of the control protocol that this agent does.
+    #[error(
+        "the coordinator speaks another version of the control protocol than this agent, {}: upgrade the older of the two",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Version,
     /// The connection failed.
     #[error("{0}")]
     Connection(ConnectionError),
@@ -70,6 +76,7 @@ impl DialError {
             | AttemptError::Socket(_)
             | AttemptError::Timeout
             | AttemptError::PinMismatch
+            | AttemptError::Version
             | AttemptError::Connection(_) => None,
         });
         let mut pipes = pipes.peekable();

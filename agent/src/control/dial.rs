@@ -282,6 +282,7 @@ impl<'a> Dial<'a> {
             let result = match attempt.await {
                 Ok(Ok(Ok(connection))) => Ok(connection),
                 Ok(Ok(Err(error))) if tls::is_pin_mismatch(&error) => Err(AttemptError::PinMismatch),
+                Ok(Ok(Err(error))) if tls::is_version_mismatch(&error) => Err(AttemptError::Version),
                 Ok(Ok(Err(error))) => Err(AttemptError::Connection(error)),
                 Ok(Err(_elapsed)) => Err(AttemptError::Timeout),
                 Err(error) => Err(AttemptError::Socket(error)),

@@ -61,9 +61,17 @@ impl FakeCoordinator {
         Self::with_identity(Identity::generate().unwrap(), ([127, 0, 0, 1], 0).into())
     }
 
+    /// Starts with these versions of the protocol, the best first.
+    pub(super) fn speaking(protocols: &[&[u8]]) -> Self {
+        let identity = Identity::generate().unwrap();
+        let config = server_config(&identity, protocols);
+        let endpoint = Endpoint::server(config, ([127, 0, 0, 1], 0).into()).unwrap();
+        Self { endpoint, identity }
+    }
+
     /// Starts with a key and an address that were in use before.
     pub(super) fn with_identity(identity: Identity, address: SocketAddr) -> Self {
-        let endpoint = Endpoint::server(server_config(&identity), address).unwrap();
+        let endpoint = Endpoint::server(server_config(&identity, &[ALPN]), address).unwrap();
         Self { endpoint, identity }
     }
 
@@ -86,14 +94,7 @@ impl FakeCoordinator {
 
     /// Waits for an agent, and answers its Hello.
     pub(super) async fn accept(&self) -> FakeSession {
-        let connection = self.accept_connection().await.unwrap();
-        let spki = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
-        let node_key = NodeKey::from_spki(&spki[0]).unwrap();
-        let (send, recv) = timeout(PATIENCE, connection.accept_bi()).await.expect("a stream").unwrap();
-        let (send, answers_pings) = (Arc::new(Mutex::new(send)), Arc::new(AtomicBool::new(true)));
-        let (forward, messages) = mpsc::unbounded_channel();
-        tokio::spawn(read(recv, send.clone(), answers_pings.clone(), forward));
-        let mut session = FakeSession { connection, node_key, send, messages, answers_pings };
+        let mut session = self.accept_silently().await;
         assert!(matches!(session.recv().await, ClientMessage::Hello(_)));
         let observed = session.connection.remote_address();
         let welcome =
@@ -101,11 +102,28 @@ impl FakeCoordinator {
         session.send(ServerMessage::Welcome(welcome)).await;
         session
     }
+
+    /// Waits for an agent, and says nothing.
+    pub(super) async fn accept_silently(&self) -> FakeSession {
+        let connection = self.accept_connection().await.unwrap();
+        let spki = connection.peer_identity().unwrap().downcast::<Vec<CertificateDer<'static>>>().unwrap();
+        let node_key = NodeKey::from_spki(&spki[0]).unwrap();
+        let (send, recv) = timeout(PATIENCE, connection.accept_bi()).await.expect("a stream").unwrap();
+        let (send, answers_pings) = (Arc::new(Mutex::new(send)), Arc::new(AtomicBool::new(true)));
+        let (forward, messages) = mpsc::unbounded_channel();
+        tokio::spawn(read(recv, send.clone(), answers_pings.clone(), forward));
+        FakeSession { connection, node_key, send, messages, answers_pings }
+    }
 }
 
 impl FakeSession {
     pub(super) async fn send(&mut self, message: ServerMessage) {
         self.send.lock().await.write_all(&encode(&message).unwrap()).await.unwrap();
+    }
+
+    /// Sends bytes that were recorded.
+    pub(super) async fn send_bytes(&mut self, bytes: &[u8]) {
+        self.send.lock().await.write_all(bytes).await.unwrap();
     }
 
     /// Answers no Ping any more; the test gets them.
@@ -165,7 +183,7 @@ async fn read(
     }
 }
 
-fn server_config(identity: &Identity) -> quinn::ServerConfig {
+fn server_config(identity: &Identity, protocols: &[&[u8]]) -> quinn::ServerConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = PrivateKeyDer::Pkcs8(identity.node_key_pkcs8().clone_key());
     let key = provider.key_provider.load_private_key(key).unwrap();
@@ -177,7 +195,7 @@ fn server_config(identity: &Identity) -> quinn::ServerConfig {
         .unwrap()
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
 }
 

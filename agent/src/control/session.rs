@@ -247,6 +247,7 @@ impl Session<'_> {
     }
 
     async fn handle_update(&mut self, update: Result<Update, Rejection>) -> Result<(), End> {
+        self.show_rejection(&update);
         match update {
             Ok(Update::Changed(map)) => {
                 self.client.handle_map(map).await?;
@@ -273,6 +274,22 @@ impl Session<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Shows in the status that the coordinator's map is not the one that is used.
+    fn show_rejection(&self, update: &Result<Update, Rejection>) {
+        let rejection = match update {
+            Ok(Update::Changed(_) | Update::Unchanged) => None,
+            // These are asked for again at once.
+            Err(Rejection::Gap(_) | Rejection::NoMap) => return,
+            Err(
+                rejection @ (Rejection::Older(_)
+                | Rejection::Doubtful { .. }
+                | Rejection::Shrunk { .. }
+                | Rejection::NotOurs),
+            ) => Some(format!("its map is not taken over: {rejection}")),
+        };
+        self.client.shared.set_rejection(rejection);
     }
 
     fn resync(&mut self) -> Result<(), End> {

@@ -61,6 +61,8 @@ pub(super) enum LinkState {
 struct State {
     outbox: Outbox,
     link: LinkState,
+    /// Why the latest map of the coordinator is not the one that is used.
+    rejection: Option<String>,
     relay_names: BTreeMap<RelayId, String>,
     network: Option<NetworkId>,
 }
@@ -94,6 +96,11 @@ impl Shared {
         self.lock().link = link;
     }
 
+    /// Says why the coordinator's latest map was not taken over, or that it was.
+    pub(super) fn set_rejection(&self, rejection: Option<String>) {
+        self.lock().rejection = rejection;
+    }
+
     /// Says in which network the host is.
     pub(super) fn set_network(&self, network: Option<NetworkId>) {
         self.lock().network = network;
@@ -124,7 +131,8 @@ impl Shared {
             error: None,
             outer_certificate: None,
         };
-        match &self.lock().link {
+        let state = self.lock();
+        match &state.link {
             LinkState::Starting => down,
             LinkState::Connected(link) => {
                 let (address, transport, rtt, outer_certificate) = match &link.carrier {
@@ -141,7 +149,7 @@ impl Shared {
                     address: Some(address.to_string()),
                     transport: Some(transport),
                     rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-                    error: None,
+                    error: state.rejection.clone(),
                     outer_certificate,
                 }
             }

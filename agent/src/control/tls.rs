@@ -79,11 +79,33 @@ pub(super) fn is_pin_mismatch(error: &quinn::ConnectionError) -> bool {
     matches!(error, quinn::ConnectionError::TransportError(error) if error.code == alert)
 }
 
+/// Returns whether a connection failed because the other side speaks no version of the protocol that this side does
+/// (RFC 7301, section 3.2).
+pub(super) fn is_version_mismatch(error: &quinn::ConnectionError) -> bool {
+    let alert = TransportErrorCode::crypto(AlertDescription::NoApplicationProtocol.into());
+    match error {
+        quinn::ConnectionError::TransportError(error) => error.code == alert,
+        quinn::ConnectionError::ConnectionClosed(close) => close.error_code == alert,
+        quinn::ConnectionError::VersionMismatch
+        | quinn::ConnectionError::ApplicationClosed(_)
+        | quinn::ConnectionError::Reset
+        | quinn::ConnectionError::TimedOut
+        | quinn::ConnectionError::LocallyClosed
+        | quinn::ConnectionError::CidsExhausted => false,
+    }
+}
+
 /// As [`is_pin_mismatch`], for a session in a byte pipe.
 pub(super) fn is_pin_mismatch_io(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     // Only this side's verifier makes this error.
     matches!(error, Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)))
+}
+
+/// As [`is_version_mismatch`], for a session in a byte pipe.
+pub(super) fn is_version_mismatch_io(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    matches!(error, Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
 }
 
 fn transport() -> TransportConfig {

@@ -3,7 +3,8 @@
 use std::{io, sync::Arc, time::Duration};
 
 use mesh_proto::control::{self, Refusal, RefusalCode, ServerMessage};
-use quinn::{Incoming, VarInt, crypto::rustls::QuicServerConfig};
+use quinn::{ConnectionError, Incoming, TransportErrorCode, VarInt, crypto::rustls::QuicServerConfig};
+use rustls::AlertDescription;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -87,7 +88,9 @@ impl<S: Service> ControlServer<S> {
         };
         match self.door.try_enter(incoming.remote_address().ip(), proof) {
             Admission::Enter(place) => {
-                tracker.spawn(self.door.clone().serve(place, open(incoming), cancel.clone()));
+                let stats = self.door.stats.clone();
+                let opening = async move { open(incoming, &stats).await };
+                tracker.spawn(self.door.clone().serve(place, opening, cancel.clone()));
             }
             Admission::ProveAddress => {
                 self.door.stats.retries.increment();
@@ -103,11 +106,25 @@ impl<S: Service> ControlServer<S> {
 }
 
 /// Takes a connection to its one stream. `None`: it failed.
-async fn open(incoming: Incoming) -> Option<Link> {
-    let connection = incoming.await.ok()?;
+async fn open(incoming: Incoming, stats: &ControlStats) -> Option<Link> {
+    let connection = match incoming.await {
+        Ok(connection) => connection,
+        Err(error) => {
+            if is_version_mismatch(&error) {
+                stats.count_version_mismatch();
+            }
+            return None;
+        }
+    };
     let node_key = tls::node_key_of(&connection)?;
     let (send, recv) = connection.accept_bi().await.ok()?;
     Some(Link::new(node_key, connection.remote_address(), recv, send))
+}
+
+/// Returns whether the other side offered no version of the protocol that this side speaks (RFC 7301, section 3.2).
+fn is_version_mismatch(error: &ConnectionError) -> bool {
+    let alert = TransportErrorCode::crypto(AlertDescription::NoApplicationProtocol.into());
+    matches!(error, ConnectionError::TransportError(error) if error.code == alert)
 }
 
 /// Says why, and closes.

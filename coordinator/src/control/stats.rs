@@ -31,6 +31,8 @@ pub struct ControlStats {
     pub calls: Counter,
     /// CallMeMaybes that were not: the peer is not there, or the pair is over its rate.
     pub calls_dropped: Counter,
+    /// Connections of which the other side speaks another version of the protocol.
+    pub version_mismatches: Counter,
     refusals: [Counter; REFUSALS.len()],
 }
 
@@ -59,6 +61,18 @@ impl Counter {
 }
 
 impl ControlStats {
+    /// Counts a connection of which the other side speaks another version of the protocol. Anybody can make such a
+    /// connection, so only the first is worth a line.
+    pub fn count_version_mismatch(&self) {
+        self.version_mismatches.increment();
+        if self.version_mismatches.get() == 1 {
+            tracing::warn!(
+                version = super::VERSION,
+                "an agent speaks another version of the control protocol: upgrade the older of the two"
+            );
+        }
+    }
+
     /// Counts a refusal that was sent.
     pub fn count_refusal(&self, code: RefusalCode) {
         for ((known, _), counter) in REFUSALS.iter().zip(&self.refusals) {

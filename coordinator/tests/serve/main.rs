@@ -9,3 +9,4 @@ mod standalone;
 mod storm;
 mod stream;
 mod udp;
+mod versions;

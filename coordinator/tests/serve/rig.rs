@@ -40,7 +40,7 @@ pub(crate) struct Agent {
     pub(crate) identity: Identity,
     pub(crate) public_key: PublicKey,
     pub(crate) name: String,
-    _keys: TempDir,
+    _keys: Option<TempDir>,
 }
 
 /// A control connection.
@@ -58,7 +58,11 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
 
 impl Rig {
     pub(crate) async fn start() -> Self {
-        let state = TempDir::new().unwrap();
+        Self::start_in(TempDir::new().unwrap()).await
+    }
+
+    /// Starts with the state that is there.
+    pub(crate) async fn start_in(state: TempDir) -> Self {
         let server = start_server(&state, "127.0.0.1:0").await;
         Self { server, state }
     }
@@ -149,11 +153,17 @@ async fn start_server(state: &TempDir, address: &str) -> Server {
 }
 
 impl Agent {
+    /// Takes keys that are known.
+    pub(crate) fn of(pkcs8: Vec<u8>, public_key: PublicKey, name: &str) -> Self {
+        let identity = Identity::from_pkcs8(pkcs8.into()).unwrap();
+        Self { identity, public_key, name: name.to_owned(), _keys: None }
+    }
+
     pub(crate) fn new(name: &str) -> Self {
         let keys = TempDir::new().unwrap();
         let identity = Identity::load_or_create(keys.path()).unwrap();
         let public_key = PublicKey(identity.node_key.0);
-        Self { identity, public_key, name: name.to_owned(), _keys: keys }
+        Self { identity, public_key, name: name.to_owned(), _keys: Some(keys) }
     }
 }
 

@@ -235,6 +235,7 @@ impl<'a> Dial<'a> {
             let result = match tokio::time::timeout(ATTEMPT_TIMEOUT, open(&way, config)).await {
                 Ok(Ok(opened)) => Ok(Box::new(opened)),
                 Ok(Err(PipeError::PinMismatch)) => Err(AttemptError::PinMismatch),
+                Ok(Err(PipeError::Version)) => Err(AttemptError::Version),
                 Ok(Err(error)) => Err(AttemptError::Pipe(error)),
                 Err(_elapsed) => Err(AttemptError::Timeout),
             };

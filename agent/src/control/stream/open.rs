@@ -53,6 +53,11 @@ pub enum PipeError {
     /// Somebody else answered.
     #[error("the coordinator's key does not match the pinned key")]
     PinMismatch,
+    /// The coordinator speaks no version of the protocol that this agent does.
+    #[error(
+        "the coordinator speaks another version of the protocol than this agent: upgrade the older of the two"
+    )]
+    Version,
     /// The session.
     #[error("the session failed: {0}")]
     Session(io::Error),
@@ -75,7 +80,11 @@ pub(super) async fn open(way: &Way, config: Arc<rustls::ClientConfig>) -> Result
     let pipe = mesh_pipe::connect(Box::new(stream), &authority, &way.url.path).await?;
     let name = ServerName::try_from(SERVER_NAME).expect("the constant is a name");
     let pipe = TlsConnector::from(config).connect(name, pipe).await.map_err(|error| {
-        if tls::is_pin_mismatch_io(&error) { PipeError::PinMismatch } else { PipeError::Session(error) }
+        match (tls::is_pin_mismatch_io(&error), tls::is_version_mismatch_io(&error)) {
+            (true, _) => PipeError::PinMismatch,
+            (false, true) => PipeError::Version,
+            (false, false) => PipeError::Session(error),
+        }
     })?;
     Ok(Opened { pipe, fingerprint })
 }

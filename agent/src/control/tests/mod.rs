@@ -3,3 +3,4 @@
 mod dial;
 mod join;
 mod session;
+mod versions;

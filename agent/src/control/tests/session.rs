@@ -221,11 +221,18 @@ async fn an_older_map_is_refused_and_the_newer_one_kept_over_a_restart() {
     let older = Version { epoch: 0, serial: 99 };
     session.send(whole(NetworkMap { version: older, ..bench.map(0, []) })).await;
     session.send(whole(bench.map(4, []))).await;
+    let told = async {
+        while !agent.handle.status().error.is_some_and(|error| error.contains("its map is not taken over")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("the status says so");
     // A delta on the older map does not make the client ask for that map again.
     session.send(ServerMessage::Delta { delta: delta(4, 5) }).await;
     session.send(whole(bench.map(6, [2]))).await;
     let map = agent.map().await;
     assert_eq!((map.version.serial, map.peers.len()), (6, 1));
+    assert_eq!(agent.handle.status().error, None);
     agent.stop().await;
 
     let mut agent = bench.agent();
