@@ -142,7 +142,10 @@ fn resolver(underlay: Underlay, search: &[String]) -> Result<Resolver<Underlay>,
     options.use_hosts_file = ResolveHosts::Never;
     // A port of the library's own choice may be one that a service of this host is about to use.
     options.os_port_selection = true;
-    options.case_randomization = true;
+    // As plain as the C library asks: some home routers answer no other question, or change its case. Who lies is found out
+    // by other means.
+    options.edns0 = false;
+    options.case_randomization = false;
     builder.build()
 }
 
