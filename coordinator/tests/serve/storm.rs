@@ -20,7 +20,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const SECOND_WAIT: Duration = Duration::from_secs(2);
 
 /// How long one attempt may take, as with agents.
-const ATTEMPT: Duration = Duration::from_secs(5);
+const ATTEMPT: Duration = Duration::from_secs(8);
 
 /// How a node has come back.
 pub(crate) struct Returned {
@@ -92,7 +92,7 @@ async fn attempt(
     client.try_say(&candidates).await?;
     let mut online = BTreeSet::new();
     loop {
-        match client.try_hear_within(ATTEMPT).await? {
+        match client.try_hear_within(2 * ATTEMPT).await? {
             ServerMessage::Map { map } => return Some((client, News::Whole(map.version), online)),
             ServerMessage::Delta { delta } => return Some((client, News::Delta(delta.to), online)),
             // What comes after the map came: it was up to date.
