@@ -15,6 +15,7 @@
 //! | 3 | CallMeMaybe | up to 32 candidates, 19 bytes each: kind (1), address (18) |
 //! | 4 | Punch | see [`crate::punch`] |
 //! | 5, 6 | LendMe, Lent | see [`crate::lend`] |
+//! | 7, 8, 9 | PassOn, Passed, Whereabouts | see [`crate::pass`] |
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
 //! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
@@ -27,6 +28,7 @@ use crate::{
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
     key::{KEY_LEN, PublicKey},
     lend::{LendMe, Lent},
+    pass::{PassOn, Passed, Whereabouts},
     punch::Punch,
 };
 
@@ -49,6 +51,9 @@ const TYPE_CALL_ME_MAYBE: u8 = 3;
 const TYPE_PUNCH: u8 = 4;
 const TYPE_LEND_ME: u8 = 5;
 const TYPE_LENT: u8 = 6;
+const TYPE_PASS_ON: u8 = 7;
+const TYPE_PASSED: u8 = 8;
+const TYPE_WHEREABOUTS: u8 = 9;
 
 /// Ties a Pong to its Ping.
 pub type TxId = [u8; TXID_LEN];
@@ -91,6 +96,12 @@ pub enum Message {
     LendMe(LendMe),
     /// Answers that it does.
     Lent(Lent),
+    /// Asks the receiver to carry a message to a peer of its.
+    PassOn(PassOn),
+    /// Brings the receiver such a message.
+    Passed(Passed),
+    /// Says where the sender is.
+    Whereabouts(Whereabouts),
 }
 
 /// Why bytes are not a disco message.
@@ -149,15 +160,15 @@ impl Message {
             }
             Self::CallMeMaybe { candidates } => {
                 let mut out = vec![TYPE_CALL_ME_MAYBE, VERSION];
-                for candidate in candidates.iter().take(MAX_CANDIDATES) {
-                    out.push(encode_kind(candidate.kind));
-                    out.extend(address::encode(candidate.address));
-                }
+                encode_candidates(&candidates[..candidates.len().min(MAX_CANDIDATES)], &mut out);
                 out
             }
             Self::LendMe(asked) => [&[TYPE_LEND_ME, VERSION][..], &asked.encode()].concat(),
             Self::Lent(lent) => [&[TYPE_LENT, VERSION][..], &lent.encode()].concat(),
             Self::Punch(punch) => [&[TYPE_PUNCH, VERSION][..], &punch.encode()].concat(),
+            Self::PassOn(asked) => [&[TYPE_PASS_ON, VERSION][..], &asked.encode()].concat(),
+            Self::Passed(passed) => [&[TYPE_PASSED, VERSION][..], &passed.encode()].concat(),
+            Self::Whereabouts(at) => [&[TYPE_WHEREABOUTS, VERSION][..], &at.encode()].concat(),
         }
     }
 
@@ -182,17 +193,32 @@ impl Message {
                 let observed = (*observed != [0; ADDRESS_LEN]).then(|| address::decode(observed));
                 Ok(Self::Pong { txid: *txid, observed })
             }
-            TYPE_CALL_ME_MAYBE => {
-                let (chunks, _) = rest.as_chunks::<CANDIDATE_LEN>();
-                let candidates = chunks.iter().take(MAX_CANDIDATES).map(decode_candidate).collect();
-                Ok(Self::CallMeMaybe { candidates })
-            }
+            TYPE_CALL_ME_MAYBE => Ok(Self::CallMeMaybe { candidates: decode_candidates(rest) }),
             TYPE_PUNCH => Punch::decode(rest).map(Self::Punch).ok_or(DecodeError::Truncated),
             TYPE_LEND_ME => LendMe::decode(rest).map(Self::LendMe).ok_or(DecodeError::Truncated),
             TYPE_LENT => Lent::decode(rest).map(Self::Lent).ok_or(DecodeError::Truncated),
+            TYPE_PASS_ON => PassOn::decode(rest).map(Self::PassOn).ok_or(DecodeError::Truncated),
+            TYPE_PASSED => Passed::decode(rest).map(Self::Passed).ok_or(DecodeError::Truncated),
+            TYPE_WHEREABOUTS => {
+                Whereabouts::decode(rest).map(Self::Whereabouts).ok_or(DecodeError::Truncated)
+            }
             unknown => Err(DecodeError::UnknownType(unknown)),
         }
     }
+}
+
+/// Appends candidates as they stand in a body.
+pub(crate) fn encode_candidates(candidates: &[Candidate], out: &mut Vec<u8>) {
+    for candidate in candidates {
+        out.push(encode_kind(candidate.kind));
+        out.extend(address::encode(candidate.address));
+    }
+}
+
+/// Reads candidates to the end of a body; those beyond [`MAX_CANDIDATES`] are cut.
+pub(crate) fn decode_candidates(bytes: &[u8]) -> Vec<Candidate> {
+    let (chunks, _) = bytes.as_chunks::<CANDIDATE_LEN>();
+    chunks.iter().take(MAX_CANDIDATES).map(decode_candidate).collect()
 }
 
 fn encode_kind(kind: CandidateKind) -> u8 {

@@ -29,6 +29,7 @@ pub mod name;
 pub mod nat64;
 pub mod netmap;
 pub mod netreport;
+pub mod pass;
 pub mod punch;
 pub mod relay;
 pub mod status;

@@ -167,7 +167,7 @@ fn optional_fields_may_be_missing() {
 #[test]
 fn disco_bodies_of_a_newer_side_are_read_or_named() {
     use disco::{DecodeError, Message};
-    assert_eq!(Message::decode(&[9, 0, 1, 2]), Err(DecodeError::UnknownType(9)));
+    assert_eq!(Message::decode(&[99, 0, 1, 2]), Err(DecodeError::UnknownType(99)));
     assert_eq!(Message::decode(&[1, 1, 0, 0]), Err(DecodeError::UnknownType(1)));
 
     let pong = Message::Pong { txid: [7; 12], observed: Some("192.0.2.1:5".parse().unwrap()) };

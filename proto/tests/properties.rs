@@ -19,7 +19,8 @@ use mesh_proto::{
     disco,
     key::{KeyPin, NodeKey, PublicKey},
     name::NodeName,
-    netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Version, VersionError},
+    netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, RelayId, Version, VersionError},
+    pass::{MAX_RELAYS, Whereabouts},
     relay::{self, ChannelId},
     stun,
     token::JoinToken,
@@ -95,6 +96,28 @@ proptest! {
             disco::Message::decode(&body),
             Ok(disco::Message::CallMeMaybe { candidates: expected })
         );
+    }
+
+    #[test]
+    fn whereabouts_round_trip_and_fit_into_the_smallest_mtu_wherever_they_are_carried(
+        number: u64,
+        relays in vec(any::<u32>().prop_map(RelayId), 0..MAX_RELAYS + 4),
+        has_home: bool,
+        candidates in vec(any_candidate(), 0..MAX_CANDIDATES + 8),
+    ) {
+        let expected = Whereabouts {
+            number,
+            seen: !number,
+            relays: relays[..relays.len().min(MAX_RELAYS)].to_vec(),
+            has_home: has_home && !relays.is_empty(),
+            candidates: as_read(&candidates),
+        };
+        let body = disco::Message::Whereabouts(Whereabouts { number, seen: !number, relays, has_home, candidates });
+        let body = body.encode();
+        prop_assert_eq!(disco::Message::decode(&body), Ok(disco::Message::Whereabouts(expected)));
+        // Twice sealed, with who it is for, through a relay, over UDP and IPv6.
+        let sealing = disco::HEADER_LEN + disco::TAG_LEN;
+        prop_assert!(body.len() + 2 * sealing + 2 + 18 + relay::HEADER_LEN + 48 <= 1280);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use mesh_proto::{
     netreport::{
         Filtering, Ipv6Report, NatReport, NetReport, ObserverReport, ProxyReport, Reach, RelayReport,
     },
+    pass::{PassOn, Passed, Whereabouts},
     punch::{Punch, PunchStage, Sequence},
     relay::{self, ChannelId},
     status::{
@@ -77,7 +78,27 @@ pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
             "lent",
             Message::Lent(Lent { id: txid, channel: ChannelId(0xc0c1_c2c3_c4c5_c6c7), key: [0x44; 32] }),
         ),
+        ("pass_on", Message::PassOn(PassOn { to: NodeId(0x0102_0304), sealed: b"sealed".to_vec() })),
+        ("passed", Message::Passed(Passed { observed: Some(socket(V4)), sealed: b"sealed".to_vec() })),
+        ("passed_relayed", Message::Passed(Passed { observed: None, sealed: b"sealed".to_vec() })),
+        ("whereabouts", Message::Whereabouts(whereabouts())),
+        ("whereabouts_empty", Message::Whereabouts(empty_whereabouts())),
     ]
+}
+
+fn whereabouts() -> Whereabouts {
+    let relays = vec![RelayId(7), RelayId(0)];
+    Whereabouts {
+        number: 1_790_000_000_123,
+        seen: 1_780_000_000_456,
+        relays,
+        has_home: true,
+        candidates: candidates(),
+    }
+}
+
+fn empty_whereabouts() -> Whereabouts {
+    Whereabouts { number: 1, seen: 0, relays: vec![], has_home: false, candidates: vec![] }
 }
 
 fn punch(stage: PunchStage, sequence: Option<Sequence>) -> Punch {
