@@ -36,6 +36,9 @@ pub struct Config {
     pub mtu: u16,
     /// What may be done to get through hard pairs of NATs.
     pub punch: PunchLimits,
+    /// Real time, in milliseconds since 1970: what this node says of where it is is numbered from there, so that peers can
+    /// tell what is newer also when it was restarted.
+    pub real_time: u64,
 }
 
 /// A peer, as the network map describes it.

@@ -117,6 +117,7 @@ impl World {
             allowed_ips: vec![OWN.into()],
             mtu: 1280,
             punch: PunchLimits::default(),
+            real_time: 0,
         };
         let mut engine = Engine::new(config, [0; 32], now);
         let peer =

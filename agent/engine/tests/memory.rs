@@ -63,6 +63,7 @@ fn engine(now: Instant) -> Engine {
         allowed_ips: vec![IpNet::from(std::net::IpAddr::from(mesh_address(0)))],
         mtu: 1420,
         punch: PunchLimits::default(),
+        real_time: 0,
     };
     let mut engine = Engine::new(config, [7; 32], now);
     let peer = |id: u32| {

@@ -58,6 +58,7 @@ impl Link {
             allowed_ips: vec!["10.90.0.1/32".parse().unwrap()],
             mtu: 1280,
             punch: PunchLimits::default(),
+            real_time: 0,
         };
         let mut engine = Engine::new(config, [1; 32], now);
         let peer = PeerConfig {

@@ -20,7 +20,11 @@ mod report;
 mod wakes;
 mod wiring;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context;
 use mesh_engine::command::Command;
@@ -189,7 +193,14 @@ fn engine_config(
         allowed_ips: membership.node.allowed_ips.clone(),
         mtu: config.mtu,
         punch: config.punch,
+        real_time: real_time(),
     }
+}
+
+/// Real time in milliseconds; a clock from before 1970 says nothing.
+fn real_time() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn seed() -> anyhow::Result<[u8; 32]> {

@@ -196,6 +196,7 @@ mod tests {
             allowed_ips: vec![],
             mtu: 1420,
             punch: PunchLimits::default(),
+            real_time: 0,
         };
         let two = std::num::NonZeroU32::new(2).unwrap();
         let mut engine = Engine::shards(&config, [1; 32], two, now).remove(0);

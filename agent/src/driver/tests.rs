@@ -69,6 +69,7 @@ impl Node {
             allowed_ips: vec![format!("10.90.0.{id}/32").parse().unwrap()],
             mtu: 1280,
             punch: PunchLimits::default(),
+            real_time: 0,
         };
         let (handle, events) =
             spawn(Parts { config, seed: [id; 32], tun: vec![tun], udp }, cancel, tracker).unwrap();

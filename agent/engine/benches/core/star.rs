@@ -198,6 +198,7 @@ fn engine(id: u32, now: Instant) -> Engine {
         allowed_ips: vec![IpNet::from(IpAddr::V4(mesh_address(id)))],
         mtu: MTU,
         punch: PunchLimits::default(),
+        real_time: 0,
     };
     Engine::new(config, [id.to_le_bytes()[0]; 32], now)
 }

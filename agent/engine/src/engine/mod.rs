@@ -15,6 +15,7 @@ mod commands;
 mod inbound;
 mod lending;
 mod outbound;
+mod passing;
 mod sharing;
 mod slots;
 
@@ -30,6 +31,7 @@ use crate::{
     local::{Local, Outbox},
     netcheck::NetCheck,
     packet::icmp::IcmpLimit,
+    pass::Passing,
     path::translation::Translation,
     peer::{Peer, Scratch},
     punch::Punching,
@@ -93,6 +95,13 @@ struct Servers {
     relays: Vec<RelayConfig>,
 }
 
+/// With what an engine begins.
+#[derive(Clone, Copy)]
+struct Start {
+    seed: [u8; 32],
+    now: Instant,
+}
+
 impl Engine {
     /// Most bytes that one [`Engine::handle_tun`] lays out: the driver leaves this much room in the arena.
     ///
@@ -113,7 +122,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, seed: [u8; 32], now: Instant) -> Self {
         let keys = Keys::new(&config.private_key, now);
-        Self::shard(Shard::ONLY, config, keys, seed)
+        Self::shard(Shard::ONLY, config, keys, Start { seed, now })
     }
 
     /// Makes the engines of a node that has so many, in order of their numbers (see [`crate::shard`]). Every one is to be
@@ -121,10 +130,12 @@ impl Engine {
     #[must_use]
     pub fn shards(config: &Config, seed: [u8; 32], count: NonZeroU32, now: Instant) -> Vec<Self> {
         let keys = Keys::new(&config.private_key, now);
-        Shard::all(count).map(|shard| Self::shard(shard, config.clone(), keys.share(), seed)).collect()
+        let start = Start { seed, now };
+        Shard::all(count).map(|shard| Self::shard(shard, config.clone(), keys.share(), start)).collect()
     }
 
-    fn shard(shard: Shard, config: Config, keys: Keys, seed: [u8; 32]) -> Self {
+    fn shard(shard: Shard, config: Config, keys: Keys, start: Start) -> Self {
+        let Start { seed, now } = start;
         let own_allowed_ips = config.allowed_ips;
         let mut rng = ChaCha8Rng::from_seed(seed);
         rng.set_stream(shard.index().into());
@@ -140,6 +151,7 @@ impl Engine {
                 relays: BTreeMap::new(),
                 home: None,
                 lending: Lending::default(),
+                passing: Passing::new(config.real_time, now),
                 netcheck: NetCheck::default(),
                 outbox: Outbox::default(),
                 budget: Budget::shared_by(shard.count()),
@@ -343,6 +355,7 @@ impl Engine {
         }
         self.judge_home();
         self.borrow_relays(now);
+        self.pass_on(now);
         if self.local.punching.has_sockets() {
             let used = self.peers.iter().flat_map(Peer::sockets).collect();
             self.local.punching.retain_sockets(&used);

@@ -77,6 +77,11 @@ impl Engine {
                 self.handle_admitted(*from, message, initiation, now);
                 self.poll_transmit(now, out);
             }
+            Item::Wish(wish) => {
+                self.fulfil(wish.clone(), now);
+                self.settle(now);
+                self.poll_transmit(now, out);
+            }
             Item::Mirror(mirror) => self.follow(mirror, now),
             Item::Report(report) => self.handle_report(report, now),
         }
@@ -197,7 +202,7 @@ impl Engine {
         }
     }
 
-    fn count_refused(&mut self, shard: u32, push: impl FnOnce(&mut Self) -> bool) {
+    pub(super) fn count_refused(&mut self, shard: u32, push: impl FnOnce(&mut Self) -> bool) {
         if !push(self) {
             tracing::trace!(shard, "too much waits to be handed over");
             self.local.drops.count(DropReason::HandoverFull);

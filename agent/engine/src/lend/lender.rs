@@ -30,7 +30,11 @@ use mesh_proto::{
 use rand_core::RngCore;
 use zeroize::Zeroizing;
 
-use crate::{batch::Via, drops::DropReason};
+use crate::{
+    batch::Via,
+    drops::DropReason,
+    rate::{Allowance, Rate},
+};
 
 /// Bytes that one peer may send through this node: a home line's uplink is not to be filled by others.
 const PEER_RATE: Rate = Rate { per_second: 12.5e6, burst: 3e6 };
@@ -72,17 +76,6 @@ struct Channel {
     at: Instant,
     allowance: Allowance,
 }
-
-/// How fast an allowance refills, and how much it holds.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    per_second: f64,
-    burst: f64,
-}
-
-/// What is left; full before its first use.
-#[derive(Debug, Clone, Copy, Default)]
-struct Allowance(Option<(f64, Instant)>);
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,17 +255,6 @@ impl Channel {
 impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Channel").field("peer", &self.peer).finish_non_exhaustive()
-    }
-}
-
-impl Allowance {
-    /// Takes from it; whether there was as much.
-    fn take(&mut self, cost: f64, rate: Rate, now: Instant) -> bool {
-        let earned = |at| now.saturating_duration_since(at).as_secs_f64() * rate.per_second;
-        let left = self.0.map_or(rate.burst, |(left, at)| (left + earned(at)).min(rate.burst));
-        let has = left >= cost;
-        self.0 = Some((if has { left - cost } else { left }, now));
-        has
     }
 }
 

@@ -16,7 +16,7 @@ use rand_core::RngCore;
 
 use crate::{
     batch::{TxArena, Via},
-    drops::DropCounters,
+    drops::{DropCounters, DropReason},
     event::{Event, PathAddress},
     lend::Lending,
     netcheck::{NetCheck, Observer},
@@ -24,6 +24,7 @@ use crate::{
         IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN,
         icmp::{self, IcmpLimit},
     },
+    pass::{Passing, Wish},
     path::{guess::guesses, is_probable, mtu::Bounds, translation::Translation},
     punch::Punching,
     queue::{Budget, footprint, trim},
@@ -60,6 +61,8 @@ pub(crate) struct Local {
     pub(crate) home: Option<RelayId>,
     /// This node as a relay, and peers that relay for it.
     pub(crate) lending: Lending,
+    /// What peers carry for each other.
+    pub(crate) passing: Passing,
     pub(crate) netcheck: NetCheck,
     pub(crate) outbox: Outbox,
     pub(crate) budget: Budget,
@@ -243,6 +246,14 @@ impl Local {
     /// Returns the relays that are up, and what they are reached through.
     pub(crate) fn usable_relays(&self) -> Vec<(RelayId, Via)> {
         self.relays.iter().filter_map(|(id, relay)| Some((*id, relay.via()?))).collect()
+    }
+
+    /// Notes something that concerns two peers, which the engine will see to.
+    pub(crate) fn wish(&mut self, wish: Wish) {
+        self.unsettled = true;
+        if !self.passing.push(wish) {
+            self.drops.count(DropReason::RelayRate);
+        }
     }
 
     /// Address discovery, which the engine will look after.

@@ -35,7 +35,7 @@ pub(crate) use candidates::is_probable;
 pub(crate) use state::{Health, Origin, Path};
 pub(crate) use targets::Targets;
 
-use self::select::View;
+use self::{select::View, state::TRUST};
 use crate::{event::PathAddress, snapshot::Decision};
 
 /// Without traffic for this long, a peer is idle: below the 30 s after which common NATs forget a mapping, so that
@@ -85,6 +85,13 @@ impl PathSet {
     /// Whether the primary path is direct and answers.
     pub(crate) fn is_direct(&self, now: Instant) -> bool {
         self.primary().is_some_and(|path| path.is_direct() && path.is_trusted(now))
+    }
+
+    /// Whether the peer is reached now: a path answers, or something of the session has just come.
+    pub(crate) fn is_reached(&self, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < TRUST;
+        self.paths.iter().any(|path| path.is_trusted(now))
+            || self.last_heard.is_some_and(|(_, at)| lately(at))
     }
 
     /// Notes traffic. Returns whether the peer was idle until now.

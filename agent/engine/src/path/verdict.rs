@@ -31,6 +31,8 @@ impl PathSet {
             path.suspect(now);
             path.mtu.forget();
         }
+        // What came before says nothing of now.
+        self.last_heard = None;
     }
 
     /// The peer says where it is: a primary path to elsewhere is doubted, since the peer may have moved.

@@ -24,6 +24,7 @@ use mesh_proto::{
 mod data;
 mod handshake;
 mod lending;
+mod passing;
 mod probing;
 mod punching;
 
@@ -36,6 +37,7 @@ use crate::{
     drops::{DropCounters, DropReason},
     event::{Event, WakeupReason},
     local::Local,
+    pass::Passed,
     path::{Health, Path, PathSet},
     queue::Queue,
     session::{REJECT_AFTER_TIME, Session, Timestamp},
@@ -68,6 +70,7 @@ pub(crate) struct Peer {
     news_at: Option<Instant>,
     last_called: Option<Instant>,
     punched: Punched,
+    passed: Passed,
     /// There is no traffic: the peer is only looked for.
     sought: bool,
     /// The last initiation could not be sent anywhere.
@@ -119,6 +122,7 @@ impl Peer {
             news_at: None,
             last_called: None,
             punched: Punched::default(),
+            passed: Passed::default(),
             sought: false,
             unsent: false,
             pings: Vec::new(),
@@ -204,7 +208,8 @@ impl Peer {
     }
 
     fn paths_timeout(&self, now: Instant) -> Option<Instant> {
-        self.paths.poll_timeout(now).into_iter().chain(self.news_at).chain(self.punch_timeout()).min()
+        let others = [self.news_at, self.punch_timeout(), self.passed.poll_timeout()];
+        self.paths.poll_timeout(now).into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// Shows the peer as it is.

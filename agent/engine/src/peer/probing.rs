@@ -179,6 +179,9 @@ impl Peer {
             Message::Punch(punch) => self.handle_punch(&punch, from, local, now),
             Message::LendMe(asked) => self.handle_lend_me(asked, from, local, now),
             Message::Lent(lent) => self.handle_lent(&lent, from, local, now),
+            Message::PassOn(asked) => self.handle_pass_on(asked, from, local, now),
+            Message::Passed(passed) => self.handle_passed(passed, from, local, now),
+            Message::Whereabouts(at) => self.handle_whereabouts(&at, None, local, now),
         }
     }
 
@@ -189,6 +192,7 @@ impl Peer {
         // Doubt may have called for more.
         self.send_probes(local, now);
         self.handle_punch_timeout(local, now);
+        self.handle_passing_timeout(local, now);
         if self.news_at.is_some_and(|at| at <= now) {
             self.news_at = None;
             self.on_own_candidates_changed(local, now);
@@ -287,6 +291,7 @@ impl Peer {
             let observer = if is_called { Observer::Caller } else { Observer::Peer };
             local.on_observed_by_peer(observer, peer, mapped, now);
         }
+        self.on_found(local, now);
         if let Some(index) = self.pings.iter().position(|ping| ping.txid == Some(txid)) {
             let AskedPing { token, .. } = self.pings.remove(index);
             local.outbox.push_event(Event::Pong { token, peer: self.config.id, path, rtt });
@@ -297,6 +302,7 @@ impl Peer {
     /// Calls the peer because of news; where that was done just now, it is done again a little later.
     fn tell_news(&mut self, local: &mut Local, now: Instant) -> bool {
         self.recalls = 0;
+        self.passed.begin_anew();
         let called = self.call(NEWS_INTERVAL, local, now);
         self.news_at = if called { None } else { self.last_call.map(|at| at + NEWS_INTERVAL) };
         called
@@ -323,6 +329,7 @@ impl Peer {
             self.say(&message, path, local);
         }
         local.outbox.push_event(Event::CallMeMaybe { to: self.config.id, candidates });
+        self.plan_passing(now);
         true
     }
 
@@ -344,13 +351,13 @@ impl Peer {
         }
     }
 
-    fn seal(&mut self, message: &Message, local: &mut Local) -> Option<Vec<u8>> {
+    pub(super) fn seal(&mut self, message: &Message, local: &mut Local) -> Option<Vec<u8>> {
         self.disco(local);
         let key = self.disco.as_ref()?;
         Some(key.seal(local.keys.public(), message, &mut local.rng))
     }
 
-    fn disco(&mut self, local: &Local) -> &DiscoKey {
+    pub(super) fn disco(&mut self, local: &Local) -> &DiscoKey {
         let peer = self.config.public_key;
         self.disco.get_or_insert_with(|| DiscoKey::new(&local.keys, &peer))
     }

@@ -16,6 +16,7 @@ use crate::{
     batch::{MAX_TRAIN_BYTES, Offload, TunFrame, Via},
     event::PathAddress,
     netcheck::{NetCheck, Observer},
+    pass::{Ask, Wish},
     queue::{footprint, trim},
     relay::RelayClient,
     session::Initiation,
@@ -41,6 +42,8 @@ pub(crate) enum Item {
     Train { via: Via, stride: usize, bytes: Vec<u8> },
     /// A handshake initiation that was admitted.
     Initiation { from: PathAddress, message: Vec<u8>, initiation: Initiation },
+    /// Something that peers of both shards have to do with.
+    Wish(Wish),
     /// What the home shard tells the others.
     Mirror(Box<Mirror>),
     /// What another shard tells the home shard.
@@ -53,7 +56,11 @@ impl Handover {
     pub fn frame(&self) -> Option<TunFrame<'_>> {
         match &self.0 {
             Item::Frame { packet, offload } => Some(TunFrame { packet, offload: *offload }),
-            Item::Train { .. } | Item::Initiation { .. } | Item::Mirror(_) | Item::Report(_) => None,
+            Item::Train { .. }
+            | Item::Initiation { .. }
+            | Item::Wish(_)
+            | Item::Mirror(_)
+            | Item::Report(_) => None,
         }
     }
 
@@ -61,7 +68,11 @@ impl Handover {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Item::Train { bytes, .. } => bytes,
-            Item::Frame { .. } | Item::Initiation { .. } | Item::Mirror(_) | Item::Report(_) => &mut [],
+            Item::Frame { .. }
+            | Item::Initiation { .. }
+            | Item::Wish(_)
+            | Item::Mirror(_)
+            | Item::Report(_) => &mut [],
         }
     }
 
@@ -83,7 +94,12 @@ impl Item {
         match self {
             Self::Frame { packet: bytes, .. }
             | Self::Train { bytes, .. }
-            | Self::Initiation { message: bytes, .. } => Some(bytes),
+            | Self::Initiation { message: bytes, .. }
+            | Self::Wish(
+                Wish::Ask(Ask { sealed: bytes, .. })
+                | Wish::Carry { sealed: bytes, .. }
+                | Wish::Open { sealed: bytes, .. },
+            ) => Some(bytes),
             Self::Mirror(_) | Self::Report(_) => None,
         }
     }
@@ -175,7 +191,7 @@ impl Handovers {
         match item {
             Item::Frame { .. } => self.frames += 1,
             Item::Train { .. } | Item::Initiation { .. } => self.datagrams += 1,
-            Item::Mirror(_) | Item::Report(_) => {}
+            Item::Wish(_) | Item::Mirror(_) | Item::Report(_) => {}
         }
         self.bytes += item.footprint();
         self.packets.push_back((to, item));

@@ -162,6 +162,7 @@ impl World {
             allowed_ips: allowed_ips(id),
             mtu: 1420,
             punch: PunchLimits::default(),
+            real_time: 0,
         };
         let mut engine = Engines::new(&config, self.shards, [u8::try_from(id).unwrap(); 32], self.now);
         engine.handle_command(&self.peers_of(id), self.now, &mut TxArena::new(ARENA_LEN));

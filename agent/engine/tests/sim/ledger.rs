@@ -85,6 +85,11 @@ impl Ledger {
         Ok(sent)
     }
 
+    /// A node slept: what it was given before is as old as it was then.
+    pub(crate) fn sleep(&mut self, node: usize, now: Duration) {
+        self.outstanding.values_mut().filter(|sent| sent.from == node).for_each(|sent| sent.at = now);
+    }
+
     /// Notes that a packet was refused for its size.
     pub(crate) fn refuse(&mut self, number: u64, mtu: u16) {
         self.refused.insert(number, mtu);

@@ -22,14 +22,18 @@
 //! | no timer spins | `world/mod.rs`, at every wakeup |
 //! | each node's home is near, a pair begins at it, and a dead relay is left within 2 s | `homes.rs` |
 //! | a hard pair goes on through a node that lends itself | `lending.rs` |
+//! | without the coordinator for weeks, with a relay or with none, nodes that restart, sleep and move find each other | `away.rs` |
+//! | what users of other meshes had to report comes right by itself | `histories.rs` |
 //! | what nobody talks to costs no packet and no timer | `scenario/schedule.rs` (long pauses), `idle.rs` |
 //!
 //! A failing run prints its seed, its topology, its schedule so far and the last things that happened.
 //! `SIM_SEED=n` runs that seed alone.
 
+mod away;
 mod coordinator;
 #[path = "../engines/mod.rs"]
 mod engines;
+mod histories;
 mod homes;
 mod idle;
 mod ledger;

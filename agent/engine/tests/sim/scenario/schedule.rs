@@ -31,6 +31,10 @@ const FLOOD_LEN: usize = 1200;
 const MAX_WAITING: u64 = 128;
 /// Time for which others send into a range that changes hands.
 const MOVING: Duration = Duration::from_secs(3);
+/// A link that flaps is there, and not there, for this long.
+const FLAP: Duration = Duration::from_millis(300);
+/// A clock is wrong by at most this, in milliseconds: a month.
+const MAX_JUMP: u64 = 30 * 86_400_000;
 /// Of 1000 packets, those between the ranges behind nodes.
 const BETWEEN_RANGES: u32 = 300;
 
@@ -65,6 +69,14 @@ pub(crate) enum Step {
     KillServer(usize),
     /// It is started again.
     StartServer(usize),
+    /// A node's host sleeps for a while.
+    Sleep { node: usize, time: Duration },
+    /// Where a node is, UDP is blocked, or let through again.
+    Block { node: usize, blocked: bool },
+    /// A node's link goes and comes a few times.
+    Flap { node: usize, times: u32 },
+    /// A node's real-time clock is put forward or back, in milliseconds.
+    ClockJump { node: usize, by: i64 },
     /// A node is killed, and started again after a while.
     Restart { node: usize, after: Duration },
 }
@@ -87,6 +99,11 @@ pub(crate) enum StepKind {
     Heal,
     KillServer,
     StartServer,
+    Sleep,
+    Block,
+    Unblock,
+    Flap,
+    ClockJump,
     Restart,
 }
 
@@ -107,6 +124,11 @@ impl Step {
             Self::Heal => StepKind::Heal,
             Self::KillServer(_) => StepKind::KillServer,
             Self::StartServer(_) => StepKind::StartServer,
+            Self::Sleep { .. } => StepKind::Sleep,
+            Self::Block { blocked: true, .. } => StepKind::Block,
+            Self::Block { blocked: false, .. } => StepKind::Unblock,
+            Self::Flap { .. } => StepKind::Flap,
+            Self::ClockJump { .. } => StepKind::ClockJump,
             Self::Restart { .. } => StepKind::Restart,
         }
     }
@@ -117,7 +139,7 @@ impl Scenario {
         let node = self.rng.index(self.places.len());
         let site = self.rng.index(self.sites.len());
         let short = self.rng.duration(Duration::from_millis(50)..Duration::from_secs(40));
-        match self.rng.below(25) {
+        match self.rng.below(29) {
             0..=4 => self.draw_idle(),
             5..=7 => self.draw_talk(),
             8..=10 => Step::Roam { node, site },
@@ -133,9 +155,19 @@ impl Scenario {
                 let (from, to) = self.draw_pair();
                 Step::Flood { from, to }
             }
+            24 => Step::Sleep { node, time: self.draw_sleep() },
+            25..=26 => Step::Block { node, blocked: !self.world.nodes[node].blocked },
+            27 => Step::Flap { node, times: 1 + self.rng.index(6) as u32 },
+            28 => Step::ClockJump { node, by: self.rng.below(2 * MAX_JUMP) as i64 - MAX_JUMP as i64 },
             23 => Step::MoveRange { range: self.rng.index(self.world.range_count()), to: node },
             _ => Step::Unplug { node, time: short },
         }
+    }
+
+    /// From a dark wake's pause to a night.
+    fn draw_sleep(&mut self) -> Duration {
+        let (low, high) = self.rng.pick(&[(1, 60), (60, 1800), (1800, 10 * 3600)]);
+        self.rng.duration(Duration::from_secs(low)..Duration::from_secs(high))
     }
 
     fn draw_work(&mut self) -> Step {
@@ -226,6 +258,24 @@ impl Scenario {
                     self.world.coordinator.up = true;
                 }
             }
+            Step::Sleep { node, time } => {
+                self.world.fall_asleep(*node);
+                self.world.run_for(*time);
+                self.world.wake_up(*node);
+            }
+            Step::Block { node, blocked } => self.world.set_blocked(*node, *blocked),
+            Step::Flap { node, times } => {
+                let host = self.world.nodes[*node].host;
+                for _ in 0..*times {
+                    self.world.net.detach(host);
+                    self.world.host_moved(*node);
+                    self.world.run_for(FLAP);
+                    self.sites[self.places[*node]].attach(&mut self.world.net, host);
+                    self.world.host_moved(*node);
+                    self.world.run_for(FLAP);
+                }
+            }
+            Step::ClockJump { node, by } => self.world.nodes[*node].clock_offset = *by,
             Step::Restart { node, after } => {
                 self.world.kill(*node);
                 self.world.run_for(*after);
@@ -323,6 +373,7 @@ impl Scenario {
         self.world.run_for(time - QUIET_DOWN);
         let targets = u64::try_from(self.servers.len()).expect("small") * 2;
         let all_answer = !self.servers.contains(&Server::Down) && !self.world.net.has_cuts();
+        let all_answer = all_answer && !self.world.nodes.iter().any(|node| node.blocked);
         let interval = if all_answer { UPKEEP_INTERVAL } else { RETRY_INTERVAL };
         let budget = (time.as_secs() / interval.as_secs() + UPKEEP_SLACK) * targets;
         for (node, before) in before.iter().enumerate() {

@@ -61,7 +61,8 @@ impl Scenario {
             .filter(|(from, to)| self.must_be_connected(*from, *to))
             .map(|(from, to)| {
                 let (a, b) = (self.world.nodes[from].host, self.world.nodes[to].host);
-                let direct = model::direct(&self.world.net, a, b);
+                let blocked = [from, to].iter().any(|node| self.world.nodes[*node].blocked);
+                let direct = if blocked { Direct::No } else { model::direct(&self.world.net, a, b) };
                 Expected { from, to, direct, pings: Vec::new(), done: None }
             })
             .collect();
@@ -98,7 +99,16 @@ impl Scenario {
             | StepKind::RenumberNat
             | StepKind::Cut
             | StepKind::KillServer => 0,
-            StepKind::Roam | StepKind::Restart | StepKind::Unplug => 1,
+            StepKind::Roam
+            | StepKind::Restart
+            | StepKind::Unplug
+            | StepKind::Sleep
+            | StepKind::Flap
+            | StepKind::ClockJump => 1,
+            // The agent opens streams.
+            StepKind::Block => 3,
+            // It tries UDP again.
+            StepKind::Unblock => 65,
             // The dialling nodes' longest backoff.
             StepKind::Heal | StepKind::StartServer => 40,
         };
@@ -129,7 +139,8 @@ impl Scenario {
             let reached = self.world.reaches(from, relay.host) && self.world.reaches(to, relay.host);
             relay.up && reached && (coordinated || self.share_channel(from, to, relay.id))
         });
-        relayed || (coordinated && model::direct(&self.world.net, a.host, b.host) == Direct::Yes)
+        let blocked = a.blocked || b.blocked;
+        relayed || (coordinated && !blocked && model::direct(&self.world.net, a.host, b.host) == Direct::Yes)
     }
 
     /// Whether two nodes have, and know that they have, channels at one relay.
@@ -196,6 +207,11 @@ impl Scenario {
                 | StepKind::Heal
                 | StepKind::KillServer
                 | StepKind::StartServer
+                | StepKind::Sleep
+                | StepKind::Block
+                | StepKind::Unblock
+                | StepKind::Flap
+                | StepKind::ClockJump
                 | StepKind::Restart => self.world.now - taken.until < DISTURBED_TIME,
             })
     }
@@ -367,6 +383,11 @@ fn connect_time(after: StepKind) -> Duration {
         | StepKind::KillServer
         | StepKind::StartServer
         | StepKind::Restart
+        | StepKind::Sleep
+        | StepKind::Block
+        | StepKind::Unblock
+        | StepKind::Flap
+        | StepKind::ClockJump
         | StepKind::Unplug => 30,
     })
 }

@@ -5,10 +5,7 @@
 
 use std::time::Duration;
 
-use mesh_engine::{
-    command::Command,
-    config::{RelayCarrier, RelayConfig},
-};
+use mesh_engine::{command::Command, config::RelayConfig};
 use mesh_proto::{
     candidate::Candidate,
     control::PeerState,
@@ -35,6 +32,8 @@ pub(super) enum Message {
     Request { node: usize, connection: u64, request: Request },
     News { node: usize, connection: u64, news: News },
     OpenRelay { node: usize, connection: u64, relay: RelayId },
+    OpenAlone { node: usize, life: u64, relay: RelayId },
+    Opened { node: usize, life: u64, config: RelayConfig },
 }
 
 impl World {
@@ -100,7 +99,11 @@ impl World {
     pub(super) fn reopen_relay(&mut self, node: usize, relay: RelayId) {
         self.nodes[node].relays.remove(&relay);
         self.tell_relays(node);
-        self.request(node, Request::RelayOpen(relay));
+        if self.is_coordinators(relay) {
+            self.request(node, Request::RelayOpen(relay));
+        } else {
+            self.open_alone_soon(node, relay, Duration::ZERO);
+        }
     }
 
     /// Tells an engine what its host's interfaces are.
@@ -133,11 +136,19 @@ impl World {
             Message::OpenRelay { node, connection, relay } if self.is_current(node, connection) => {
                 self.request(node, Request::RelayOpen(relay));
             }
+            Message::OpenAlone { node, life, relay } if self.is_alive(node, life) => {
+                self.open_alone(node, relay)
+            }
+            Message::Opened { node, life, config } if self.is_alive(node, life) => {
+                self.take_relay(node, config)
+            }
             Message::Dial { .. }
             | Message::Connected { .. }
             | Message::Request { .. }
             | Message::News { .. }
-            | Message::OpenRelay { .. } => {}
+            | Message::OpenRelay { .. }
+            | Message::OpenAlone { .. }
+            | Message::Opened { .. } => {}
         }
     }
 
@@ -172,11 +183,9 @@ impl World {
         let state = self.coordinator.set_online(id, true);
         self.tell_others(node, &state);
         self.publish_state(node);
-        for relay in 0..self.relays.len() {
-            let relay = self.relays[relay].id;
-            if !self.nodes[node].relays.contains_key(&relay) {
-                self.request(node, Request::RelayOpen(relay));
-            }
+        let relay = self.relays[0].id;
+        if !self.nodes[node].relays.contains_key(&relay) {
+            self.request(node, Request::RelayOpen(relay));
         }
     }
 
@@ -232,7 +241,7 @@ impl World {
             return self.queue.push(self.now + RELAY_RETRY, Event::Control(again));
         }
         let (channel, key) = self.relays[index].open(self.nodes[node].id);
-        let carrier = RelayCarrier::Udp(vec![self.relays[index].address]);
+        let carrier = self.carrier(node, index);
         self.tell(node, News::RelayOpened(RelayConfig { id: relay, carrier, channel, key }));
     }
 
@@ -240,6 +249,7 @@ impl World {
         match news {
             News::PeerStates(states) => {
                 for state in states {
+                    self.nodes[node].disk.apply(&state);
                     self.nodes[node].states.insert(state.id, state.clone());
                     self.tell_state(node, state);
                 }
@@ -247,15 +257,52 @@ impl World {
             News::CallMeMaybe { from, candidates } => {
                 self.command(node, Command::CallMeMaybe { from, candidates });
             }
-            News::RelayOpened(config) => {
-                self.nodes[node].relays.insert(config.id, config);
-                self.tell_relays(node);
-                self.publish_state(node);
-            }
+            News::RelayOpened(config) => self.take_relay(node, config),
         }
     }
 
-    fn tell_relays(&mut self, node: usize) {
+    /// Opens a node's channels at the relays that stand alone: it asks each itself, with or without the coordinator.
+    pub(super) fn open_relays_alone(&mut self, node: usize) {
+        for index in 1..self.relays.len() {
+            self.open_alone_soon(node, self.relays[index].id, Duration::ZERO);
+        }
+    }
+
+    fn open_alone_soon(&mut self, node: usize, relay: RelayId, wait: Duration) {
+        let life = self.nodes[node].life;
+        self.queue.push(self.now + wait, Event::Control(Message::OpenAlone { node, life, relay }));
+    }
+
+    fn open_alone(&mut self, node: usize, relay: RelayId) {
+        if self.nodes[node].relays.contains_key(&relay) {
+            return;
+        }
+        let index = self.relay_index(relay);
+        if !self.relays[index].up || !self.reaches(node, self.relays[index].host) {
+            return self.open_alone_soon(node, relay, RELAY_RETRY);
+        }
+        let (channel, key) = self.relays[index].open(self.nodes[node].id);
+        let carrier = self.carrier(node, index);
+        let config = RelayConfig { id: relay, carrier, channel, key };
+        let (at, life) = (self.now + 4 * self.latency(node), self.nodes[node].life);
+        self.queue.push(at, Event::Control(Message::Opened { node, life, config }));
+    }
+
+    fn take_relay(&mut self, node: usize, config: RelayConfig) {
+        self.nodes[node].relays.insert(config.id, config);
+        self.tell_relays(node);
+        self.publish_state(node);
+    }
+
+    fn is_coordinators(&self, relay: RelayId) -> bool {
+        self.relays.first().is_some_and(|first| first.id == relay)
+    }
+
+    fn is_alive(&self, node: usize, life: u64) -> bool {
+        self.nodes[node].life == life && self.nodes[node].engine.is_some()
+    }
+
+    pub(super) fn tell_relays(&mut self, node: usize) {
         let relays = self.nodes[node].relays.values().cloned().collect();
         self.command(node, Command::SetRelays(relays));
     }

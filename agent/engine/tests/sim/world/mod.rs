@@ -6,8 +6,10 @@
 
 mod check;
 mod control;
+mod disk;
 mod map;
 mod node;
+mod stream;
 
 use std::{
     collections::BTreeMap,
@@ -45,6 +47,8 @@ use crate::{
 const TIMEOUTS_PER_SECOND: u32 = 40;
 /// An engine that has still more to transmit after this many arenas is in a loop.
 const MAX_DRAINS: u32 = 64;
+/// Real time at the beginning, in milliseconds.
+const REAL_EPOCH: u64 = 1_790_000_000_000;
 /// Length of pings and their answers.
 pub(crate) const PING_LEN: usize = 100;
 
@@ -74,6 +78,7 @@ enum Event {
     Control(Message),
     Send(Sending),
     Map(usize),
+    Stream(stream::Message),
 }
 
 /// An inner packet that an application sends.
@@ -132,7 +137,9 @@ impl World {
     pub(crate) fn start(&mut self, node: usize) {
         self.note(format!("node {node} starts"));
         let seed = self.rng.bytes();
-        let engine = self.nodes[node].make_engine(seed, self.instant());
+        self.nodes[node].real_time = self.real_time(node);
+        self.nodes[node].life += 1;
+        let engine = self.nodes[node].make_engine(seed, self.instant(node));
         self.nodes[node].engine = Some(engine);
         self.nodes[node].armed = None;
         let peers = self.nodes[node].peers.clone();
@@ -140,27 +147,48 @@ impl World {
         observers.extend(self.relays.iter().map(|relay| relay.address));
         observers.sort_unstable();
         observers.dedup();
-        let states: Vec<_> = self.nodes[node].states.values().cloned().collect();
+        let states = self.nodes[node].disk.to_states();
         self.command(node, Command::SetPeers(peers));
         self.command(node, Command::SetObservers(observers));
         self.set_host_candidates(node);
         let allowed = self.nodes[node].lends;
         self.command(node, Command::SetLending { allowed });
         for state in states {
+            self.nodes[node].states.insert(state.id, state.clone());
             self.tell_state(node, state);
         }
         self.dial_soon(node, Duration::ZERO);
+        self.open_relays_alone(node);
     }
 
     /// Kills a node's process. Its relay channels are gone with it.
     pub(crate) fn kill(&mut self, node: usize) {
         self.note(format!("node {node} is killed"));
         self.nodes[node].engine = None;
+        self.nodes[node].states.clear();
         self.nodes[node].relays.clear();
         self.nodes[node].home = None;
         self.nodes[node].sockets.clear();
         self.nodes[node].candidates.clear();
         self.drop_control(node);
+    }
+
+    /// A node's host sleeps: nothing runs, its monotonic clock stands still, and what comes to it is lost.
+    pub(crate) fn fall_asleep(&mut self, node: usize) {
+        self.note(format!("node {node} sleeps"));
+        self.nodes[node].asleep_since = self.now;
+        self.nodes[node].asleep = true;
+        self.nodes[node].armed = None;
+        self.drop_control(node);
+    }
+
+    /// It wakes, which it notices by its clocks.
+    pub(crate) fn wake_up(&mut self, node: usize) {
+        let sleeper = &mut self.nodes[node];
+        sleeper.slept += self.now - sleeper.asleep_since;
+        sleeper.asleep = false;
+        self.ledger.sleep(node, self.now);
+        self.host_moved(node);
     }
 
     /// Moves a node's host, which it notices.
@@ -249,7 +277,7 @@ impl World {
 
     /// Returns a node's view of itself.
     pub(crate) fn snapshot(&self, node: usize) -> Option<Snapshot> {
-        self.nodes[node].engine.as_ref().map(|engine| engine.snapshot(self.instant()))
+        self.nodes[node].engine.as_ref().map(|engine| engine.snapshot(self.instant(node)))
     }
 
     /// Returns a node's view of a peer.
@@ -282,12 +310,13 @@ impl World {
                 self.send(sending);
             }
             Event::Map(node) => self.apply_map(node),
+            Event::Stream(message) => self.handle_stream(message),
         }
     }
 
     fn send_raw(&mut self, addresses: (Ipv4Addr, Ipv4Addr), len: usize, sent: Sent) -> Option<u64> {
         let Sent { from, to, .. } = sent;
-        self.nodes[from].engine.as_ref()?;
+        self.nodes[from].engine.as_ref().filter(|_| !self.nodes[from].asleep)?;
         let number = self.ledger.enter(sent);
         self.trace.add(self.now, Line::PacketIn { node: from, to, number });
         self.nodes[from].meter.packets += 1;
@@ -305,7 +334,9 @@ impl World {
         if let Some(node) = self.hosts.get(&delivery.host).copied() {
             let line = Line::Arrived { node, from: source, len: bytes.len(), first: first(&bytes) };
             self.trace.add(self.now, line);
-            if let Some(via) = self.nodes[node].listener(delivery.port, source) {
+            if let Some(via) =
+                self.nodes[node].listener(delivery.port, source).filter(|_| !self.nodes[node].blocked)
+            {
                 self.drive(node, Input::Datagram { via, bytes });
             }
             return;
@@ -325,6 +356,9 @@ impl World {
             | DatagramKind::Unknown => None,
         };
         if let Some((destination, bytes)) = answer {
+            if let Some(node) = stream::node_of(destination) {
+                return self.stream_down(node, delivery.host, bytes);
+            }
             self.launch(Outgoing { host: delivery.host, port: delivery.port, destination, bytes });
         }
     }
@@ -344,14 +378,14 @@ impl World {
     }
 
     fn wake(&mut self, node: usize) {
-        if self.nodes[node].armed != Some(self.now) {
+        if self.nodes[node].armed != Some(self.now) || self.nodes[node].asleep {
             return;
         }
         self.nodes[node].armed = None;
         let Some(wakeup) = self.nodes[node].engine.as_ref().and_then(Engines::poll_timeout) else {
             return;
         };
-        if wakeup.at > self.instant() {
+        if wakeup.at > self.instant(node) {
             return self.arm(node);
         }
         self.trace.add(self.now, Line::Woke { node, why: wakeup.reason });
@@ -363,7 +397,7 @@ impl World {
         }
         self.drive(node, Input::Timeout);
         let next = self.nodes[node].engine.as_ref().and_then(Engines::poll_timeout);
-        if let Some(next) = next.filter(|next| next.at <= self.instant()) {
+        if let Some(next) = next.filter(|next| next.at <= self.instant(node)) {
             self.fail(format!("node {node} handled {:?} and wants {:?} at once", wakeup.reason, next.reason));
         }
     }
@@ -373,7 +407,8 @@ impl World {
         let Some(wakeup) = self.nodes[node].engine.as_ref().and_then(Engines::poll_timeout) else {
             return;
         };
-        let at = wakeup.at.saturating_duration_since(self.epoch).max(self.now);
+        let since = wakeup.at.saturating_duration_since(self.epoch);
+        let at = (since + self.nodes[node].slept).max(self.now);
         if self.nodes[node].armed.is_none_or(|armed| armed > at) {
             self.nodes[node].armed = Some(at);
             self.queue.push(at, Event::Wake(node));
@@ -382,9 +417,9 @@ impl World {
 
     /// Gives something to a node's engine and drains it.
     fn drive(&mut self, node: usize, input: Input) {
-        let now = self.instant();
-        let Node { engine, arena, .. } = &mut self.nodes[node];
-        let Some(engine) = engine else { return };
+        let now = self.instant(node);
+        let Node { engine, arena, asleep, .. } = &mut self.nodes[node];
+        let Some(engine) = engine.as_mut().filter(|_| !*asleep) else { return };
         arena.clear();
         let mut packets = Vec::new();
         match input {
@@ -447,11 +482,12 @@ impl World {
         let (to, port) = match via {
             Via::Udp { remote, .. } => (remote, NODE_PORT),
             Via::Punched { socket, remote } => (remote, self.nodes[node].open_socket(socket)),
-            Via::Stream(relay) => return self.fail(format!("node {node} uses a stream to {relay:?}")),
+            Via::Stream(relay) => return self.stream_up(node, relay, bytes),
         };
         let line = Line::Sent { node, to, len: bytes.len(), first: first(&bytes) };
         self.trace.add(self.now, line);
         match self.check_transmit(node, to, &bytes) {
+            Ok(()) if self.nodes[node].blocked => {}
             Ok(()) => {
                 let host = self.nodes[node].host;
                 self.launch(Outgoing { host, port, destination: to, bytes });
@@ -477,15 +513,27 @@ impl World {
             EngineEvent::CandidatesChanged(candidates) => self.publish(node, candidates),
             EngineEvent::CallMeMaybe { to, candidates } => self.forward_call(node, to, candidates),
             EngineEvent::RelayLost(relay) => self.reopen_relay(node, relay),
-            EngineEvent::PathChanged { .. } => self.nodes[node].meter.path_changes += 1,
+            EngineEvent::PathChanged { peer, path } => {
+                self.nodes[node].meter.path_changes += 1;
+                if let Some(PathAddress::Direct(address)) = path {
+                    self.nodes[node].disk.set_worked(peer, address);
+                }
+            }
             EngineEvent::PrefixRefused { .. } => self.fail(format!("node {node} refuses a prefix")),
             EngineEvent::HomeChanged(home) => self.publish_home(node, home),
             EngineEvent::RelayUp(_) | EngineEvent::Pong { .. } => {}
         }
     }
 
-    fn instant(&self) -> Instant {
-        self.epoch + self.now
+    /// What a node's clock shows, in milliseconds.
+    fn real_time(&self, node: usize) -> u64 {
+        let since = u64::try_from(self.now.as_millis()).expect("a simulation is short");
+        (REAL_EPOCH + since).saturating_add_signed(self.nodes[node].clock_offset)
+    }
+
+    /// What a node's monotonic clock shows: it stands still while the node sleeps.
+    fn instant(&self, node: usize) -> Instant {
+        self.epoch + (self.now - self.nodes[node].slept)
     }
 }
 

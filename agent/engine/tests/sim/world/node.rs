@@ -21,6 +21,7 @@ use mesh_proto::{
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
+use super::disk::Disk;
 use crate::{engines::Engines, net::HostId, rng::Rng};
 
 /// UDP port of every node's socket.
@@ -55,9 +56,11 @@ pub(crate) struct Node {
     pub(crate) arena: TxArena,
     /// When the next Wake event of this node is due, if one is queued.
     pub(crate) armed: Option<Duration>,
-    /// What the engine was told of its peers, kept on disk.
+    /// What the engine was told of its peers. Who they are is kept on disk as it is.
     pub(crate) peers: Vec<PeerConfig>,
     pub(crate) states: BTreeMap<NodeId, PeerState>,
+    /// What it keeps over restarts beside its peers' names and keys.
+    pub(crate) disk: Disk,
     pub(crate) relays: BTreeMap<RelayId, RelayConfig>,
     /// The nearest of them, as the engine says.
     pub(crate) home: Option<RelayId>,
@@ -68,6 +71,18 @@ pub(crate) struct Node {
     pub(crate) meter: Meter,
     /// What its engine may do to punch.
     pub(crate) punch: PunchLimits,
+    /// What its host's clock says when a process starts, in milliseconds.
+    pub(crate) real_time: u64,
+    /// By how much that clock is wrong.
+    pub(crate) clock_offset: i64,
+    /// Whether its host sleeps, since when, and for how long it did before.
+    pub(crate) asleep: bool,
+    pub(crate) asleep_since: Duration,
+    pub(crate) slept: Duration,
+    /// Whether UDP does not get in or out where it is.
+    pub(crate) blocked: bool,
+    /// Counts its processes.
+    pub(crate) life: u64,
     /// Its sockets beside the main one, by port.
     pub(crate) sockets: BTreeMap<u16, SocketId>,
     private_key: [u8; 32],
@@ -142,6 +157,7 @@ impl Node {
             armed: None,
             peers: Vec::new(),
             states: BTreeMap::new(),
+            disk: Disk::default(),
             relays: BTreeMap::new(),
             home: None,
             lends: false,
@@ -149,6 +165,13 @@ impl Node {
             control: Control { connection: 0, connected: false, backoff: Duration::ZERO },
             meter: Meter::default(),
             punch: PunchLimits::default(),
+            real_time: 0,
+            clock_offset: 0,
+            asleep: false,
+            asleep_since: Duration::ZERO,
+            slept: Duration::ZERO,
+            blocked: false,
+            life: 0,
             sockets: BTreeMap::new(),
             private_key,
         }
@@ -184,6 +207,7 @@ impl Node {
             allowed_ips: self.allowed_ips(),
             mtu: MTU,
             punch: self.punch,
+            real_time: self.real_time,
         };
         Engines::new(&config, self.shards, seed, now)
     }
