@@ -54,6 +54,11 @@ soak: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) MESH_SOAK_MINUTES=$(or $(MINUTES),60) $(if $(SEED),MESH_EVENTS_SEED=$(SEED)) \
 		$(CARGO) test --locked -p mesh-lab --test soak -- --nocapture
 
+## sim: random worlds in the simulator for so many virtual node-hours, from a seed on; HOURS=100000 SEED=1, a seed alone: SIM_SEED=n
+sim: setup
+	SIM_HOURS=$(or $(HOURS),100000) SIM_FIRST=$(or $(SEED),1) $(CARGO) test --locked -p mesh-engine \
+		--features virtual-time --test sim random_worlds -- --nocapture
+
 ## lint: formatting, clippy, docs, dependencies
 lint: setup
 	$(CARGO) fmt --all --check

@@ -254,3 +254,73 @@ impl Passed {
         self.allowance.take(1.0, CARRY_RATE, now) && passing.carrying.take(1.0, TOTAL_RATE, now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passing() -> (Passing, Instant) {
+        let now = Instant::now();
+        (Passing::new(1_000, now), now)
+    }
+
+    #[test]
+    fn numbers_grow_with_time_over_restarts_and_when_the_clock_was_put_back() {
+        let (passing, now) = passing();
+        let (mut sender, mut receiver) = (Passed::default(), Passed::default());
+        for number in [1_000, 1_001, 1_002] {
+            assert_eq!(sender.next_number(&passing, now), number);
+            assert!(receiver.admit(number) && !receiver.admit(number), "once");
+        }
+        let later = now + Duration::from_secs(5);
+        assert_eq!(sender.next_number(&passing, later), 6_000);
+        assert!(receiver.admit(6_000) && !receiver.admit(1_002), "a recording");
+        let (earlier, mut again) = (Passing::new(10, now), Passed::default());
+        assert!(!receiver.admit(again.next_number(&earlier, now)));
+        again.on_seen(receiver.newest);
+        assert!(receiver.admit(again.next_number(&earlier, now)), "it was told");
+    }
+
+    #[test]
+    fn tries_come_further_apart_and_begin_anew_with_news() {
+        let (_, start) = passing();
+        let (mut passed, mut now, mut tries) = (Passed::default(), start, Vec::new());
+        passed.plan(now);
+        while now < start + Duration::from_secs(300) {
+            now = passed.poll_timeout().expect("planned");
+            tries.push((now - start).as_millis());
+            assert!(passed.take_due(now).is_some() && passed.take_due(now).is_none());
+        }
+        assert_eq!(tries[..6], [0, 500, 1_500, 3_500, 7_500, 15_500]);
+        assert_eq!(tries.len(), 12);
+        passed.begin_anew();
+        assert_eq!(passed.take_due(passed.poll_timeout().expect("planned")), Some(0));
+        passed.stop();
+        assert_eq!(passed.poll_timeout(), None);
+    }
+
+    #[test]
+    fn one_peer_cannot_have_more_carried_than_its_share() {
+        let (mut passing, now) = passing();
+        let mut greedy = Passed::default();
+        let carried = (0..1_000).filter(|_| greedy.may_carry(&mut passing, now)).count();
+        assert_eq!(carried, 30);
+        assert!(Passed::default().may_carry(&mut passing, now), "others are not kept from theirs");
+        let later = now + Duration::from_secs(10);
+        assert_eq!((0..1_000).filter(|_| greedy.may_carry(&mut passing, later)).count(), 20);
+    }
+
+    #[test]
+    fn what_is_kept_goes_to_who_is_found_in_time() {
+        let (mut passing, now) = passing();
+        let ask = |to| Ask { to: NodeId(to), sealed: vec![], round: 0, copies: COPIES, sought: 1, by: None };
+        (0..100).for_each(|to| passing.keep(ask(to % 5), now));
+        assert!(passing.on_found(NodeId(9), now + Duration::from_secs(1)));
+        let taken: Vec<_> = std::iter::from_fn(|| passing.take()).collect();
+        assert_eq!(taken.len(), 5, "one for each peer");
+        let is_for_it = |wish: &Wish| matches!(wish, Wish::Ask(Ask { by: Some(NodeId(9)), sought: 0, .. }));
+        assert!(taken.iter().all(is_for_it));
+        passing.keep(ask(1), now);
+        assert!(!passing.on_found(NodeId(9), now + KEPT), "too late");
+    }
+}

@@ -16,6 +16,8 @@ const EASY: NatType = NatType { mapping: Mapping::Eim, filtering: Filtering::Apd
 const RUNS: u64 = 10;
 /// Nodes that have moved meet again by then.
 const MEET_WITHIN: Duration = Duration::from_secs(5);
+/// Who was restarted as well knows nobody's way back: others have to be looked for first.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(10);
 /// In a week there are also those who have to find a peer first that they have not talked to for days.
 const WEEK_MEET_WITHIN: Duration = Duration::from_secs(30);
 /// They are given up after this.
@@ -183,4 +185,70 @@ fn a_week_without_the_coordinator_through_a_relay_that_stands_alone() {
 fn a_week_without_any_server_through_a_peer_that_all_know() {
     let events: u32 = (0..WEEKS).map(|seed| week(seed, Servers::None)).sum();
     println!("{events} events in {WEEKS} weeks");
+}
+
+#[test]
+fn twenty_nodes_that_all_move_at_once_meet_again_without_a_storm() {
+    const NODES: usize = 20;
+    let closed = NatProfile { ports: PortChoice::Random, ..NatProfile::new(EASY) };
+    let mut topology = Topology::one_node_behind_each(&[closed; 2 * NODES], LINE_DELAY);
+    topology.sites[0].nat = None;
+    topology.nodes.truncate(NODES);
+    let (mut world, sites) = topology.build(&mut Rng::new(1));
+    (0..NODES).for_each(|node| world.start(node));
+    world.run_for(Duration::from_secs(5));
+    // Each has traffic with four others, and with the one in the open.
+    let pairs: Vec<_> = (1..NODES)
+        .flat_map(|node| {
+            (1..=2).map(move |step| (node, 1 + (node - 1 + step) % (NODES - 1))).chain([(node, 0)])
+        })
+        .collect();
+    let talk = |world: &mut World, time: Duration| {
+        let end = world.now + time;
+        while world.now < end {
+            for (from, to) in &pairs {
+                world.ping(*from, *to);
+            }
+            world.run_for(Duration::from_millis(200));
+        }
+    };
+    talk(&mut world, Duration::from_secs(10));
+    kill_servers(&mut world);
+    talk(&mut world, Duration::from_secs(10));
+    (1..NODES).for_each(|node| roam(&mut world, node, &sites[NODES + node]));
+    let bytes = |world: &World| world.nodes.iter().map(|node| node.meter.bytes).collect::<Vec<_>>();
+    let mut worst = 0;
+    for _ in 0..20 {
+        let before = bytes(&world);
+        talk(&mut world, Duration::from_secs(1));
+        worst =
+            bytes(&world).iter().zip(before).map(|(after, before)| after - before).max().unwrap().max(worst);
+    }
+    assert_eq!(world.violation(), None, "{}", world.trace);
+    let apart: Vec<_> = pairs.iter().filter(|(one, other)| !world.is_direct(*one, *other)).collect();
+    println!("20 nodes that move at once: at most {worst} bytes in a second of a node");
+    assert!(apart.is_empty(), "{apart:?}");
+    // Most of it are searches for the MTUs of 19 new paths, ten padded probes each. What is carried are 19 pairs, both ways.
+    assert!(worst < 300_000, "{worst} bytes in a second");
+}
+
+#[test]
+fn a_node_whose_clock_was_put_back_is_believed_again() {
+    let times = [0, -30 * 86_400_000].map(|clock_offset| {
+        let (mut world, sites) = build(3, 1);
+        talk(&mut world, Duration::from_secs(10));
+        kill_servers(&mut world);
+        talk(&mut world, Duration::from_secs(10));
+        roam(&mut world, 0, &sites[3]);
+        meet(&mut world, "roams with a good clock");
+        // As on a machine without a battery.
+        world.nodes[0].clock_offset = clock_offset;
+        world.kill(0);
+        let host = world.nodes[0].host;
+        sites[4].attach(&mut world.net, host);
+        world.start(0);
+        meet(&mut world, "restarts elsewhere")
+    });
+    println!("restarted elsewhere with a good clock, and with one a month back: {times:?}");
+    assert!(times.iter().all(|took| *took <= RESTARTED_WITHIN), "{times:?}");
 }

@@ -27,7 +27,7 @@
 //! | what nobody talks to costs no packet and no timer | `scenario/schedule.rs` (long pauses), `idle.rs` |
 //!
 //! A failing run prints its seed, its topology, its schedule so far and the last things that happened.
-//! `SIM_SEED=n` runs that seed alone.
+//! `SIM_SEED=n` runs that seed alone; `make sim HOURS=100000` runs seeds until they add up to so many virtual node-hours.
 
 mod away;
 mod coordinator;
