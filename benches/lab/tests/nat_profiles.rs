@@ -82,6 +82,21 @@ fn hosts_with_one_port_get_ports_of_their_own_for_all_destinations() {
 }
 
 #[test]
+fn a_port_stays_with_its_host_when_others_have_sent_first() {
+    let lab = Lab::new("called").unwrap();
+    let network = network(&lab, Nat::new(Mapping::Eim, Filtering::Eif)).unwrap();
+    let observers = network.observers().unwrap();
+    let (inside, server) = (udp(network.host("a").unwrap(), 5000).unwrap(), network.host("server").unwrap());
+    let outside = observers.seen(&inside, 0, 0).unwrap();
+    for port in [6000, 6001, 6002] {
+        // Each is answered, and the port still leads inside for the next one.
+        let caller = udp(server, port).unwrap();
+        let source = arrives(&caller, &inside, outside).unwrap().expect("anyone reaches the port");
+        assert_eq!(arrives(&inside, &caller, source).unwrap(), Some(outside));
+    }
+}
+
+#[test]
 fn masquerade_keeps_ports_until_they_conflict() {
     let lab = Lab::new("masq").unwrap();
     let network = network(&lab, Nat::masquerade()).unwrap();

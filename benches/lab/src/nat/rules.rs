@@ -90,19 +90,27 @@ fn translation(out: &mut String, nat: &Nat, place: &Place) {
     state(out, nat);
     prerouting(out, nat, place);
     postrouting(out, nat, place);
-    out.push_str(
-        " chain learn {\n  type filter hook postrouting priority 300; policy accept;\n  \
-         oifname \"wan\" meta l4proto udp update @port_of { udp sport : ct original ip saddr . ct original proto-src }\n",
-    );
-    if keeps_ports(nat) {
-        out.push_str(
-            "  oifname \"wan\" meta l4proto udp update @owners { udp sport . ct original ip saddr . ct original proto-src }\n  \
-             oifname \"wan\" meta l4proto udp update @taken { udp sport }\n",
-        );
-    }
-    out.push_str(" }\n");
+    learn(out, nat);
     forward(out, nat, place);
     out.push_str("}\n");
+}
+
+/// Notes which inside endpoint has which outside port, by what has been translated. Where the first packet came from
+/// outside, the inside endpoint is who answers.
+fn learn(out: &mut String, nat: &Nat) {
+    out.push_str(" chain learn {\n  type filter hook postrouting priority 300; policy accept;\n");
+    for direction in ["original", "reply"] {
+        let udp = format!("  oifname \"wan\" meta l4proto udp ct direction {direction} update");
+        let inside = format!("ct {direction} ip saddr . ct {direction} proto-src");
+        let _ = writeln!(out, "{udp} @port_of {{ udp sport : {inside} }}");
+        if keeps_ports(nat) {
+            let _ = writeln!(out, "{udp} @owners {{ udp sport . {inside} }}");
+        }
+    }
+    if keeps_ports(nat) {
+        out.push_str("  oifname \"wan\" meta l4proto udp update @taken { udp sport }\n");
+    }
+    out.push_str(" }\n");
 }
 
 /// Whether ports stay what they are inside, unless another host has the same one: then that host's port is drawn.
