@@ -232,7 +232,13 @@ impl Wiring {
                     self.control.path_worked(peer, address);
                 }
             }
-            Event::HomeChanged(home) => self.control.set_home(home),
+            Event::HomeChanged(home) => {
+                self.control.set_home(home);
+                if home.is_none() {
+                    // No relay answers: UDP may be blocked, though somebody on this LAN still does.
+                    self.control.unanswered();
+                }
+            }
             Event::RelayUp(relay) => tracing::debug!(?relay, "relay answers"),
             Event::RelayLost(relay) => {
                 tracing::debug!(?relay, "relay does not know its channel");
