@@ -243,6 +243,18 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_is_answered_through_the_relay_too_unless_the_way_it_came_is_known_to_work() {
+        let mut runner = Runner::new(2);
+        runner.traffic();
+        runner.run(ms(100), ms(30), |path| path != direct(2));
+        let second_way = |runner: &Runner, from| runner.set.second_way(from, runner.now);
+        assert_eq!(second_way(&runner, direct(1)), None, "answers come back that way");
+        assert_eq!(second_way(&runner, direct(2)), Some(RELAY), "nothing ever came back");
+        assert_eq!(second_way(&runner, direct(9)), Some(RELAY), "nobody knows that address");
+        assert_eq!(second_way(&runner, RELAY), None);
+    }
+
+    #[test]
     fn a_silent_path_is_doubled_then_given_up_then_found_again() {
         let mut runner = Runner::new(1);
         runner.traffic();

@@ -59,6 +59,14 @@ impl PathSet {
         self.paths.iter().filter(is_chosen).map(|path| path.address).collect()
     }
 
+    /// Returns the relay through which the answer to a handshake goes as well: UDP may be blocked in one direction alone,
+    /// and of an initiation that came both ways the copy by the relay is a replay that nobody answers.
+    pub(crate) fn second_way(&self, from: PathAddress, now: Instant) -> Option<PathAddress> {
+        let is_doubtful = self.get(from).is_none_or(|path| path.is_direct() && !path.is_trusted(now));
+        let relay = self.best_relay().filter(|_| is_doubtful && self.speaks_disco)?;
+        (relay.address != from).then_some(relay.address)
+    }
+
     /// Returns the relay through which the peer is told things.
     pub(crate) fn best_relay(&self) -> Option<&Path> {
         let relays = self.paths.iter().filter(|path| !path.is_direct());

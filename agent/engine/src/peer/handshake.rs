@@ -91,6 +91,9 @@ impl Peer {
             Ok(Handshake::Responded | Handshake::Established) => {
                 self.last_handshake = Some(now);
                 local.send(self.config.id, from, &reply);
+                if let Some(relay) = self.paths.second_way(from, now) {
+                    local.send(self.config.id, relay, &reply);
+                }
                 self.paths.on_wireguard(from, now);
                 // The peer may have begun anew because large packets are all that this node sends, and get lost.
                 self.paths.check_mtus(now);
