@@ -15,8 +15,11 @@ use sha2::{Digest as _, Sha256};
 use super::transfer::{Transfer, hex};
 use crate::topology::Host;
 
-/// How long the connection may take to be made, and stand still: TCP waits for minutes by itself after a long outage.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the connection may take to be made.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may stand still: after a long outage TCP itself waits for minutes between its repetitions, and may meet the
+/// next outage with them.
+const STILL: Duration = Duration::from_secs(900);
 /// Bytes per write, and how long it rests after each: 200 KB/s, little enough to leave the machine to what is measured.
 const CHUNK: usize = 4096;
 const REST: Duration = Duration::from_millis(20);
@@ -88,8 +91,8 @@ impl Drop for Download {
 }
 
 fn send(mut stream: TcpStream, control: &Control) -> anyhow::Result<String> {
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(STILL))?;
+    stream.set_read_timeout(Some(STILL))?;
     let mut random = ChaCha8Rng::seed_from_u64(u64::from(stream.local_addr()?.port()));
     let mut hash = Sha256::new();
     let mut chunk = vec![0; CHUNK];
@@ -108,7 +111,7 @@ fn send(mut stream: TcpStream, control: &Control) -> anyhow::Result<String> {
 }
 
 fn receive(mut stream: TcpStream) -> anyhow::Result<(u64, String)> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(STILL))?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     let mut bytes = 0;
