@@ -19,6 +19,8 @@ pub mod control;
 pub mod driver;
 pub mod identity;
 pub mod io;
+#[cfg(target_os = "linux")]
+pub mod keep;
 pub mod local_api;
 pub mod logs;
 pub mod meshctl;

@@ -64,6 +64,9 @@ pub enum Command {
         /// Repeated by the event.
         token: u64,
     },
+    /// Makes sessions with these peers at once, and looks for paths to them: this node had sessions with them before it was
+    /// started again, and they send on those.
+    Resume(Vec<NodeId>),
     /// The host's network changed: every path is suspect, every mapping is old.
     NetworkChanged,
     /// The host has slept, or this process has stood still. As after a change of the network nothing is to be trusted;

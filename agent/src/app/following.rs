@@ -1,5 +1,8 @@
 //! The host follows the plan: whenever the map, the host's networks or the underlay change, and whenever somebody else
 //! changed what this agent had set.
+//!
+//! The latter is told from the former by the plan's being the same as it was when it was applied last. It is said, in the
+//! log and in the status, and met with [`Patience`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,16 +20,17 @@ use mesh_proto::{
 };
 use tokio::time::Instant;
 
-use super::{facts::Facts, notify};
+use super::{facts::Facts, notify, opening};
 use crate::{
     driver::EngineHandle,
     io::{
         offload::Offloads,
         tun::{self, Device},
     },
+    keep::Keeper,
     os::{Host, HostNetworks, linux::Netlink},
     plan::{Desired, LocalNetworks, PlanOptions, plan},
-    reconcile::Reconciler,
+    reconcile::{Applied, Attitude, Patience, PutBack, Reconciler},
 };
 
 /// How soon what failed against the host is tried again.
@@ -38,6 +42,9 @@ const RETRY_REFUSED: Duration = Duration::from_secs(5);
 /// How often the host is looked at without any news of it.
 const RECHECK: Duration = Duration::from_secs(60);
 
+/// How long it is shown what was put back.
+const SHOWN: Duration = Duration::from_secs(600);
+
 /// What is this agent's own.
 pub(super) struct Own {
     pub(super) interface: String,
@@ -45,6 +52,7 @@ pub(super) struct Own {
     pub(super) shards: NonZeroU32,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) port: u16,
+    pub(super) keeper: Keeper,
 }
 
 /// One host, and what it should look like.
@@ -61,6 +69,11 @@ pub(super) struct Following {
     unable: Vec<String>,
     /// Prefixes that the engine refused, with the reason.
     refused: BTreeMap<IpNet, String>,
+    /// The plan that was applied last without a failure or refusal: what has to be changed then was changed by others.
+    settled: Option<Desired>,
+    patience: Patience,
+    /// What was put back lately.
+    put_back: Option<(Instant, String)>,
     look_at: Instant,
 }
 
@@ -82,6 +95,9 @@ impl Following {
             desired: Desired::default(),
             unable: Vec::new(),
             refused: BTreeMap::new(),
+            settled: None,
+            patience: Patience::default(),
+            put_back: None,
             look_at: Instant::now() + RECHECK,
         }
     }
@@ -154,29 +170,29 @@ impl Following {
 
     /// Makes the host look as planned; a TUN that is gone is opened again.
     pub(super) async fn look(&mut self) {
-        self.look_at = Instant::now() + RECHECK;
+        let now = Instant::now();
+        self.look_at = now + RECHECK;
         if self.map.is_none() {
             return;
         }
+        let is_settled = self.settled.as_ref() == Some(&self.desired);
+        if let Some(until) = self.patience.put_off_until(now.into_std()).filter(|_| is_settled) {
+            self.look_at = until.into();
+            return;
+        }
         let mut outcome = self.reconciler.apply(&self.desired).await;
+        let mut was_gone = false;
         if outcome.is_err() && self.reopen_tun().await.is_ok() {
+            was_gone = true;
             outcome = self.reconciler.apply(&self.desired).await;
         }
+        self.settled = None;
         match outcome {
             Ok(applied) => {
-                if applied.changes > 0 {
-                    tracing::debug!(changes = applied.changes, "host follows the plan");
-                }
-                if !applied.refused.is_empty() {
-                    self.look_at = Instant::now() + RETRY_REFUSED;
-                }
-                // A host without IPv6 does with the IPv4 address, and the other way round.
-                let missing = |address| applied.refused.iter().any(|(refused, _)| refused == address);
-                let ready = !self.desired.addresses.iter().all(missing);
-                let refused = applied.refused.iter();
-                self.unable = refused.map(|(prefix, why)| format!("{prefix} cannot be set: {why}")).collect();
-                self.publish();
-                self.set_ready(ready);
+                self.handle_applied(
+                    &applied,
+                    (is_settled || was_gone).then(|| PutBack::of(&applied, was_gone)),
+                );
             }
             Err(error) => {
                 self.look_at = Instant::now() + RETRY;
@@ -189,6 +205,60 @@ impl Following {
         }
     }
 
+    fn handle_applied(&mut self, applied: &Applied, drift: Option<PutBack>) {
+        let Applied { link, addresses, routes, refused } = applied;
+        if *addresses + *routes > 0 {
+            tracing::debug!(?link, addresses, routes, "host follows the plan");
+        }
+        if refused.is_empty() {
+            self.settled = Some(self.desired.clone());
+        } else {
+            self.look_at = Instant::now() + RETRY_REFUSED;
+        }
+        if let Some(drift) = drift.filter(|drift| !drift.is_nothing()) {
+            self.handle_drift(drift);
+        }
+        // A host without IPv6 does with the IPv4 address, and the other way round.
+        let missing = |address| refused.iter().any(|(refused, _)| refused == address);
+        let ready = !self.desired.addresses.iter().all(missing);
+        let unable = refused.iter().map(|(prefix, why)| format!("{prefix} cannot be set: {why}"));
+        self.unable = unable.collect();
+        self.publish();
+        self.set_ready(ready);
+    }
+
+    /// Says what somebody else had changed and was put back.
+    fn handle_drift(&mut self, drift: PutBack) {
+        let now = Instant::now();
+        let what = drift.to_string();
+        let interface = &self.own.interface;
+        let said = match self.patience.handle_drift(now.into_std()) {
+            Attitude::Calm => {
+                tracing::warn!(interface, what, "another program or person changed this: it was put back");
+                format!("put back on {interface}, which another program or person had changed: {what}")
+            }
+            Attitude::Contested { wait, news } => {
+                let wait_s = wait.as_secs();
+                if news {
+                    tracing::warn!(
+                        interface,
+                        what,
+                        wait_s,
+                        "another program changes this again and again: it is put back less often from now on; have it \
+                         leave the interface alone"
+                    );
+                } else {
+                    tracing::debug!(interface, what, wait_s, "put back again");
+                }
+                format!(
+                    "another program changes {interface} again and again ({what}), which is put back after {wait_s} s \
+                     only: have NetworkManager, systemd-networkd or whatever it is leave {interface} alone"
+                )
+            }
+        };
+        self.put_back = Some((now, said));
+    }
+
     /// Takes back what was done to the host.
     pub(super) async fn clear(&mut self) -> anyhow::Result<()> {
         self.facts.update(|known| known.ready = false);
@@ -198,7 +268,8 @@ impl Following {
     /// Opens the TUN again if somebody deleted it; an error if it is still there.
     async fn reopen_tun(&self) -> anyhow::Result<()> {
         let queues = tun::open_queues(&self.own.interface, self.own.offloads, self.own.shards)?;
-        tracing::warn!(interface = self.own.interface, "the interface was gone and is made again");
+        opening::keep_tun(&self.own.keeper, &queues, self.own.shards);
+        tracing::debug!(interface = self.own.interface, "the interface was gone and is made again");
         self.engine.set_tun(queues).await
     }
 
@@ -218,7 +289,10 @@ impl Following {
         let beyond = |route: &&IpNet| !ranges.iter().any(|range| range.contains(*route));
         let routes = self.desired.routes.iter().filter(beyond).copied().collect();
         let planned = self.desired.warnings.iter().map(ToString::to_string);
-        let warnings = self.unable.iter().cloned().chain(self.refused.values().cloned()).chain(planned);
+        let put_back =
+            self.put_back.iter().filter(|(at, _)| at.elapsed() < SHOWN).map(|(_, said)| said.clone());
+        let warnings =
+            self.unable.iter().cloned().chain(self.refused.values().cloned()).chain(planned).chain(put_back);
         let warnings = warnings.collect();
         self.facts.update(|known| {
             known.map = Arc::clone(map);

@@ -2,20 +2,26 @@
 //!
 //! ```text
 //! lock the state directory, read identity and membership
-//! UDP sockets, TUN, netlink                          errors here say what to do and end the start
+//! UDP sockets, TUN, netlink                          opened, or taken over from the process before (`keep`); errors here
+//!                                                    say what to do and end the start
 //! drivers (a thread for each engine), control client, local API
 //! wiring: cached map -> plan -> reconcile -> READY   the coordinator may be away
-//! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the drivers end, the TUN with them
+//! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the drivers end, the TUN with them; where
+//! a service manager keeps TUN and sockets, all stays as it is, and packets pass until the last moment
 //! ```
 //!
 //! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
-//! whole bursts), the watch of the clocks (`wakes`, a thread; holds nothing), the wiring (this function; it is stopped between two events), and those of the control client, the
-//! port mapping, the driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go with the process's TUN.
+//! whole bursts), the watch of the clocks (`wakes`, a thread; holds nothing), the memory for the next process (`remembering`;
+//! writes with one system call), the wiring (this function; it is stopped between two events), and those of the control
+//! client, the port mapping, the driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go
+//! with the last descriptor of the TUN.
 
 mod face;
 mod facts;
 mod following;
 mod notify;
+mod opening;
+mod remembering;
 mod report;
 mod wakes;
 mod wiring;
@@ -39,7 +45,7 @@ use crate::{
     control::{self, ControlConfig, StreamOptions},
     driver,
     identity::{self, StateDir},
-    io::{tun, udp::UdpSockets},
+    keep::{Inherited, Keeper},
     local_api,
     logs::RecentLogs,
     nat64::Nat64,
@@ -54,6 +60,8 @@ use crate::{
 use face::Face;
 use facts::Facts;
 use following::{Following, Own};
+use opening::Opened;
+use remembering::Memory;
 use report::Reporter;
 use wiring::{Ended, Surroundings, Wiring};
 
@@ -70,16 +78,25 @@ pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     stop_at_signals(&cancel)?;
     let reporter = Arc::new(Reporter::new(&config, &logs));
+    let mut kept = Kept { keeper: Keeper::from_env(), inherited: Inherited::take_from_env() };
     let mut addresses = None;
     loop {
-        match run_once(&config, &state_dir, &reporter, addresses.take(), &cancel).await? {
+        match run_once(&config, &state_dir, &reporter, (&mut kept, addresses.take()), &cancel).await? {
             Ended::Stopped => return Ok(()),
             Ended::AddressesChanged(changed) => {
                 tracing::info!("this node has new mesh addresses: starting over with them");
+                opening::forget_all(&kept.keeper, config.shards);
                 addresses = Some(changed);
             }
         }
     }
+}
+
+/// What is kept over a restart.
+struct Kept {
+    keeper: Keeper,
+    /// What the process before this one has left.
+    inherited: Inherited,
 }
 
 /// Runs the agent with mesh addresses that do not change.
@@ -87,25 +104,32 @@ async fn run_once(
     config: &RunConfig,
     state_dir: &StateDir,
     reporter: &Arc<Reporter>,
-    addresses: Option<Vec<IpAddr>>,
+    (kept, addresses): (&mut Kept, Option<Vec<IpAddr>>),
     cancel: &CancellationToken,
 ) -> anyhow::Result<Ended> {
     let (identity, mut membership) = identity::load(state_dir)?;
     if let Some(addresses) = addresses {
         membership.node.addresses = addresses;
     }
-    let udp = UdpSockets::bind_group(config.listen_port, config.offloads, config.shards)?;
+    let keeper = kept.keeper.clone();
+    let inherited = std::mem::take(&mut kept.inherited);
+    let Opened { tun, udp, reading, memory, companions } =
+        opening::open(config, identity.node_key(), &keeper, inherited)?;
     let port = udp.first().map_or(config.listen_port, |sockets| sockets.port);
-    let tun = tun::open_queues(&config.interface, config.offloads, config.shards)?;
     let netlink = Netlink::open(&config.interface)?;
     let watch = Watch::open()?;
 
-    let tracker = TaskTracker::new();
+    let (tracker, drivers) = (TaskTracker::new(), TaskTracker::new());
     let front = cancel.child_token();
     let back = CancellationToken::new();
-    let parts =
-        driver::Parts { config: engine_config(&identity, &membership, config), seed: seed()?, tun, udp };
-    let (engine, driver_events) = driver::spawn(parts, &back, &tracker)?;
+    let parts = driver::Parts {
+        config: engine_config(&identity, &membership, config),
+        seed: seed()?,
+        tun,
+        udp,
+        reading,
+    };
+    let (engine, driver_events) = driver::spawn(parts, &back, &drivers)?;
     engine.command(Command::SetLending { allowed: config.relay }).await?;
     let facts = Arc::new(Facts::new(&membership));
     let nat64 = Nat64::new(config.nat64);
@@ -138,6 +162,7 @@ async fn run_once(
     };
     local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);
+    remembering::spawn(memory, engine.clone(), &front, &tracker);
     let changes = wiring::spawn_watch(watch, &front, &tracker);
     let wakes = wakes::spawn(&front).context("the clocks cannot be watched")?;
     tracing::info!(interface = config.interface, port, engines = config.shards, "agent runs");
@@ -149,28 +174,39 @@ async fn run_once(
         shards: config.shards,
         addresses: membership.node.addresses,
         port,
+        keeper: keeper.clone(),
     };
     let following = Following::new(engine.clone(), Arc::clone(&facts), reconciler, own);
-    let mut wiring =
-        Wiring::new(engine, control, facts, following, Surroundings { port_map, nat64: nat64.changes() });
+    let surroundings = Surroundings { port_map, nat64: nat64.changes(), companions };
+    let mut wiring = Wiring::new(engine, control, facts, following, surroundings);
     let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes, wakes };
     let ended = wiring.run(inputs, &front, &back).await;
 
     notify::stopping();
     front.cancel();
-    match timeout(STOP_DEADLINE, wiring.clear()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "not everything was taken back; it goes with the interface")
-        }
-        Err(_) => tracing::warn!("the system does not answer; what is left goes with the interface"),
-    }
-    back.cancel();
     tracker.close();
-    if timeout(STOP_DEADLINE, tracker.wait()).await.is_err() {
+    let keeps = keeper.is_used() && matches!(ended, Ok(Ended::Stopped));
+    if !keeps {
+        match timeout(STOP_DEADLINE, wiring.clear()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "not everything was taken back; it goes with the interface")
+            }
+            Err(_) => tracing::warn!("the system does not answer; what is left goes with the interface"),
+        }
+    }
+    end(&tracker).await;
+    back.cancel();
+    drivers.close();
+    end(&drivers).await;
+    ended
+}
+
+/// Waits for tasks that were told to end.
+async fn end(tasks: &TaskTracker) {
+    if timeout(STOP_DEADLINE, tasks.wait()).await.is_err() {
         tracing::warn!("some tasks did not end in time");
     }
-    ended
 }
 
 /// What this run was told goes before what the join was told.

@@ -38,6 +38,7 @@ use crate::{
     control::{ControlEvent, ControlHandle},
     driver::{DriverEvent, EngineHandle, Events},
     io::tun::Device,
+    keep::Companion,
     nat64,
     os::{
         Family,
@@ -71,6 +72,8 @@ pub(super) struct Inputs {
 pub(super) struct Surroundings {
     pub(super) port_map: PortMapHandle,
     pub(super) nat64: nat64::Changes,
+    /// With whom the process before this one had sessions: they are made again with the first map.
+    pub(super) companions: Vec<Companion>,
 }
 
 /// The wiring's state.
@@ -188,7 +191,8 @@ impl Wiring {
                 self.set_map(map).await?;
             }
             ControlEvent::PeerStates(states) => {
-                for state in states {
+                for mut state in states {
+                    self.add_last_address(&mut state);
                     self.states.insert(state.id, state.clone());
                     self.engine.command(peer_state(state)).await?;
                 }
@@ -300,12 +304,27 @@ impl Wiring {
         self.following.set_map(map).await?;
         self.set_relays().await?;
         self.set_candidates().await?;
+        if old.is_empty() && !self.surroundings.companions.is_empty() {
+            let companions = self.surroundings.companions.iter().map(|companion| companion.id);
+            self.engine.command(Command::Resume(companions.collect())).await?;
+        }
         for id in new.difference(&old) {
             if let Some(state) = self.states.get(id) {
                 self.engine.command(peer_state(state.clone())).await?;
             }
         }
         Ok(())
+    }
+
+    /// Adds, once, where a peer was when the process before this one ended: what is on disk may be older.
+    fn add_last_address(&mut self, state: &mut PeerState) {
+        let companions = &mut self.surroundings.companions;
+        let found = companions.iter().position(|companion| companion.id == state.id);
+        let Some(address) = found.and_then(|found| companions.remove(found).address) else { return };
+        if !state.candidates.iter().any(|candidate| candidate.address == address) {
+            state.candidates.truncate(MAX_CANDIDATES - 1);
+            state.candidates.insert(0, Candidate { address, kind: CandidateKind::Reflexive });
+        }
     }
 
     async fn set_relays(&self) -> anyhow::Result<()> {

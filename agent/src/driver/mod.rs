@@ -87,6 +87,18 @@ pub struct Parts<T> {
     pub tun: Vec<T>,
     /// The sockets of each driver.
     pub udp: Vec<UdpSockets>,
+    /// When reading begins.
+    pub reading: Reading,
+}
+
+/// When TUN and sockets are read for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// At once.
+    AtOnce,
+    /// When the peers are known. What has been waiting in a TUN and sockets that were kept over a restart is for them, and
+    /// would be dropped before.
+    WithPeers,
 }
 
 /// A queue of the TUN, as a driver has it.
@@ -102,6 +114,7 @@ struct Part<T> {
     poller: Poller,
     queue: Queue<T>,
     udp: UdpSockets,
+    reading: Reading,
     /// Where it has others beside it.
     crossing: Option<Crossing>,
     outbox: Outbox,
@@ -232,7 +245,7 @@ pub fn spawn<T: Tun>(
     cancel: &CancellationToken,
     tracker: &TaskTracker,
 ) -> anyhow::Result<(EngineHandle<T>, Events)> {
-    let Parts { config, seed, tun, udp } = parts;
+    let Parts { config, seed, tun, udp, reading } = parts;
     let count = u32::try_from(udp.len()).ok().and_then(NonZeroU32::new).context("no sockets for a driver")?;
     let engines = match count.get() {
         1 => vec![Engine::new(config.clone(), seed, Instant::now())],
@@ -251,7 +264,7 @@ pub fn spawn<T: Tun>(
     let mut drivers = Vec::with_capacity(udp.len());
     let parts = engines.into_iter().zip(pollers).zip(queues).zip(udp).zip(crossings);
     for (number, ((((engine, poller), queue), udp), crossing)) in parts.enumerate() {
-        let part = Part { engine, poller, queue, udp, crossing, outbox: outbox.clone() };
+        let part = Part { engine, poller, queue, udp, reading, crossing, outbox: outbox.clone() };
         drivers.push(spawn_one(number, part, config.addresses.clone(), (cancel, tracker))?);
     }
     Ok((EngineHandle { drivers: drivers.into() }, events))

@@ -51,14 +51,9 @@ pub(super) enum Outlet {
 }
 
 impl Sending {
-    /// Has the sockets watched.
-    pub(super) fn new(udp: UdpSockets, watcher: Watcher) -> io::Result<Self> {
-        for (socket, outlet) in [(&udp.v4, Outlet::V4), (&udp.v6, Outlet::V6)] {
-            if let Some(socket) = socket {
-                watcher.watch(socket, Source::Udp(outlet))?;
-            }
-        }
-        Ok(Self {
+    /// Takes the sockets; nothing is read yet.
+    pub(super) fn new(udp: UdpSockets, watcher: Watcher) -> Self {
+        Self {
             v4: udp.v4,
             v6: udp.v6,
             punched: PunchedSockets::new(udp.offloads),
@@ -67,7 +62,20 @@ impl Sending {
             blocked: None,
             streams: BTreeMap::new(),
             watcher,
-        })
+        }
+    }
+
+    /// Has the sockets watched.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn watch(&self) -> io::Result<()> {
+        for (socket, outlet) in [(&self.v4, Outlet::V4), (&self.v6, Outlet::V6)] {
+            if let Some(socket) = socket {
+                self.watcher.watch(socket, Source::Udp(outlet))?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns a socket that is open.

@@ -71,8 +71,12 @@ impl Node {
             punch: PunchLimits::default(),
             real_time: 0,
         };
-        let (handle, events) =
-            spawn(Parts { config, seed: [id; 32], tun: vec![tun], udp }, cancel, tracker).unwrap();
+        let (handle, events) = spawn(
+            Parts { config, seed: [id; 32], tun: vec![tun], udp, reading: Reading::WithPeers },
+            cancel,
+            tracker,
+        )
+        .unwrap();
         let host = tokio::net::UnixDatagram::from_std(host).unwrap();
         Self { id, handle, events, host, public_key, port }
     }

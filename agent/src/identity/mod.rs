@@ -13,9 +13,6 @@
 mod error;
 mod keys;
 mod membership;
-#[cfg(test)]
-#[cfg(target_os = "linux")]
-mod powercut;
 mod sealed;
 mod state_dir;
 mod state_file;

@@ -2,9 +2,11 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Which offloads may be used. Each is used only where the system has it; without any, every packet costs a system
 /// call of its own, and works all the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offloads {
     /// The TUN gives and takes superpackets (`IFF_VNET_HDR`).
     pub tun: bool,

@@ -10,7 +10,7 @@ use std::{
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     num::NonZeroU32,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use super::offload::Offloads;
@@ -168,6 +168,33 @@ impl UdpSockets {
         Self::bind(port, offloads).map(|only| vec![only])
     }
 
+    /// Takes over sockets that somebody else has kept open: one for IPv4 or IPv6, or one for each, as
+    /// [`UdpSockets::bind_group`] would have made them.
+    ///
+    /// # Errors
+    /// When one is no UDP socket, or they are not on one port.
+    pub fn adopt(v4: Option<OwnedFd>, v6: Option<OwnedFd>, offloads: Offloads) -> io::Result<Self> {
+        let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
+        let mut ports = Vec::new();
+        let mut adopt = |fd: Option<OwnedFd>, is_ipv4: bool| -> io::Result<Option<Socket>> {
+            let Some(fd) = fd else { return Ok(None) };
+            if sockopt::socket_type(&fd)? != SocketType::DGRAM {
+                return Err(wrong());
+            }
+            let socket = UdpSocket::from(fd);
+            let address = socket.local_addr()?;
+            if address.is_ipv4() != is_ipv4 {
+                return Err(wrong());
+            }
+            ports.push(address.port());
+            Socket::new(socket, offloads).map(Some)
+        };
+        let (v4, v6) = (adopt(v4, true)?, adopt(v6, false)?);
+        let port =
+            *ports.first().filter(|port| ports.iter().all(|other| other == *port)).ok_or_else(wrong)?;
+        Ok(Self { v4, v6, port, offloads })
+    }
+
     fn bind_once(port: u16, offloads: Offloads) -> Result<Self, BindError> {
         let explain = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::PortTaken { port },
@@ -213,7 +240,10 @@ impl Socket {
         }
         sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_LEN)?;
         bind(&fd, &address)?;
-        let socket = UdpSocket::from(fd);
+        Self::new(UdpSocket::from(fd), offloads)
+    }
+
+    fn new(socket: UdpSocket, offloads: Offloads) -> io::Result<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         if !offloads.udp_receive {
             // The state above asked for trains.
@@ -279,6 +309,12 @@ impl AsRawFd for Socket {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// Has the system merge what it receives of one sender into trains, or not.
 #[cfg(target_os = "linux")]
 fn allow_trains(socket: &UdpSocket, allow: bool) -> io::Result<()> {
@@ -339,6 +375,27 @@ mod tests {
             assert!(received.iter().all(|(_, stride)| *stride == 1000), "{received:?}");
             assert!(a.state.max_gso_segments() > 1, "segmentation survives {local:?}");
         }
+    }
+
+    #[test]
+    fn sockets_that_were_kept_open_go_on_where_they_were() {
+        let first = UdpSockets::bind(0, Offloads::ALL).unwrap();
+        let kept = |socket: &Option<Socket>| socket.as_ref().map(|socket| socket.socket.try_clone().unwrap());
+        let (v4, v6) = (kept(&first.v4).map(OwnedFd::from), kept(&first.v6).map(OwnedFd::from));
+        let port = first.port;
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"while nobody read", ("127.0.0.1", port)).unwrap();
+        drop(first);
+        let second = UdpSockets::adopt(v4, v6, Offloads::NONE).unwrap();
+        assert_eq!(second.port, port);
+        assert_eq!(receive(&second.v4.unwrap()), [(17, 17)]);
+        let other = UdpSockets::bind(0, Offloads::ALL).unwrap();
+        let v4 = other.v4.map(|socket| socket.socket.into());
+        let v6 = UdpSockets::bind(0, Offloads::ALL).unwrap().v6.map(|socket| socket.socket.into());
+        assert!(UdpSockets::adopt(v4, v6, Offloads::ALL).is_err(), "two ports");
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(UdpSockets::adopt(Some(tcp.into()), None, Offloads::ALL).is_err());
+        assert!(UdpSockets::adopt(None, None, Offloads::ALL).is_err());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What the agent asks of the operating system: links, addresses, routes, and news of their changes.
 //!
 //! Everything that is set is the whole desired state of this agent's own interface, and setting it twice is
-//! setting it once. Nothing of others is ever changed: only addresses on the own interface, and only routes that
-//! carry the agent's own routing-protocol number *and* lead into the own interface. Several agents on one host
-//! differ in their interface, so they do not touch each other's.
+//! setting it once. Nothing of others is ever changed: only addresses on the own interface that lie in the mesh's
+//! ranges, and only routes that carry the agent's own routing-protocol number *and* lead into the own interface. What a
+//! person adds to the interface beside that, another address or a route, stays. Several agents on one host differ in
+//! their interface, so they do not touch each other's.
 
 mod burst;
 pub mod clocks;
@@ -22,19 +23,20 @@ pub use networks::{DefaultRoute, Family, HostInterface, HostNetworks, NetworkId,
 
 /// The operating system's side of the agent's interface.
 pub trait Host: Send + Sync + 'static {
-    /// Brings the interface up with an MTU.
+    /// Brings the interface up with an MTU, and tells what had to change.
     ///
     /// # Errors
     /// When the interface is not there, or the system refuses.
-    fn set_link(&self, mtu: u16) -> impl Future<Output = anyhow::Result<()>> + Send;
+    fn set_link(&self, mtu: u16) -> impl Future<Output = anyhow::Result<LinkChange>> + Send;
 
-    /// Gives the interface exactly these addresses, and tells how many had to change.
+    /// Gives the interface exactly these addresses in these ranges, and tells how many had to change.
     ///
     /// # Errors
     /// When the interface is not there, or the system refuses.
     fn set_addresses(
         &self,
         addresses: &BTreeSet<IpNet>,
+        ranges: &[IpNet],
     ) -> impl Future<Output = anyhow::Result<Change>> + Send;
 
     /// Leads exactly these prefixes into the interface, and tells how many had to change.
@@ -48,6 +50,15 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// When the system does not tell.
     fn networks(&self) -> impl Future<Output = anyhow::Result<HostNetworks>> + Send;
+}
+
+/// What setting a link had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkChange {
+    /// It was down.
+    pub was_down: bool,
+    /// It had another MTU.
+    pub mtu_differed: bool,
 }
 
 /// What setting a whole state had to do.

@@ -49,6 +49,8 @@ pub struct PlanOptions {
 pub struct Desired {
     /// Addresses of the interface, as host prefixes.
     pub addresses: Vec<IpNet>,
+    /// The mesh's ranges: the interface has no other addresses in them.
+    pub ranges: Vec<IpNet>,
     /// The engine's peers, by ascending id.
     pub peers: Vec<PeerConfig>,
     /// Routes to the interface.
@@ -127,6 +129,7 @@ pub enum PeerFault {
 pub fn plan(map: &NetworkMap, local: &LocalNetworks, options: &PlanOptions) -> Desired {
     let mut desired = Desired {
         addresses: map.this.addresses.iter().copied().map(IpNet::from).collect(),
+        ranges: vec![map.mesh.ipv4.into(), map.mesh.ipv6.into()],
         ..Desired::default()
     };
     if desired.addresses.is_empty() {

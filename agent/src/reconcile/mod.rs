@@ -11,15 +11,19 @@
 //! A route is there only while the engine knows whose it is, and what is left out of the plan loses its route before
 //! its peer.
 
+mod drift;
+
 use std::{collections::BTreeSet, future::Future};
 
 use ipnet::IpNet;
 use mesh_engine::{command::Command, config::PeerConfig};
 
+pub use drift::{Attitude, Patience, PutBack};
+
 use crate::{
     driver::EngineHandle,
     io::tun::Tun,
-    os::{Change, Host},
+    os::{Change, Host, LinkChange},
     plan::Desired,
 };
 
@@ -47,13 +51,19 @@ pub struct Reconciler<H, P> {
     told: Option<Vec<PeerConfig>>,
     /// The routes that were asked for last; `None` before the first plan, when a predecessor's may be there.
     routes: Option<BTreeSet<IpNet>>,
+    /// The ranges of the last plan.
+    ranges: Vec<IpNet>,
 }
 
 /// What applying a plan had to do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Applied {
-    /// How many addresses and routes were set or removed.
-    pub changes: usize,
+    /// What of the link was set.
+    pub link: LinkChange,
+    /// How many addresses were set or removed.
+    pub addresses: usize,
+    /// How many routes were set or removed.
+    pub routes: usize,
     /// Prefixes that the system did not take, with its reason: a clause for people.
     pub refused: Vec<(IpNet, String)>,
 }
@@ -61,7 +71,7 @@ pub struct Applied {
 impl<H: Host, P: Peers> Reconciler<H, P> {
     /// Makes a reconciler; nothing is changed yet.
     pub fn new(host: H, peers: P, mtu: u16) -> Self {
-        Self { host, peers, mtu, told: None, routes: None }
+        Self { host, peers, mtu, told: None, routes: None, ranges: Vec::new() }
     }
 
     /// Returns the host.
@@ -75,24 +85,27 @@ impl<H: Host, P: Peers> Reconciler<H, P> {
     /// When the interface is gone, the system refuses, or the engine has ended. What was done stays done; applying
     /// again goes on from there.
     pub async fn apply(&mut self, desired: &Desired) -> anyhow::Result<Applied> {
-        let mut applied = Applied::default();
-        self.host.set_link(self.mtu).await?;
-        let staying = match &self.routes {
-            Some(routes) => routes.intersection(&desired.routes).copied().collect(),
-            None => BTreeSet::new(),
-        };
-        if self.routes.as_ref() != Some(&staying) {
-            applied.note(self.host.set_routes(&staying).await?);
-            self.routes = Some(staying);
+        let mut applied = Applied { link: self.host.set_link(self.mtu).await?, ..Applied::default() };
+        self.ranges.clone_from(&desired.ranges);
+        // What a predecessor left at an interface that was kept stays until the peers are known: it is mostly the same.
+        if let Some(routes) = &self.routes {
+            let staying: BTreeSet<_> = routes.intersection(&desired.routes).copied().collect();
+            if *routes != staying {
+                let gone = self.host.set_routes(&staying).await?;
+                applied.routes += applied.note(gone);
+                self.routes = Some(staying);
+            }
         }
         if self.told.as_ref() != Some(&desired.peers) {
             self.peers.set_peers(desired.peers.clone()).await?;
             self.told = Some(desired.peers.clone());
         }
-        applied.note(self.host.set_addresses(&desired.addresses.iter().copied().collect()).await?);
+        let addresses = desired.addresses.iter().copied().collect();
+        let addresses = self.host.set_addresses(&addresses, &desired.ranges).await?;
+        applied.addresses = applied.note(addresses);
         let routes = self.host.set_routes(&desired.routes).await?;
         self.routes = Some(desired.routes.clone());
-        applied.note(routes);
+        applied.routes += applied.note(routes);
         Ok(applied)
     }
 
@@ -105,15 +118,16 @@ impl<H: Host, P: Peers> Reconciler<H, P> {
         self.routes = Some(BTreeSet::new());
         self.peers.set_peers(Vec::new()).await?;
         self.told = Some(Vec::new());
-        self.host.set_addresses(&BTreeSet::new()).await?;
+        self.host.set_addresses(&BTreeSet::new(), &self.ranges).await?;
         Ok(())
     }
 }
 
 impl Applied {
-    fn note(&mut self, change: Change) {
-        self.changes += change.added + change.removed;
+    /// Keeps what was refused, and returns how many changed.
+    fn note(&mut self, change: Change) -> usize {
         self.refused.extend(change.refused);
+        change.added + change.removed
     }
 }
 
@@ -160,12 +174,16 @@ mod tests {
     }
 
     impl Host for Fake {
-        async fn set_link(&self, _mtu: u16) -> anyhow::Result<()> {
+        async fn set_link(&self, _mtu: u16) -> anyhow::Result<LinkChange> {
             anyhow::ensure!(!self.0.lock().unwrap().gone, "gone");
-            Ok(())
+            Ok(LinkChange::default())
         }
 
-        async fn set_addresses(&self, addresses: &BTreeSet<IpNet>) -> anyhow::Result<Change> {
+        async fn set_addresses(
+            &self,
+            addresses: &BTreeSet<IpNet>,
+            _ranges: &[IpNet],
+        ) -> anyhow::Result<Change> {
             Ok(self.set("addresses", addresses))
         }
 
@@ -194,6 +212,7 @@ mod tests {
         };
         Desired {
             addresses: vec!["10.90.0.1/32".parse().unwrap()],
+            ranges: vec!["10.90.0.0/16".parse().unwrap()],
             peers: peers.iter().map(peer).collect(),
             routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
             warnings: vec![],
@@ -227,7 +246,8 @@ mod tests {
         let fake = Fake::default();
         let mut reconciler = reconciler(&fake);
         let desired = desired(&[1], &["10.1.0.0/16"]);
-        assert_eq!(reconciler.apply(&desired).await.unwrap().changes, 2);
+        let applied = reconciler.apply(&desired).await.unwrap();
+        assert_eq!((applied.addresses, applied.routes), (1, 1));
         fake.take_log();
         assert_eq!(reconciler.apply(&desired).await.unwrap(), Applied::default());
         assert!(fake.take_log().is_empty());
@@ -247,11 +267,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_predecessor_left_is_cleaned_before_anything_else() {
+    async fn of_what_a_predecessor_left_only_what_is_not_wanted_goes() {
         let fake = Fake::default();
-        fake.0.lock().unwrap().routes.insert("10.9.0.0/16".parse().unwrap());
+        let left: [IpNet; 2] = ["10.1.0.0/16", "10.9.0.0/16"].map(|route| route.parse().unwrap());
+        fake.0.lock().unwrap().routes.extend(left);
         reconciler(&fake).apply(&desired(&[1], &["10.1.0.0/16"])).await.unwrap();
-        assert_eq!(fake.take_log()[..2], ["routes - 10.9.0.0/16", "peers [1]"]);
+        assert_eq!(fake.take_log(), ["peers [1]", "addresses + 10.90.0.1/32", "routes - 10.9.0.0/16"]);
     }
 
     #[tokio::test]

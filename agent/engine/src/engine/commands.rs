@@ -59,6 +59,11 @@ impl Engine {
             Command::Ping { peer, token } => {
                 self.with_peer(peer, now, |peer, local| peer.ping(token, local, now));
             }
+            Command::Resume(peers) => {
+                for id in peers {
+                    self.with_peer(id, now, |peer, local| peer.resume(local, now));
+                }
+            }
             Command::NetworkChanged => self.doubt_everything(now),
             Command::Woke { unseen } => {
                 self.doubt_everything(now);

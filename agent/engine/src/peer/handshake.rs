@@ -45,6 +45,12 @@ impl Peer {
         }
     }
 
+    /// Makes a session with a peer with whom this node had one before it was started again.
+    pub(crate) fn resume(&mut self, local: &mut Local, now: Instant) {
+        self.note_traffic(local, now);
+        self.ensure_session(local, now);
+    }
+
     /// Makes sure that a session is there or being made.
     pub(super) fn ensure_session(&mut self, local: &mut Local, now: Instant) {
         let session = self.open_session(local, now);

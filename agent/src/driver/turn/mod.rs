@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_engine::{Engine, batch::RxBatch};
+use mesh_engine::{Engine, batch::RxBatch, command::Command};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    DriverEvent, Part, Queue, Request,
+    DriverEvent, Part, Queue, Reading, Request,
     counters::{Counter, Counters},
     crossing::Crossing,
     outbox::Outbox,
@@ -45,6 +45,8 @@ pub(super) struct Driver<T: Tun> {
     ready: Ready,
     tun: Option<Queue<T>>,
     sending: Sending,
+    /// Whether TUN and sockets are watched.
+    is_reading: bool,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     requests: mpsc::Receiver<Request<T>>,
     outbox: Outbox,
@@ -87,19 +89,17 @@ impl<T: Tun> Driver<T> {
         cancel: CancellationToken,
         requests: mpsc::Receiver<Request<T>>,
     ) -> io::Result<Self> {
-        let Part { engine, poller, queue, udp, crossing, outbox } = part;
+        let Part { engine, poller, queue, udp, reading, crossing, outbox } = part;
         let watcher = poller.watcher()?;
-        if queue.is_read {
-            watcher.watch(&*queue.tun, Source::Tun)?;
-        }
-        Ok(Self {
+        let mut driver = Self {
             overlay,
             engine,
             poller,
             // To hear the doorbell, all that ring it have to be told of it first.
             ready: Ready { rung: true, ..Ready::default() },
             tun: Some(queue),
-            sending: Sending::new(udp, watcher)?,
+            sending: Sending::new(udp, watcher),
+            is_reading: false,
             cancelled: Box::pin(cancel.cancelled_owned()),
             requests,
             outbox,
@@ -114,7 +114,23 @@ impl<T: Tun> Driver<T> {
             silence: Silence::default(),
             crossing,
             heard_elsewhere: 0,
-        })
+        };
+        match reading {
+            Reading::AtOnce => driver.start_reading()?,
+            Reading::WithPeers => {}
+        }
+        Ok(driver)
+    }
+
+    /// Has TUN and sockets watched, once.
+    fn start_reading(&mut self) -> io::Result<()> {
+        if !std::mem::replace(&mut self.is_reading, true) {
+            if let Some(queue) = self.tun.as_ref().filter(|queue| queue.is_read) {
+                self.sending.watcher.watch(&*queue.tun, Source::Tun)?;
+            }
+            self.sending.watch()?;
+        }
+        Ok(())
     }
 
     /// Turns until cancelled.
@@ -228,7 +244,11 @@ impl<T: Tun> Driver<T> {
     fn handle_request(&mut self, request: Request<T>, now: Instant) {
         match request {
             Request::Command(command, reply) => {
+                let has_peers = matches!(command, Command::SetPeers(_));
                 self.engine.handle_command(command, now);
+                if has_peers && let Err(error) = self.start_reading() {
+                    tracing::error!(%error, "the tun and the sockets cannot be watched");
+                }
                 // Whoever asked may have gone.
                 let _ = reply.send(());
             }
@@ -242,7 +262,7 @@ impl<T: Tun> Driver<T> {
                     self.streams.set(relay, inbound);
                 }
             }
-            Request::SetTun(queue) if !queue.is_read => self.tun = Some(queue),
+            Request::SetTun(queue) if !(queue.is_read && self.is_reading) => self.tun = Some(queue),
             Request::SetTun(queue) => match self.sending.watcher.watch(&*queue.tun, Source::Tun) {
                 Ok(()) => self.tun = Some(queue),
                 Err(error) => {

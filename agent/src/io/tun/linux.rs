@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice},
     num::NonZeroU32,
     ops::Range,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
 };
 
@@ -13,7 +13,7 @@ use mesh_engine::batch::{Offload, TunFrame};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::{
-    OpenError, Tun,
+    OpenError, Tun, attached,
     merge::{self, Merge},
     vnet,
 };
@@ -27,7 +27,7 @@ const MAX_NAME_LEN: usize = 15;
 
 /// A TUN of Linux.
 pub struct Device {
-    device: SyncDevice,
+    descriptor: OwnedFd,
     /// What is merged into superpackets; without a value the device knows none.
     merge: Option<Merge>,
 }
@@ -38,7 +38,7 @@ pub struct Device {
 /// # Errors
 /// Says what stands in the way, and what to do about it.
 pub fn open(name: &str, offloads: Offloads) -> Result<Device, OpenError> {
-    open_first(name, offloads, Queues::One)
+    open_first(name, offloads, Queues::One).and_then(|first| first.into_device(name))
 }
 
 /// Makes the interface as [`open`] does, with so many queues, if it may have them and the system can: else with one. What
@@ -53,11 +53,33 @@ pub fn open_queues(name: &str, offloads: Offloads, queues: NonZeroU32) -> Result
     {
         let more: io::Result<Vec<_>> = (1..queues.get()).map(|_| first.another_queue()).collect();
         match more {
-            Ok(more) => return Ok(std::iter::once(first).chain(more).collect()),
+            Ok(more) => {
+                return std::iter::once(first).chain(more).map(|queue| queue.into_device(name)).collect();
+            }
             Err(error) => tracing::debug!(%error, "the interface has one queue"),
         }
     }
     open(name, offloads).map(|device| vec![device])
+}
+
+/// Takes over queues of an interface that somebody else has kept open, as [`open_queues`] would have made them. `None`
+/// if they are not of this interface any more, which is so when it was deleted or renamed.
+#[must_use]
+pub fn adopt_queues(name: &str, descriptors: Vec<OwnedFd>) -> Option<Vec<Device>> {
+    let adopt = |descriptor: OwnedFd| {
+        let found = attached::interface_of(&descriptor).ok().filter(|found| found.name == name)?;
+        let merge = found.has_header.then(|| match attached::offload(&descriptor) {
+            Ok(attached::Offloaded::TcpAndUdp) => Some(Merge::TcpAndUdp),
+            Ok(attached::Offloaded::Tcp) => Some(Merge::Tcp),
+            Err(_) => None,
+        });
+        rustix::io::ioctl_fionbio(&descriptor, true).ok()?;
+        match merge {
+            Some(merge) => Some(Device { descriptor, merge: Some(merge?) }),
+            None => Some(Device { descriptor, merge: None }),
+        }
+    };
+    descriptors.into_iter().map(adopt).collect()
 }
 
 /// How many queues an interface may have.
@@ -67,7 +89,13 @@ enum Queues {
     Several,
 }
 
-fn open_first(name: &str, offloads: Offloads, queues: Queues) -> Result<Device, OpenError> {
+/// An interface's queue, as the library that opened it has it.
+struct Opened {
+    device: SyncDevice,
+    merge: Option<Merge>,
+}
+
+fn open_first(name: &str, offloads: Offloads, queues: Queues) -> Result<Opened, OpenError> {
     let forbidden = |c: char| c == '/' || c == '%' || c == ':' || c.is_whitespace() || c.is_control();
     if name.is_empty() || name.len() > MAX_NAME_LEN || name.contains(forbidden) || matches!(name, "." | "..")
     {
@@ -76,7 +104,7 @@ fn open_first(name: &str, offloads: Offloads, queues: Queues) -> Result<Device, 
     if !Path::new(NODE).exists() {
         return Err(OpenError::Missing { path: NODE });
     }
-    let build = |offload: bool| -> io::Result<Device> {
+    let build = |offload: bool| -> io::Result<Opened> {
         let device = DeviceBuilder::new()
             .name(name)
             .enable(false)
@@ -86,7 +114,7 @@ fn open_first(name: &str, offloads: Offloads, queues: Queues) -> Result<Device, 
             .build_sync()?;
         device.set_nonblocking(true)?;
         let merge = if device.udp_gso() { Merge::TcpAndUdp } else { Merge::Tcp };
-        Ok(Device { device, merge: offload.then_some(merge) })
+        Ok(Opened { device, merge: offload.then_some(merge) })
     };
     let built = match build(offloads.tun) {
         // The system may have TUN devices, but none with offloads.
@@ -96,17 +124,30 @@ fn open_first(name: &str, offloads: Offloads, queues: Queues) -> Result<Device, 
     built.map_err(|source| explain(name, source))
 }
 
-impl Device {
+impl Opened {
     fn another_queue(&self) -> io::Result<Self> {
         let device = self.device.try_clone()?;
         device.set_nonblocking(true)?;
         Ok(Self { device, merge: self.merge })
     }
+
+    /// Keeps the descriptor alone, which is all that a queue of a predecessor's has.
+    fn into_device(self, name: &str) -> Result<Device, OpenError> {
+        let descriptor = self.device.as_fd().try_clone_to_owned();
+        let descriptor = descriptor.map_err(|source| OpenError::Io { name: name.to_owned(), source })?;
+        Ok(Device { descriptor, merge: self.merge })
+    }
+}
+
+impl Device {
+    fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        rustix::io::writev(&self.descriptor, pieces).map(drop).map_err(Into::into)
+    }
 }
 
 impl Tun for Device {
     fn try_read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<TunFrame<'b>> {
-        let len = self.device.recv(buffer)?;
+        let len = rustix::io::read(&self.descriptor, &mut *buffer)?;
         match self.merge {
             Some(_) => vnet::frame(&buffer[..len]),
             None => Ok(TunFrame { packet: &buffer[..len], offload: Offload::None }),
@@ -115,10 +156,9 @@ impl Tun for Device {
 
     fn try_write(&self, packet: &[u8]) -> io::Result<()> {
         match self.merge {
-            Some(_) => self.device.send_vectored(&[IoSlice::new(&vnet::PLAIN), IoSlice::new(packet)]),
-            None => self.device.send(packet),
+            Some(_) => self.send(&[IoSlice::new(&vnet::PLAIN), IoSlice::new(packet)]),
+            None => self.send(&[IoSlice::new(packet)]),
         }
-        .map(drop)
     }
 
     fn write_batch(&self, bytes: &mut [u8], packets: &[Range<usize>]) -> u64 {
@@ -139,7 +179,7 @@ impl Tun for Device {
                         for (piece, range) in pieces[2..].iter_mut().zip(&run[1..]) {
                             *piece = IoSlice::new(&bytes[range.start + skip..range.end]);
                         }
-                        self.device.send_vectored(&pieces[..=run.len()]).map(drop)
+                        self.send(&pieces[..=run.len()])
                     }
                     None => Err(io::Error::from(io::ErrorKind::InvalidData)),
                 },
@@ -152,7 +192,13 @@ impl Tun for Device {
 
 impl AsRawFd for Device {
     fn as_raw_fd(&self) -> RawFd {
-        self.device.as_raw_fd()
+        self.descriptor.as_raw_fd()
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 }
 
@@ -200,6 +246,27 @@ mod tests {
                 assert!(matches!(open("lo", Offloads::ALL), Err(OpenError::Taken { .. })));
                 let _first = open("t0", Offloads::ALL).unwrap();
                 assert!(matches!(open("t0", Offloads::ALL), Err(OpenError::Busy { .. })));
+            },
+        );
+    }
+
+    #[test]
+    fn what_was_kept_open_is_taken_over_while_it_is_the_same_interface() {
+        crate::netns::isolated(
+            "io::tun::linux::tests::what_was_kept_open_is_taken_over_while_it_is_the_same_interface",
+            async || {
+                for offloads in [Offloads::ALL, Offloads::NONE] {
+                    let first = open("t0", offloads).unwrap();
+                    let kept = || vec![first.descriptor.try_clone().unwrap()];
+                    let second = adopt_queues("t0", kept()).unwrap();
+                    assert_eq!(second[0].merge.is_some(), first.merge.is_some());
+                    assert!(adopt_queues("t1", kept()).is_none(), "another interface");
+                    let other = std::fs::File::open("/dev/null").unwrap();
+                    assert!(adopt_queues("t0", vec![other.into()]).is_none(), "no TUN at all");
+                    let deleted = std::process::Command::new("ip").args(["link", "del", "t0"]).status();
+                    assert!(deleted.unwrap().success());
+                    assert!(adopt_queues("t0", kept()).is_none(), "it is gone");
+                }
             },
         );
     }

@@ -2,12 +2,14 @@
 //!
 //! A [`Tun`] is a non-blocking file descriptor that gives and takes IP packets. The driver waits
 //! for it and reads until `WouldBlock`. On Linux a read may give a superpacket (`IFF_VNET_HDR`), which the
-//! engine cuts; elsewhere every read gives one packet. A TUN disappears with the process that opened it.
+//! engine cuts; elsewhere every read gives one packet. A TUN disappears when the last descriptor of it is closed.
 
 use std::{io, ops::Range, os::fd::AsRawFd};
 
 use mesh_engine::batch::TunFrame;
 
+#[cfg(target_os = "linux")]
+mod attached;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "macos")]
@@ -17,7 +19,7 @@ mod merge;
 mod vnet;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Device, open, open_queues};
+pub use linux::{Device, adopt_queues, open, open_queues};
 #[cfg(target_os = "macos")]
 pub use macos::{Device, open, open_queues};
 

@@ -1,9 +1,6 @@
 //! Addresses of the own interface.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::collections::BTreeSet;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -12,8 +9,13 @@ use rtnetlink::Handle;
 
 use super::{super::Change, system_error};
 
-/// Gives an interface exactly these addresses; link-local ones are the kernel's and stay.
-pub(super) async fn set(handle: &Handle, index: u32, wanted: &BTreeSet<IpNet>) -> anyhow::Result<Change> {
+/// Gives an interface exactly these addresses in these ranges. Beyond them they are somebody else's and stay.
+pub(super) async fn set(
+    handle: &Handle,
+    index: u32,
+    wanted: &BTreeSet<IpNet>,
+    ranges: &[IpNet],
+) -> anyhow::Result<Change> {
     let mut change = Change::default();
     let mut present = BTreeSet::new();
     let mut messages = handle.address().get().set_link_index_filter(index).execute();
@@ -21,7 +23,7 @@ pub(super) async fn set(handle: &Handle, index: u32, wanted: &BTreeSet<IpNet>) -
         let Some(address) = address_of(&message) else { continue };
         if wanted.contains(&address) {
             present.insert(address);
-        } else if !is_kernels_own(address.addr()) {
+        } else if ranges.iter().any(|range| range.contains(&address.addr())) {
             match handle.address().del(message).execute().await.map_err(system_error) {
                 Ok(()) => change.removed += 1,
                 Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
@@ -55,8 +57,4 @@ pub(super) fn address_of(message: &AddressMessage) -> Option<IpNet> {
         }
     }
     IpNet::new(found?, message.header.prefix_len).ok()
-}
-
-fn is_kernels_own(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(v6) if Ipv6Addr::is_unicast_link_local(&v6))
 }

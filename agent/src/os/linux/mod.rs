@@ -21,7 +21,7 @@ pub use routes::{ROUTE_METRIC, ROUTE_PROTOCOL};
 pub use watch::Watch;
 
 pub use super::burst::Changes;
-use super::{Change, Host, HostNetworks};
+use super::{Change, Host, HostNetworks, LinkChange};
 
 /// Packets that the kernel keeps for this program to read. A TUN's 500 are 2.5 ms of 200,000 small packets a second, which
 /// is less than a busy machine may keep a thread waiting: with as many as other interfaces have, 40 % fewer were lost
@@ -64,12 +64,13 @@ impl Netlink {
 }
 
 impl Host for Netlink {
-    async fn set_link(&self, mtu: u16) -> anyhow::Result<()> {
+    async fn set_link(&self, mtu: u16) -> anyhow::Result<LinkChange> {
         let link = self.link().await?;
         let up = link.header.flags.contains(LinkFlags::Up);
         let wanted = [LinkAttribute::Mtu(mtu.into()), LinkAttribute::TxQueueLen(QUEUE_LEN)];
+        let change = LinkChange { was_down: !up, mtu_differed: !link.attributes.contains(&wanted[0]) };
         if up && wanted.iter().all(|attribute| link.attributes.contains(attribute)) {
-            return Ok(());
+            return Ok(change);
         }
         let index = link.header.index;
         // No link-local address: nobody on the other side answers router solicitations. A system without IPv6
@@ -95,11 +96,12 @@ impl Host for Netlink {
             .set(message)
             .execute()
             .await
-            .with_context(|| format!("the interface {} cannot be brought up", self.interface))
+            .with_context(|| format!("the interface {} cannot be brought up", self.interface))?;
+        Ok(change)
     }
 
-    async fn set_addresses(&self, addresses: &BTreeSet<IpNet>) -> anyhow::Result<Change> {
-        addresses::set(&self.handle, self.index().await?, addresses)
+    async fn set_addresses(&self, addresses: &BTreeSet<IpNet>, ranges: &[IpNet]) -> anyhow::Result<Change> {
+        addresses::set(&self.handle, self.index().await?, addresses, ranges)
             .await
             .with_context(|| format!("the addresses of {} cannot be set", self.interface))
     }
@@ -158,12 +160,13 @@ mod tests {
                 let host = Netlink::open("t0").unwrap();
                 host.set_link(1280).await.unwrap();
                 let addresses = nets(&["10.90.0.2/32", "fd00::2/128"]);
+                let ranges = ["10.90.0.0/16", "fd00::/48"].map(|range| range.parse().unwrap());
                 let routes = nets(&["10.90.0.0/16", "10.244.7.0/24", "fd00::/48"]);
-                let change = host.set_addresses(&addresses).await.unwrap();
+                let change = host.set_addresses(&addresses, &ranges).await.unwrap();
                 assert_eq!((change.added, change.removed, change.refused), (2, 0, vec![]));
                 let change = host.set_routes(&routes).await.unwrap();
                 assert_eq!((change.added, change.removed, change.refused), (3, 0, vec![]));
-                assert_eq!(host.set_addresses(&addresses).await.unwrap(), Change::default());
+                assert_eq!(host.set_addresses(&addresses, &ranges).await.unwrap(), Change::default());
                 assert_eq!(host.set_routes(&routes).await.unwrap(), Change::default());
                 assert!(ip("link show t0").contains("mtu 1280"));
                 assert!(ip("link show t0").contains("qlen 1000"));
@@ -172,11 +175,17 @@ mod tests {
 
                 ip("route add 10.1.0.0/16 dev t0");
                 ip("addr add 10.90.0.99/32 dev t0");
+                ip("addr add 192.0.2.7/24 dev t0");
                 let change = host.set_routes(&nets(&["10.90.0.0/16"])).await.unwrap();
                 assert_eq!((change.added, change.removed), (0, 2));
-                let change = host.set_addresses(&nets(&["10.90.0.2/32"])).await.unwrap();
+                let change = host.set_addresses(&nets(&["10.90.0.2/32"]), &ranges).await.unwrap();
                 assert_eq!((change.added, change.removed), (0, 2));
                 assert!(ip("route show").contains("10.1.0.0/16"), "a person's route stays");
+                assert!(ip("addr show t0").contains("192.0.2.7/24"), "a person's address stays");
+                let link = |was_down, mtu_differed| LinkChange { was_down, mtu_differed };
+                assert_eq!(host.set_link(1280).await.unwrap(), link(false, false));
+                ip("link set t0 down mtu 1300");
+                assert_eq!(host.set_link(1280).await.unwrap(), link(true, true));
             },
         );
     }
@@ -191,7 +200,7 @@ mod tests {
             ip("link set d0 up");
             let host = Netlink::open("t0").unwrap();
             host.set_link(1280).await.unwrap();
-            host.set_addresses(&nets(&["10.90.0.2/32"])).await.unwrap();
+            host.set_addresses(&nets(&["10.90.0.2/32"]), &[]).await.unwrap();
             host.set_routes(&nets(&["10.90.0.0/16", "10.90.1.0/24"])).await.unwrap();
             assert!(ip("route get 10.90.1.9").contains("dev d0"), "the connected network wins");
             assert!(ip("route get 10.90.2.9").contains("dev t0"));
