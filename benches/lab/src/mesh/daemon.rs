@@ -1,6 +1,6 @@
 //! A process that is killed and started again.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -44,6 +44,11 @@ impl Daemon {
     /// If the network has no such host.
     pub fn host(&self) -> anyhow::Result<&Host> {
         self.network.host(&self.host)
+    }
+
+    /// What is run, and with which arguments.
+    pub(super) fn line(&self) -> impl Iterator<Item = &OsStr> {
+        std::iter::once(self.program.as_os_str()).chain(self.args.iter().map(OsString::as_os_str))
     }
 
     /// Starts it, unless it runs already.

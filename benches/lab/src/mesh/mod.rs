@@ -19,12 +19,14 @@ mod logs;
 mod node;
 mod paths;
 mod relay;
+mod service;
 
 pub use binaries::Binaries;
 pub use daemon::Daemon;
 pub use leftovers::Before;
 pub use node::Node;
 pub use paths::Primary;
+pub use service::{Ending, Service};
 
 use crate::process::{Finished, HostCommand};
 use crate::topology::Network;

@@ -28,7 +28,11 @@ pub struct Surroundings {
 /// # Errors
 ///
 /// If the namespace is gone or a path holds a zero byte.
-pub(super) fn prepare(command: &mut Command, surroundings: &Surroundings) -> anyhow::Result<()> {
+pub(super) fn prepare(
+    command: &mut Command,
+    surroundings: &Surroundings,
+    descriptors: Vec<OwnedFd>,
+) -> anyhow::Result<()> {
     let netns = std::fs::File::open(&surroundings.netns)
         .with_context(|| format!("namespace {}", surroundings.netns.display()))?;
     let files = surroundings.files.iter().map(|(source, target)| Ok((c_path(source)?, c_path(target)?)));
@@ -37,6 +41,7 @@ pub(super) fn prepare(command: &mut Command, surroundings: &Surroundings) -> any
         hostname: surroundings.hostname.clone(),
         files: files.collect::<anyhow::Result<_>>()?,
         parent: std::process::id().cast_signed(),
+        descriptors,
     };
     // SAFETY: `enter` makes system calls on data prepared here; it neither allocates nor takes a lock.
     unsafe { command.pre_exec(move || enter(&plan)) };
@@ -48,7 +53,14 @@ struct Plan {
     hostname: String,
     files: Vec<(CString, CString)>,
     parent: libc::pid_t,
+    /// What the process gets as 3, 4 and so on.
+    descriptors: Vec<OwnedFd>,
 }
+
+/// The first descriptor after standard error.
+const FIRST_PASSED: libc::c_int = 3;
+/// Above all that are passed.
+const ASIDE: libc::c_int = 400;
 
 fn enter(plan: &Plan) -> io::Result<()> {
     let netns: RawFd = plan.netns.as_raw_fd();
@@ -71,6 +83,20 @@ fn enter(plan: &Plan) -> io::Result<()> {
         for (source, target) in &plan.files {
             bind(source, target)?;
         }
+        pass(&plan.descriptors)
+    }
+}
+
+/// Passes descriptors on, in two steps: one of them may have the number that another one is to get.
+fn pass(descriptors: &[OwnedFd]) -> io::Result<()> {
+    let numbers = || (0..).zip(descriptors);
+    for (number, descriptor) in numbers() {
+        // SAFETY: plain system calls with descriptors; the ones at these numbers are not used in this process again.
+        unsafe { check(libc::dup3(descriptor.as_raw_fd(), ASIDE + number, libc::O_CLOEXEC))? };
+    }
+    for (number, _) in numbers() {
+        // SAFETY: as above. What std has at such a number tells of a failed exec; its end is taken for a success.
+        unsafe { check(libc::dup2(ASIDE + number, FIRST_PASSED + number))? };
     }
     Ok(())
 }
@@ -83,7 +109,7 @@ fn bind(source: &CStr, target: &CStr) -> io::Result<()> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn c_path(path: &Path) -> anyhow::Result<CString> {

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -36,6 +36,7 @@ pub struct HostCommand {
     surroundings: Surroundings,
     logs: PathBuf,
     patience: Duration,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl HostCommand {
@@ -50,7 +51,7 @@ impl HostCommand {
         if let Some(filter) = std::env::var_os(LOG_VARIABLE) {
             command.env("MESH_LOG", filter);
         }
-        Self { command, surroundings, logs, patience: OUTPUT_PATIENCE }
+        Self { command, surroundings, logs, patience: OUTPUT_PATIENCE, descriptors: Vec::new() }
     }
 
     /// Adds one argument.
@@ -78,6 +79,13 @@ impl HostCommand {
     #[must_use]
     pub fn timeout(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Passes descriptors on, as 3, 4 and so on.
+    #[must_use]
+    pub fn descriptors(mut self, descriptors: Vec<OwnedFd>) -> Self {
+        self.descriptors = descriptors;
         self
     }
 
@@ -137,7 +145,7 @@ impl HostCommand {
     /// If the program cannot be started.
     pub fn interactive(mut self) -> anyhow::Result<ExitStatus> {
         let what = self.line();
-        enter::prepare(&mut self.command, &self.surroundings)?;
+        enter::prepare(&mut self.command, &self.surroundings, self.descriptors)?;
         self.command.status().with_context(|| format!("{what} cannot be run"))
     }
 
@@ -150,7 +158,7 @@ impl HostCommand {
     fn start(mut self, log: PathBuf) -> anyhow::Result<Process> {
         use std::os::unix::process::CommandExt as _;
         let what = self.line();
-        enter::prepare(&mut self.command, &self.surroundings)?;
+        enter::prepare(&mut self.command, &self.surroundings, self.descriptors)?;
         self.command.process_group(0);
         let child = spawner::spawn(self.command).with_context(|| format!("{what} cannot be started"))?;
         let group = Pid::from_raw(child.id().cast_signed());
