@@ -324,13 +324,13 @@ fn text_forms() {
 #[test]
 fn every_variant_has_a_sample() {
     let client: BTreeSet<_> = samples::client_messages().iter().map(|(_, m)| client_variant(m)).collect();
-    assert_eq!(client.len(), 11);
+    assert_eq!(client.len(), 12);
     let server: BTreeSet<_> = samples::server_messages().iter().map(|(_, m)| server_variant(m)).collect();
-    assert_eq!(server.len(), 12);
+    assert_eq!(server.len(), 14);
     let kinds: BTreeSet<_> = samples::candidate_kinds().into_iter().map(kind_variant).collect();
     assert_eq!(kinds.len(), 5);
     let codes: BTreeSet<_> = samples::refusal_codes().into_iter().map(code_variant).collect();
-    assert_eq!(codes.len(), 8);
+    assert_eq!(codes.len(), 9);
 }
 
 fn client_variant(message: &ClientMessage) -> u8 {
@@ -346,6 +346,7 @@ fn client_variant(message: &ClientMessage) -> u8 {
         ClientMessage::Unknown => 8,
         ClientMessage::ServeRelay { .. } => 9,
         ClientMessage::Knock(_) => 10,
+        ClientMessage::StillHere { .. } => 11,
     }
 }
 
@@ -363,6 +364,8 @@ fn server_variant(message: &ServerMessage) -> u8 {
         ServerMessage::Unknown => 9,
         ServerMessage::Knock(_) => 10,
         ServerMessage::Knocking(_) => 11,
+        ServerMessage::AreYouThere { .. } => 12,
+        ServerMessage::Copied => 13,
     }
 }
 
@@ -386,5 +389,6 @@ fn code_variant(code: RefusalCode) -> u8 {
         RefusalCode::ShuttingDown => 5,
         RefusalCode::Protocol => 6,
         RefusalCode::Unknown => 7,
+        RefusalCode::Duplicate => 8,
     }
 }

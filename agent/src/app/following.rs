@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::{facts::Facts, notify, opening};
 use crate::{
+    control::Duplicate,
     driver::EngineHandle,
     io::{
         offload::Offloads,
@@ -64,6 +65,7 @@ pub(super) struct Following {
     map: Option<Arc<NetworkMap>>,
     networks: HostNetworks,
     underlay: BTreeSet<IpAddr>,
+    duplicate: Duplicate,
     desired: Desired,
     /// What the system refused at the last look.
     unable: Vec<String>,
@@ -92,6 +94,7 @@ impl Following {
             map: None,
             networks: HostNetworks::default(),
             underlay: BTreeSet::new(),
+            duplicate: Duplicate::None,
             desired: Desired::default(),
             unable: Vec::new(),
             refused: BTreeMap::new(),
@@ -132,6 +135,16 @@ impl Following {
         }
     }
 
+    /// Takes whether another agent has this node's keys. If that was there first, this one is silent.
+    pub(super) async fn set_duplicate(&mut self, duplicate: Duplicate) {
+        if self.duplicate == duplicate {
+            return;
+        }
+        self.duplicate = duplicate;
+        self.publish_duplicate();
+        self.replan().await;
+    }
+
     /// Looks at the host's networks and tells what they were.
     pub(super) async fn read_networks(&mut self) -> anyhow::Result<HostNetworks> {
         let networks = self.reconciler.host().networks().await?;
@@ -165,6 +178,11 @@ impl Following {
         let Some(map) = &self.map else { return };
         let local = LocalNetworks { connected: self.networks.connected().collect() };
         self.desired = plan(map, &local, &PlanOptions { underlay: self.underlay.clone() });
+        if self.duplicate == Duplicate::This {
+            // The peers would take it for the other one, and turn from one to the other.
+            self.desired.peers.clear();
+            self.desired.routes.clear();
+        }
         self.look().await;
     }
 
@@ -282,6 +300,14 @@ impl Following {
         }
     }
 
+    /// Shows what there is to say of another agent with this node's keys, before there is a map.
+    fn publish_duplicate(&self) {
+        if self.map.is_none() {
+            let warning = duplicate_warning(self.duplicate).map(str::to_owned);
+            self.facts.update(|known| known.warnings = warning.into_iter().collect());
+        }
+    }
+
     /// Shows map, routes and warnings, the worst first.
     fn publish(&self) {
         let Some(map) = &self.map else { return };
@@ -291,14 +317,33 @@ impl Following {
         let planned = self.desired.warnings.iter().map(ToString::to_string);
         let put_back =
             self.put_back.iter().filter(|(at, _)| at.elapsed() < SHOWN).map(|(_, said)| said.clone());
-        let warnings =
-            self.unable.iter().cloned().chain(self.refused.values().cloned()).chain(planned).chain(put_back);
+        let duplicate = duplicate_warning(self.duplicate).map(str::to_owned);
+        let warnings = duplicate
+            .into_iter()
+            .chain(self.unable.iter().cloned())
+            .chain(self.refused.values().cloned())
+            .chain(planned)
+            .chain(put_back);
         let warnings = warnings.collect();
         self.facts.update(|known| {
             known.map = Arc::clone(map);
             known.routes = routes;
             known.warnings = warnings;
         });
+    }
+}
+
+fn duplicate_warning(duplicate: Duplicate) -> Option<&'static str> {
+    match duplicate {
+        Duplicate::None => None,
+        Duplicate::Other => Some(
+            "another machine has a copy of this node's keys and was refused: on the copy, remove the agent's state directory \
+             and join again",
+        ),
+        Duplicate::This => Some(
+            "this machine is a copy: another agent with the same keys is connected, so this one is silent; remove its state \
+             directory and join again",
+        ),
     }
 }
 

@@ -113,7 +113,7 @@ async fn run_once(
     }
     let keeper = kept.keeper.clone();
     let inherited = std::mem::take(&mut kept.inherited);
-    let Opened { tun, udp, reading, memory, companions } =
+    let Opened { tun, udp, reading, memory, companions, instance } =
         opening::open(config, identity.node_key(), &keeper, inherited)?;
     let port = udp.first().map_or(config.listen_port, |sockets| sockets.port);
     let netlink = Netlink::open(&config.interface)?;
@@ -144,6 +144,7 @@ async fn run_once(
         lends: config.relay,
         // What cannot be told now is found out on the way.
         network: netlink.networks().await.ok().and_then(|networks| networks.id()),
+        instance,
     };
     let (control, control_events) = control::spawn(control_config, &front, &tracker);
     let port_map = portmap::spawn(config.port_mapping, port, state_dir, &front, &tracker);
@@ -177,7 +178,12 @@ async fn run_once(
         keeper: keeper.clone(),
     };
     let following = Following::new(engine.clone(), Arc::clone(&facts), reconciler, own);
-    let surroundings = Surroundings { port_map, nat64: nat64.changes(), companions };
+    let surroundings = Surroundings {
+        port_map,
+        nat64: nat64.changes(),
+        is_resumed: reading == driver::Reading::WithPeers,
+        companions,
+    };
     let mut wiring = Wiring::new(engine, control, facts, following, surroundings);
     let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes, wakes };
     let ended = wiring.run(inputs, &front, &back).await;

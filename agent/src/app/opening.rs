@@ -5,7 +5,8 @@
 
 use std::{collections::BTreeSet, num::NonZeroU32};
 
-use mesh_proto::key::NodeKey;
+use anyhow::Context;
+use mesh_proto::{control::InstanceId, key::NodeKey};
 
 use super::Memory;
 use crate::{
@@ -33,6 +34,7 @@ pub(super) struct Opened {
     pub(super) memory: Memory,
     /// With whom the process before this one had sessions.
     pub(super) companions: Vec<Companion>,
+    pub(super) instance: InstanceId,
 }
 
 /// Takes over what fits, and opens the rest.
@@ -87,13 +89,14 @@ pub(super) fn open(
             queues
         }
     };
-    let (file, companions) = match former {
-        Some((file, record)) => (Some(file), record.companions),
-        None => (new_record(keeper), Vec::new()),
+    let (file, companions, instance) = match former {
+        Some((file, record)) => (Some(file), record.companions, record.instance),
+        None => (new_record(keeper), Vec::new(), new_instance()?),
     };
-    let mut memory = Memory::new(file, Record { node_key, asked, companions: companions.clone() });
+    let record = Record { node_key, instance, asked, companions: companions.clone() };
+    let mut memory = Memory::new(file, record);
     memory.write();
-    Ok(Opened { tun, udp, reading, memory, companions })
+    Ok(Opened { tun, udp, reading, memory, companions, instance })
 }
 
 /// Has the queues of a TUN that was made again kept in place of the older ones.
@@ -163,6 +166,12 @@ fn keep_each(keeper: &Keeper, queues: &[Device]) {
     for (number, queue) in queues.iter().enumerate() {
         keeper.keep(&format!("{TUN}{number}"), queue);
     }
+}
+
+fn new_instance() -> anyhow::Result<InstanceId> {
+    let mut instance = [0; 16];
+    getrandom::fill(&mut instance).context("the system has no random numbers")?;
+    Ok(InstanceId(instance))
 }
 
 fn new_record(keeper: &Keeper) -> Option<RecordFile> {

@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -27,7 +28,10 @@ use mesh_proto::{
     control::PeerState,
     netmap::{NetworkMap, NodeId, RelayId},
 };
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -35,7 +39,7 @@ use super::{
     following::Following,
 };
 use crate::{
-    control::{ControlEvent, ControlHandle},
+    control::{ControlEvent, ControlHandle, Duplicate},
     driver::{DriverEvent, EngineHandle, Events},
     io::tun::Device,
     keep::Companion,
@@ -50,6 +54,10 @@ use crate::{
 
 /// Bursts of host changes that wait; the watch gathers on while the queue is full.
 const CHANGES_QUEUE: usize = 4;
+
+/// How long the cached map is held back at a start: if this machine is a copy of another one, the coordinator says so
+/// before this agent has taken a tunnel from that. Without the coordinator, it is a delay that nobody sees.
+const HOLD: Duration = Duration::from_millis(300);
 
 /// Why the agent's run came to its end, without an error.
 #[derive(Debug)]
@@ -74,6 +82,8 @@ pub(super) struct Surroundings {
     pub(super) nat64: nat64::Changes,
     /// With whom the process before this one had sessions: they are made again with the first map.
     pub(super) companions: Vec<Companion>,
+    /// Whether this process goes on where another one has left off.
+    pub(super) is_resumed: bool,
 }
 
 /// The wiring's state.
@@ -90,6 +100,10 @@ pub(super) struct Wiring {
     surroundings: Surroundings,
     /// What the engine was told last.
     candidates: Option<Vec<Candidate>>,
+    /// A map from the cache, until the coordinator has taken this agent for the node, or it is time.
+    held: Option<(Arc<NetworkMap>, Instant)>,
+    /// Whether maps are held back.
+    holds: bool,
 }
 
 /// Hands over bursts of host changes; ends at cancellation, between two bursts.
@@ -136,6 +150,8 @@ impl Wiring {
             relays: BTreeMap::new(),
             observers: Vec::new(),
             guess: None,
+            holds: !surroundings.is_resumed,
+            held: None,
             surroundings,
             candidates: None,
         }
@@ -153,6 +169,7 @@ impl Wiring {
         self.set_candidates().await?;
         self.set_nat64().await?;
         loop {
+            let release_at = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 biased;
                 () = front.cancelled() => return Ok(Ended::Stopped),
@@ -170,6 +187,7 @@ impl Wiring {
                 Some(woke) = inputs.wakes.recv() => self.handle_woke(woke).await?,
                 () = self.surroundings.port_map.changed() => self.set_candidates().await?,
                 () = self.surroundings.nat64.changed() => self.set_nat64().await?,
+                () = sleep_until(release_at.unwrap_or_else(Instant::now)), if release_at.is_some() => self.release().await?,
                 () = sleep_until(self.following.look_at()) => {
                     self.handle_changes(&Changes::default()).await?;
                 }
@@ -188,7 +206,20 @@ impl Wiring {
                 if map.this.addresses != self.following.own.addresses {
                     return Ok(Some(Ended::AddressesChanged(map.this.addresses.clone())));
                 }
-                self.set_map(map).await?;
+                if self.holds {
+                    let until = self.held.as_ref().map_or_else(|| Instant::now() + HOLD, |(_, until)| *until);
+                    self.held = Some((map, until));
+                } else {
+                    self.set_map(map).await?;
+                }
+            }
+            ControlEvent::Admitted(duplicate) => {
+                self.following.set_duplicate(duplicate).await;
+                match duplicate {
+                    Duplicate::None | Duplicate::Other => self.release().await?,
+                    // Not before it was taken for the node.
+                    Duplicate::This => (self.holds, self.held) = (true, None),
+                }
             }
             ControlEvent::PeerStates(states) => {
                 for mut state in states {
@@ -292,6 +323,15 @@ impl Wiring {
         }
         self.following.replan().await;
         Ok(())
+    }
+
+    /// Takes over what was held back, and holds nothing back from now on.
+    async fn release(&mut self) -> anyhow::Result<()> {
+        self.holds = false;
+        match self.held.take() {
+            Some((map, _)) => self.set_map(map).await,
+            None => Ok(()),
+        }
     }
 
     async fn set_map(&mut self, map: Arc<NetworkMap>) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mesh_proto::{
-    control::{PeerState, Refusal, RefusalCode},
+    control::{InstanceId, PeerState, Refusal, RefusalCode},
     netmap::{NetworkMap, RelayId},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::{
-    ControlConfig, ControlEvent,
+    ControlConfig, ControlEvent, Duplicate,
     address::HostPort,
     attempt::DialError,
     backoff::{self, Backoff},
@@ -72,6 +72,8 @@ pub(super) struct Client {
     /// What was said last, not to be said again.
     observers: Vec<SocketAddr>,
     guess: Option<IpAddr>,
+    /// What was said of other agents with this node's keys; `None` before the first session.
+    duplicate: Option<Duplicate>,
     /// Whether it was said since the last connection that there is none.
     warned: bool,
     /// The address that was tried last, since the last connection.
@@ -95,6 +97,17 @@ pub(super) struct LocalNews {
     pub(super) unanswered: bool,
     /// The host has slept for this long.
     pub(super) woke: Option<Duration>,
+}
+
+/// What the coordinator makes of this agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It is the node.
+    Taken,
+    /// It is, and another one wanted to be.
+    Copied,
+    /// It is not: another one is.
+    Refused,
 }
 
 struct Savers {
@@ -168,6 +181,7 @@ impl Client {
             backoff: Backoff::default(),
             observers: Vec::new(),
             guess: None,
+            duplicate: None,
             warned: false,
             tried: None,
             sign_at: None,
@@ -206,7 +220,14 @@ impl Client {
                             continue;
                         }
                         End::Lost(error) => self.handle_lost(&error),
-                        End::Refused(refusal) => self.handle_refusal(refusal),
+                        End::Refused(refusal) => {
+                            if refusal.code == RefusalCode::Duplicate
+                                && self.set_duplicate(Admission::Refused).await.is_err()
+                            {
+                                return;
+                            }
+                            self.handle_refusal(refusal)
+                        }
                     }
                 }
                 Ok(Err(next)) => next,
@@ -437,6 +458,7 @@ impl Client {
                 | RefusalCode::Busy
                 | RefusalCode::ShuttingDown
                 | RefusalCode::Protocol
+                | RefusalCode::Duplicate
                 | RefusalCode::Unknown,
                 None,
             ) => self.backoff.next_wait(random),
@@ -498,6 +520,39 @@ impl Client {
             self.sign_at = Some(Instant::now());
         }
         LocalNews { network_changed, reopen_relay, unanswered, woke }
+    }
+
+    /// Returns which run of the agent this is.
+    pub(super) fn instance(&self) -> InstanceId {
+        self.config.instance
+    }
+
+    /// Passes on what the coordinator makes of this agent, if that is news. That it was copied stays true while it runs.
+    pub(super) async fn set_duplicate(&mut self, admission: Admission) -> Result<(), Gone> {
+        let duplicate = match (admission, self.duplicate) {
+            (Admission::Taken, Some(Duplicate::Other)) | (Admission::Copied, _) => Duplicate::Other,
+            (Admission::Taken, Some(Duplicate::None | Duplicate::This) | None) => Duplicate::None,
+            (Admission::Refused, _) => Duplicate::This,
+        };
+        let before = self.duplicate.replace(duplicate);
+        if before == Some(duplicate) {
+            return Ok(());
+        }
+        match duplicate {
+            Duplicate::None => {}
+            Duplicate::Other => warn!(
+                "another machine has a copy of this node's keys; it was refused, and this one is not disturbed: on the \
+                 copy, remove the agent's state directory and join again"
+            ),
+            // Channels at relays belong to the one that was there first.
+            Duplicate::This => self.relays.set(&[], &[]),
+        }
+        if before == Some(Duplicate::This)
+            && let Some(map) = self.store.map().cloned()
+        {
+            self.set_relays(&map);
+        }
+        self.emit(ControlEvent::Admitted(duplicate)).await
     }
 
     /// Takes over a new map.

@@ -360,6 +360,8 @@ async fn converse(
             | ServerMessage::RelayOpened(_)
             | ServerMessage::Knock(_)
             | ServerMessage::Knocking(_)
+            | ServerMessage::AreYouThere { .. }
+            | ServerMessage::Copied
             | ServerMessage::Pong { .. }
             | ServerMessage::Unknown => {}
         }
@@ -371,9 +373,11 @@ fn judge(refusal: Refusal, request: &JoinRequest) -> Failure {
         RefusalCode::Token => Failure::Final(JoinError::Token),
         RefusalCode::NameTaken => Failure::Final(JoinError::NameTaken(request.name.clone())),
         RefusalCode::Busy | RefusalCode::ShuttingDown => Failure::Busy(refusal),
-        RefusalCode::NotRegistered | RefusalCode::Replaced | RefusalCode::Protocol | RefusalCode::Unknown => {
-            Failure::Final(JoinError::Refused(refusal))
-        }
+        RefusalCode::Duplicate
+        | RefusalCode::NotRegistered
+        | RefusalCode::Replaced
+        | RefusalCode::Protocol
+        | RefusalCode::Unknown => Failure::Final(JoinError::Refused(refusal)),
     }
 }
 

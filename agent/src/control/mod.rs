@@ -54,7 +54,7 @@ use std::{
 use mesh_engine::config::RelayConfig;
 use mesh_proto::{
     candidate::Candidate,
-    control::{Knock, Knocking, PeerState},
+    control::{InstanceId, Knock, Knocking, PeerState},
     netmap::{NetworkMap, NodeId, RelayId},
     status::CoordinatorStatus,
 };
@@ -104,6 +104,20 @@ pub struct ControlConfig {
     pub lends: bool,
     /// The network that the host is in, if it is known yet.
     pub network: Option<NetworkId>,
+    /// Which run of the agent this is.
+    pub instance: InstanceId,
+}
+
+/// Whether another agent has this node's keys: its machine is a copy of this one, or this one of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Duplicate {
+    /// None that is known.
+    #[default]
+    None,
+    /// The other one came later, and was refused.
+    Other,
+    /// The other one was there first: this one was refused.
+    This,
 }
 
 /// What the coordinator, a relay or the disk cache has to say.
@@ -128,6 +142,8 @@ pub enum ControlEvent {
     Observers(Vec<SocketAddr>),
     /// This node stands beside the coordinator, and may be reached from outside at this address.
     Guess(Option<IpAddr>),
+    /// The coordinator has taken this agent for the node, or has not, because of another one.
+    Admitted(Duplicate),
     /// The coordinator said that this node is not registered (any more): no more events.
     Fatal(String),
 }

@@ -374,6 +374,8 @@ impl Client {
                         | ServerMessage::CallMeMaybe { .. }
                         | ServerMessage::Knock(_)
                         | ServerMessage::Knocking(_)
+                        | ServerMessage::AreYouThere { .. }
+                        | ServerMessage::Copied
                         | ServerMessage::Pong { .. }
                         | ServerMessage::Unknown,
                     ) => Ok(()),

@@ -22,7 +22,7 @@ use super::{
     ControlEvent,
     address::is_usable,
     book::mesh_ranges,
-    client::{Client, Gone},
+    client::{Admission, Client, Gone},
     dial::{Dialed, bind_for},
     link::{Link, LinkError},
     namebook::News,
@@ -120,6 +120,7 @@ impl Session<'_> {
         let connect = ClientMessage::Connect {
             public_key: self.client.identity.public_key(),
             map: self.client.store.version(),
+            instance: Some(self.client.instance()),
         };
         self.link.queue(&connect)?;
         if self.relay.is_none() {
@@ -212,6 +213,22 @@ impl Session<'_> {
     }
 
     async fn handle(&mut self, message: ServerMessage) -> Result<(), End> {
+        match &message {
+            ServerMessage::Map { .. }
+            | ServerMessage::Delta { .. }
+            | ServerMessage::PeerStates { .. }
+            | ServerMessage::RelayOpened(_) => self.client.set_duplicate(Admission::Taken).await?,
+            ServerMessage::Copied => self.client.set_duplicate(Admission::Copied).await?,
+            ServerMessage::Welcome(_)
+            | ServerMessage::Joined { .. }
+            | ServerMessage::CallMeMaybe { .. }
+            | ServerMessage::Pong { .. }
+            | ServerMessage::Knock(_)
+            | ServerMessage::Knocking(_)
+            | ServerMessage::AreYouThere { .. }
+            | ServerMessage::Refused(_)
+            | ServerMessage::Unknown => {}
+        }
         match message {
             ServerMessage::Welcome(welcome) => {
                 debug!(version = welcome.version, "connected");
@@ -242,7 +259,11 @@ impl Session<'_> {
                 Ok(())
             }
             ServerMessage::Refused(refusal) => Err(End::Refused(refusal)),
-            ServerMessage::Joined { .. } | ServerMessage::Pong { .. } | ServerMessage::Unknown => Ok(()),
+            ServerMessage::AreYouThere { id } => Ok(self.link.queue(&ClientMessage::StillHere { id })?),
+            ServerMessage::Joined { .. }
+            | ServerMessage::Pong { .. }
+            | ServerMessage::Copied
+            | ServerMessage::Unknown => Ok(()),
         }
     }
 

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use mesh_proto::{key::NodeKey, netmap::NodeId};
+use mesh_proto::{control::InstanceId, key::NodeKey, netmap::NodeId};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ const LENGTH_LEN: usize = 4;
 pub struct Record {
     /// Whose descriptors these are.
     pub node_key: NodeKey,
+    /// Which run of the agent it is, of which every process is a part that goes on with the same descriptors.
+    pub instance: InstanceId,
     /// What they were opened for.
     pub asked: Asked,
     /// Peers with whom there was a session lately.
@@ -125,6 +127,7 @@ mod tests {
         let address = Some(([192, 0, 2, 1], 51820).into());
         Record {
             node_key: NodeKey([1; 32]),
+            instance: InstanceId([2; 16]),
             asked: Asked {
                 interface: "mesh0".to_owned(),
                 listen_port: 0,

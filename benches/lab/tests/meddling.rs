@@ -92,8 +92,8 @@ fn what_is_not_ours_stays() {
 fn whoever_deletes_again_and_again_is_not_fought_for_ever() {
     let (_lab, mesh) = mesh("fight").unwrap();
     let a = mesh.node("a").unwrap();
-    // For 12 s, another program deletes as soon as it sees the routes.
-    let until = Instant::now() + Duration::from_secs(12);
+    // For 6 s, another program deletes as soon as it sees the routes.
+    let until = Instant::now() + Duration::from_secs(6);
     let mut deleted = 0;
     while Instant::now() < until {
         if !ip(a, MESH_ROUTES).unwrap().is_empty() {
@@ -102,7 +102,7 @@ fn whoever_deletes_again_and_again_is_not_fought_for_ever() {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!((7..=10).contains(&deleted), "put back {deleted} times");
+    assert!((7..=9).contains(&deleted), "put back {deleted} times");
     let log = a.agent().log().unwrap();
     assert_eq!(log.matches("again and again").count(), 1, "{log}");
     let status = status(a).unwrap();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_proto::{
-    control::{ClientMessage, Refusal, RefusalCode, ServerMessage},
+    control::{ClientMessage, InstanceId, Refusal, RefusalCode, ServerMessage},
     key::PublicKey,
     name::NodeName,
     netmap::Version,
@@ -69,6 +69,7 @@ struct Join {
 struct Connect {
     public_key: PublicKey,
     map: Option<Version>,
+    instance: Option<InstanceId>,
 }
 
 #[derive(Debug)]
@@ -123,6 +124,7 @@ impl Coordinator {
                 let session = Session {
                     node,
                     version: connect.map,
+                    instance: connect.instance,
                     seen: Version::default(),
                     changes,
                     registry: self.registry.clone(),
@@ -158,8 +160,10 @@ impl Service for Coordinator {
                 Ok(Ok(ClientMessage::Join { token, name, public_key })) => {
                     self.handle_join(&stranger.link, Join { token, name, public_key }).await
                 }
-                Ok(Ok(ClientMessage::Connect { public_key, map })) => {
-                    return self.handle_connect(stranger, Connect { public_key, map }, cancel).await;
+                Ok(Ok(ClientMessage::Connect { public_key, map, instance })) => {
+                    return self
+                        .handle_connect(stranger, Connect { public_key, map, instance }, cancel)
+                        .await;
                 }
                 Ok(Ok(ClientMessage::Ping { id })) => pong(id),
                 Ok(Ok(ClientMessage::Unknown)) => continue,
@@ -170,7 +174,8 @@ impl Service for Coordinator {
                     | ClientMessage::CallMeMaybe { .. }
                     | ClientMessage::RelayOpen
                     | ClientMessage::ServeRelay { .. }
-                    | ClientMessage::Knock(_),
+                    | ClientMessage::Knock(_)
+                    | ClientMessage::StillHere { .. },
                 )) => ServerMessage::Refused(refusal(RefusalCode::Protocol, "connect first")),
                 Ok(Err(error)) => return refuse_broken(stranger.link, &self.stats, &error).await,
                 Err(_elapsed) => {

@@ -1,8 +1,17 @@
 //! The hub: the one place that knows which nodes are connected, and where they may be reached.
 //!
 //! It is an actor: sessions send it commands and it puts news into their mailboxes; it never waits for a
-//! session. The newest connection of a node is the node; an older one is told that it was replaced. Where a
-//! node was reached last is remembered in memory when it goes, so that a peer which comes later can try.
+//! session. Of one run of an agent the newest connection is the node; an older one is told that it was replaced. Another
+//! run (a restart, or a copy of the machine) takes over once the older one was found not to be there any more:
+//!
+//! ```text
+//! attach, other instance --> Occupied(incumbent) --> the session asks it: AreYouThere
+//!                              no answer, or its end --> attach, past it --> Attached
+//!                              StillHere --> refused as a duplicate; the incumbent is told that it was copied
+//! ```
+//!
+//! So of two agents with the same keys the first one stays, and nothing changes hands. Where a node was reached last is
+//! remembered in memory when it goes, so that a peer which comes later can try.
 //!
 //! At present every registered node is in every other's map, so news of one go to all others; but relays that
 //! stand alone are nobody's peers, and get and make no news.
@@ -16,7 +25,7 @@ use std::{
 
 use mesh_proto::{
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
-    control::{Knock, PeerState, RefusalCode},
+    control::{InstanceId, Knock, PeerState, RefusalCode},
     netmap::{NodeId, RelayId},
 };
 use tokio::sync::{
@@ -82,6 +91,33 @@ pub(super) struct Attachment {
     mailbox: Arc<Mailbox>,
 }
 
+/// Who wants to be a node's session.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival {
+    /// Where it comes from.
+    pub(super) seen: Seen,
+    /// Which run of the agent it is; older agents do not say.
+    pub(super) instance: Option<InstanceId>,
+    /// A session that was found not to be there any more.
+    pub(super) past: Option<u64>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// It is the node's session.
+    Attached(Attachment),
+    /// Another run of the agent may be there still.
+    Occupied(Incumbent),
+}
+
+/// A session that another one wants to take over from.
+#[derive(Debug)]
+pub(super) struct Incumbent {
+    pub(super) session: u64,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
 /// Where a node says that it may be reached.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reach {
@@ -101,7 +137,7 @@ pub(super) struct Seen {
 }
 
 enum Command {
-    Attach { node: NodeId, seen: Seen, attached: oneshot::Sender<Attachment> },
+    Attach { node: NodeId, arrival: Arrival, admission: oneshot::Sender<Admission> },
     Knock { node: NodeId, knock: Knock, knocking: oneshot::Sender<Vec<IpAddr>> },
     Detach(Attachment),
     SetReach { node: NodeId, reach: Reach },
@@ -122,6 +158,7 @@ struct Presence {
 struct Connected {
     id: u64,
     carrier: Carrier,
+    instance: Option<InstanceId>,
     mailbox: Arc<Mailbox>,
     /// One bucket per peer that was called and is registered.
     calls: BTreeMap<NodeId, TokenBucket>,
@@ -152,10 +189,11 @@ impl HubHandle {
         self.outside.clone()
     }
 
-    /// Says that a node has a session, and where it comes from. An older session of it ends; the others are told.
-    pub(super) async fn attach(&self, node: NodeId, seen: Seen) -> Result<Attachment, HubGone> {
-        let (attached, answer) = oneshot::channel();
-        self.commands.send(Command::Attach { node, seen, attached }).await.map_err(|_| HubGone)?;
+    /// Says that a node has a session, and where it comes from. An older session of it ends, unless it belongs to another
+    /// run of the agent, which may be there still; the others are told.
+    pub(super) async fn attach(&self, node: NodeId, arrival: Arrival) -> Result<Admission, HubGone> {
+        let (admission, answer) = oneshot::channel();
+        self.commands.send(Command::Attach { node, arrival, admission }).await.map_err(|_| HubGone)?;
         answer.await.map_err(|_| HubGone)
     }
 
@@ -278,9 +316,8 @@ impl Hub {
                 // Who asked may be gone.
                 let _ = knocking.send(self.knock(node, knock));
             }
-            Command::Attach { node, seen, attached } => {
-                let attachment = self.attach(node, seen);
-                if let Err(unclaimed) = attached.send(attachment) {
+            Command::Attach { node, arrival, admission } => {
+                if let Err(Admission::Attached(unclaimed)) = admission.send(self.admit(node, arrival)) {
                     self.detach(&unclaimed);
                 }
             }
@@ -293,7 +330,22 @@ impl Hub {
         }
     }
 
-    fn attach(&mut self, node: NodeId, seen: Seen) -> Attachment {
+    fn admit(&mut self, node: NodeId, arrival: Arrival) -> Admission {
+        let older = self.nodes.get(&node).and_then(|presence| presence.session.as_ref());
+        let is_other = |older: &&Connected| match (older.instance, arrival.instance) {
+            (Some(older), Some(newer)) => older != newer,
+            (None, _) | (_, None) => false,
+        };
+        match older.filter(is_other).filter(|older| arrival.past != Some(older.id)) {
+            Some(older) => {
+                Admission::Occupied(Incumbent { session: older.id, mailbox: older.mailbox.clone() })
+            }
+            None => Admission::Attached(self.attach(node, arrival)),
+        }
+    }
+
+    fn attach(&mut self, node: NodeId, arrival: Arrival) -> Attachment {
+        let Arrival { seen, instance, past: _ } = arrival;
         self.next_session += 1;
         let mailbox = Arc::new(Mailbox::default());
         let attachment = Attachment { node, session: self.next_session, mailbox: mailbox.clone() };
@@ -307,7 +359,8 @@ impl Hub {
             }
         }
         let Seen { address: observed, carrier } = seen;
-        let connected = Connected { id: self.next_session, carrier, mailbox, calls: BTreeMap::new() };
+        let connected =
+            Connected { id: self.next_session, carrier, instance, mailbox, calls: BTreeMap::new() };
         let presence = self.nodes.entry(node).or_default();
         let observed = Some(observed.to_canonical());
         let moved = std::mem::replace(&mut presence.observed, observed) != observed;
@@ -331,6 +384,7 @@ impl Hub {
 
     fn detach(&mut self, attachment: &Attachment) {
         let node = attachment.node;
+        attachment.mailbox.note_end();
         let Some(presence) = self.nodes.get_mut(&node) else { return };
         if presence.session.as_ref().is_some_and(|session| session.id == attachment.session) {
             presence.session = None;

@@ -1,9 +1,12 @@
 //! The session of a connected node: its map and every change of it, news of its peers, and what it says.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mesh_proto::{
-    control::{ClientMessage, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage},
+    control::{
+        ClientMessage, InstanceId, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel,
+        ServerMessage,
+    },
     netmap::{NodeId, RelayId, Version},
 };
 use tokio::{
@@ -14,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     enter::refusal_of,
-    hub::{Attachment, HubHandle, Reach, Seen},
+    hub::{Admission, Arrival, Attachment, HubHandle, Reach, Seen},
     link::{Link, LinkError},
     mailbox::Mail,
     pong, refusal,
@@ -35,6 +38,11 @@ const MESSAGE_RATE: Rate = Rate { per_second: 200, burst: 2000 };
 const KNOCK_RATE: Rate = Rate { per_second: 2, burst: 8 };
 /// Peers in one PeerStates: with the most candidates each has some 3 KiB, and a message may have 1 MiB.
 const STATES_PER_MESSAGE: usize = 256;
+/// How long an agent may take to answer that it is there still: a few round trips over a bad link. So long a restarted one
+/// waits for its session, if the one before it was killed; its tunnels do not wait.
+const PROOF_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a copy waits before it asks again, in milliseconds: it changes nothing until somebody has mended it.
+const DUPLICATE_RETRY_MS: u64 = 60_000;
 /// The relay inside the coordinator.
 const OWN_RELAY: RelayId = RelayId(0);
 /// When the coordinator stops, clients come back after this and up to as much again, not all at once.
@@ -45,6 +53,8 @@ pub(super) struct Session {
     pub(super) node: NodeId,
     /// The version of the map that the client has.
     pub(super) version: Option<Version>,
+    /// Which run of the agent the client is.
+    pub(super) instance: Option<InstanceId>,
     /// Up to where changes were looked at; those that do not concern the client are not sent.
     pub(super) seen: Version,
     pub(super) changes: broadcast::Receiver<Change>,
@@ -67,17 +77,17 @@ enum End {
 
 /// Serves a session until its connection, the node or the coordinator is gone.
 pub(super) async fn run(mut session: Session, mut link: Link, cancel: CancellationToken) {
-    let end = match session.send_map_or_changes(&mut link).await {
-        Ok(()) => match session.hub.attach(session.node, Seen::of(&link)).await {
-            Ok(attachment) => {
-                tracing::debug!(node = session.node.0, "connected");
-                let end = session.serve(&mut link, &attachment, &cancel).await;
-                session.hub.detach(attachment).await;
-                tracing::debug!(node = session.node.0, "disconnected");
-                end
-            }
-            Err(_) => End::Refused(shutting_down()),
-        },
+    let end = match session.attach(Seen::of(&link)).await {
+        Ok(attachment) => {
+            tracing::debug!(node = session.node.0, "connected");
+            let end = match session.send_map_or_changes(&mut link).await {
+                Ok(()) => session.serve(&mut link, &attachment, &cancel).await,
+                Err(end) => end,
+            };
+            session.hub.detach(attachment).await;
+            tracing::debug!(node = session.node.0, "disconnected");
+            end
+        }
         Err(end) => end,
     };
     match end {
@@ -87,6 +97,28 @@ pub(super) async fn run(mut session: Session, mut link: Link, cancel: Cancellati
 }
 
 impl Session {
+    /// Becomes the node's session; another run of its agent goes first, as long as it answers.
+    async fn attach(&self, seen: Seen) -> Result<Attachment, End> {
+        let mut past = None;
+        loop {
+            let arrival = Arrival { seen, instance: self.instance, past };
+            let admission = self.hub.attach(self.node, arrival).await;
+            match admission.map_err(|_| End::Refused(shutting_down()))? {
+                Admission::Attached(attachment) => return Ok(attachment),
+                Admission::Occupied(incumbent) if incumbent.mailbox.is_alive(PROOF_PATIENCE).await => {
+                    tracing::warn!(
+                        node = self.node.0,
+                        "two agents have this node's keys: the second one is refused; remove the state directory of the \
+                         copy and join it again"
+                    );
+                    incumbent.mailbox.put_copied();
+                    return Err(End::Refused(duplicate()));
+                }
+                Admission::Occupied(incumbent) => past = Some(incumbent.session),
+            }
+        }
+    }
+
     /// Serves until something ends the session. Changes go before mail: a peer is in the map before there
     /// is news of it.
     async fn serve(&mut self, link: &mut Link, attachment: &Attachment, cancel: &CancellationToken) -> End {
@@ -103,7 +135,7 @@ impl Session {
                         if let Err(wait) = bucket.try_take(std::time::Instant::now(), MESSAGE_RATE, 1) {
                             read_from = Instant::now() + wait;
                         }
-                        self.handle_message(link, message).await
+                        self.handle_message(link, attachment, message).await
                     }
                     Err(error) => Err(End::Link(error)),
                 },
@@ -173,6 +205,12 @@ impl Session {
         for peers in states.chunks(STATES_PER_MESSAGE) {
             link.send(&ServerMessage::PeerStates { peers: peers.to_vec() }).await?;
         }
+        if let Some(id) = mail.question {
+            link.send(&ServerMessage::AreYouThere { id }).await?;
+        }
+        if mail.copied {
+            link.send(&ServerMessage::Copied).await?;
+        }
         for knock in mail.knocks {
             link.send(&ServerMessage::Knock(knock)).await?;
         }
@@ -182,7 +220,12 @@ impl Session {
         Ok(())
     }
 
-    async fn handle_message(&mut self, link: &mut Link, message: ClientMessage) -> Result<(), End> {
+    async fn handle_message(
+        &mut self,
+        link: &mut Link,
+        attachment: &Attachment,
+        message: ClientMessage,
+    ) -> Result<(), End> {
         match message {
             ClientMessage::Resync => self.send_map(link).await,
             ClientMessage::Candidates { candidates, relays, home } => {
@@ -206,6 +249,10 @@ impl Session {
             }
             ClientMessage::Ping { id } => {
                 link.send(&pong(id)).await?;
+                Ok(())
+            }
+            ClientMessage::StillHere { id } => {
+                attachment.mailbox().note_answer(id);
                 Ok(())
             }
             ClientMessage::Knock(knock) => self.handle_knock(link, knock).await,
@@ -243,6 +290,17 @@ impl From<LinkError> for End {
 impl From<RegistryError> for End {
     fn from(error: RegistryError) -> Self {
         Self::Refused(refusal_of(&error))
+    }
+}
+
+/// What a copy of an agent is told.
+fn duplicate() -> Refusal {
+    Refusal {
+        code: RefusalCode::Duplicate,
+        message: "another agent with the same keys is connected: one of the two machines is a copy of the other; on the \
+                  copy, remove the agent's state directory and join again"
+            .to_owned(),
+        retry_after_ms: Some(DUPLICATE_RETRY_MS),
     }
 }
 

@@ -37,12 +37,13 @@ pub struct ControlStats {
 }
 
 /// Every code that is sent, as metrics show it.
-const REFUSALS: [(RefusalCode, &str); 7] = [
+const REFUSALS: [(RefusalCode, &str); 8] = [
     (RefusalCode::Token, "token"),
     (RefusalCode::NameTaken, "name_taken"),
     (RefusalCode::NotRegistered, "not_registered"),
     (RefusalCode::Busy, "busy"),
     (RefusalCode::Replaced, "replaced"),
+    (RefusalCode::Duplicate, "duplicate"),
     (RefusalCode::ShuttingDown, "shutting_down"),
     (RefusalCode::Protocol, "protocol"),
 ];

@@ -80,6 +80,7 @@ impl RelayService {
                 ClientMessage::Hello(_)
                 | ClientMessage::Join { .. }
                 | ClientMessage::Connect { .. }
+                | ClientMessage::StillHere { .. }
                 | ClientMessage::CallMeMaybe { .. }
                 | ClientMessage::Knock(_)
                 | ClientMessage::ServeRelay { .. } => {

@@ -140,7 +140,7 @@ impl Uplink {
         }
         let (_endpoint, mut link) = self.dial().await?;
         let map = self.map.as_ref().map(|map| map.version);
-        link.send(&ClientMessage::Connect { public_key: self.public_key(), map }).await?;
+        link.send(&ClientMessage::Connect { public_key: self.public_key(), map, instance: None }).await?;
         link.send(&ClientMessage::ServeRelay { addresses: self.options.addresses.clone() }).await?;
         loop {
             match link.recv().await? {
@@ -168,6 +168,8 @@ impl Uplink {
                 }
                 ServerMessage::Welcome(_)
                 | ServerMessage::Knocking(_)
+                | ServerMessage::AreYouThere { .. }
+                | ServerMessage::Copied
                 | ServerMessage::Joined { .. }
                 | ServerMessage::PeerStates { .. }
                 | ServerMessage::CallMeMaybe { .. }
@@ -197,6 +199,7 @@ impl Uplink {
                     AttemptError::Fatal(UplinkError::Refused(refusal))
                 }
                 RefusalCode::NotRegistered
+                | RefusalCode::Duplicate
                 | RefusalCode::Busy
                 | RefusalCode::Replaced
                 | RefusalCode::ShuttingDown
@@ -218,6 +221,7 @@ impl Uplink {
             | RefusalCode::NameTaken
             | RefusalCode::Busy
             | RefusalCode::Replaced
+            | RefusalCode::Duplicate
             | RefusalCode::ShuttingDown
             | RefusalCode::Unknown => AttemptError::Refused(refusal),
         }

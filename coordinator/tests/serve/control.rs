@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::{
     candidate::{Candidate, CandidateKind, MAX_CANDIDATES},
-    control::{ClientMessage, PeerState, RefusalCode, ServerMessage},
+    control::{ClientMessage, InstanceId, PeerState, RefusalCode, ServerMessage},
     key::KeyPin,
     netmap::{NodeId, RelayId, Version},
     token::JoinToken,
@@ -69,7 +69,7 @@ async fn a_client_that_has_the_latest_map_gets_only_what_it_missed() {
     drop(client);
     let reconnect = async |map: Option<Version>| {
         let mut client = rig.hello(&agent).await;
-        client.say(&ClientMessage::Connect { public_key: agent.public_key, map }).await;
+        client.say(&ClientMessage::Connect { public_key: agent.public_key, map, instance: None }).await;
         client.say(&ClientMessage::Ping { id: 5 }).await;
         client
     };
@@ -121,6 +121,72 @@ async fn peers_learn_of_each_other_and_of_an_end_and_addresses_are_remembered() 
     rig.server.stop().await;
 }
 
+/// Opens the session of one run of an agent.
+async fn connect_as(rig: &Rig, agent: &Agent, run: u8) -> Client {
+    let mut client = rig.hello(agent).await;
+    let instance = Some(InstanceId([run; 16]));
+    client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None, instance }).await;
+    client
+}
+
+fn is_map(message: &ServerMessage) -> Option<()> {
+    matches!(message, ServerMessage::Map { .. }).then_some(())
+}
+
+fn question(message: &ServerMessage) -> Option<u64> {
+    match message {
+        ServerMessage::AreYouThere { id } => Some(*id),
+        _ => None,
+    }
+}
+
+fn refusal(message: &ServerMessage) -> Option<RefusalCode> {
+    match message {
+        ServerMessage::Refused(refusal) => Some(refusal.code),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn of_two_agents_with_the_same_keys_the_first_one_stays() {
+    let rig = Rig::start().await;
+    let agent = Agent::new("twin");
+    rig.join(&agent).await;
+    let mut first = connect_as(&rig, &agent, 1).await;
+    first.hear_until(is_map).await;
+    for _ in 0..3 {
+        let mut second = connect_as(&rig, &agent, 2).await;
+        let id = first.hear_until(question).await;
+        first.say(&ClientMessage::StillHere { id }).await;
+        assert_eq!(second.hear_until(refusal).await, RefusalCode::Duplicate);
+        first.hear_until(|message| matches!(message, ServerMessage::Copied).then_some(())).await;
+    }
+    // A connection of its own replaces it at once, without a question.
+    let mut roamed = connect_as(&rig, &agent, 1).await;
+    roamed.hear_until(is_map).await;
+    assert_eq!(first.hear_until(refusal).await, RefusalCode::Replaced);
+    rig.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_takes_over_from_one_that_is_silent_or_gone() {
+    let rig = Rig::start().await;
+    let agent = Agent::new("restarted");
+    rig.join(&agent).await;
+    let mut silent = connect_as(&rig, &agent, 1).await;
+    silent.hear_until(is_map).await;
+    let mut second = connect_as(&rig, &agent, 2).await;
+    silent.hear_until(question).await;
+    second.hear_until(is_map).await;
+    assert_eq!(silent.hear_until(refusal).await, RefusalCode::Replaced);
+    // The next one does not have to wait for an answer: the older connection ends.
+    let mut third = connect_as(&rig, &agent, 3).await;
+    second.hear_until(question).await;
+    second.connection.close(0_u32.into(), b"");
+    third.hear_until(is_map).await;
+    rig.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_is_killed_is_noticed() {
     let rig = Rig::start().await;
@@ -135,7 +201,9 @@ async fn a_client_that_is_killed_is_noticed() {
     runtime.spawn(async move {
         let mut client = Client::dial(address, &victim, pin).await.unwrap();
         client.hello().await;
-        client.say(&ClientMessage::Connect { public_key: victim.public_key, map: None }).await;
+        client
+            .say(&ClientMessage::Connect { public_key: victim.public_key, map: None, instance: None })
+            .await;
         client.hear().await;
         connected.send(()).unwrap();
         std::mem::forget(client);
@@ -228,7 +296,7 @@ async fn a_removed_node_is_cut_off_and_peers_are_told() {
         .await;
     assert_eq!(removed, [lost.id]);
     let mut client = rig.hello(&agent).await;
-    client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None }).await;
+    client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None, instance: None }).await;
     assert_eq!(client.hear_refusal().await, RefusalCode::NotRegistered);
     rig.server.stop().await;
 }

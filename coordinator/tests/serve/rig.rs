@@ -126,7 +126,7 @@ impl Rig {
     /// Opens the session of a registered agent; returns its map, too.
     pub(crate) async fn connect(&self, agent: &Agent) -> (Client, NetworkMap) {
         let mut client = self.hello(agent).await;
-        client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None }).await;
+        client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None, instance: None }).await;
         match client.hear().await {
             ServerMessage::Map { map } => (client, *map),
             other => panic!("expected a map, got {other:?}"),

@@ -77,7 +77,7 @@ impl Streamed {
 
     /// Opens the session and a channel, and binds it to the stream.
     async fn open_channel(&mut self, agent: &Agent) -> RelayChannel {
-        self.say(&ClientMessage::Connect { public_key: agent.public_key, map: None }).await;
+        self.say(&ClientMessage::Connect { public_key: agent.public_key, map: None, instance: None }).await;
         self.say(&ClientMessage::RelayOpen).await;
         let channel = loop {
             if let ServerMessage::RelayOpened(channel) = self.hear().await {

@@ -222,7 +222,7 @@ async fn knocks_come_from_a_second_port_and_go_to_nobody_else() {
     let mut client = Client::dial(rig.address(), &agent, rig.server.pin()).await.unwrap();
     let welcome = client.hello().await;
     let [second] = welcome.observer_ports[..] else { panic!("{welcome:?}") };
-    client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None }).await;
+    client.say(&ClientMessage::Connect { public_key: agent.public_key, map: None, instance: None }).await;
     let socket = udp().await;
     let to = socket.local_addr().unwrap();
     let transaction = *b"any-12-bytes";

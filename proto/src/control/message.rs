@@ -41,6 +41,15 @@ pub enum ClientMessage {
         /// The version of the map that the agent has.
         #[serde(default)]
         map: Option<Version>,
+        /// Which run of the agent this is. A connection of another run is taken over from only once that one does not
+        /// answer any more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<InstanceId>,
+    },
+    /// Answers `AreYouThere`.
+    StillHere {
+        /// That of the question.
+        id: u64,
     },
     /// Asks for a whole map: a delta did not fit.
     Resync,
@@ -134,6 +143,13 @@ pub enum ServerMessage {
     Knock(Knock),
     /// Knocks are on their way.
     Knocking(Knocking),
+    /// Asks an agent whether it is still there, because another run of it wants to take over; answered by `StillHere`.
+    AreYouThere {
+        /// Repeated by the answer.
+        id: u64,
+    },
+    /// Another agent, somewhere else, has this node's keys and was refused.
+    Copied,
     /// What was asked for is refused; the connection is closed after it.
     Refused(Refusal),
     /// A message that this version does not know; ignored.
@@ -150,6 +166,11 @@ pub struct Hello {
     #[serde(default)]
     pub features: Vec<String>,
 }
+
+/// One run of an agent: random, and the same over restarts in which a service manager has kept its sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(#[serde(with = "hex::serde")] pub [u8; 16]);
 
 /// First message of a coordinator or relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,6 +272,8 @@ pub enum RefusalCode {
     Busy,
     /// A newer connection of the same node took over.
     Replaced,
+    /// Another agent with the same keys is connected, and answers: this one is a copy of it.
+    Duplicate,
     /// The coordinator is stopping: connect again.
     ShuttingDown,
     /// The message made no sense here.

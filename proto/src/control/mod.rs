@@ -38,8 +38,8 @@ pub mod frame;
 mod message;
 
 pub use message::{
-    ClientMessage, Hello, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage,
-    Welcome,
+    ClientMessage, Hello, InstanceId, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel,
+    ServerMessage, Welcome,
 };
 
 /// ALPN of control protocol version 1, spoken by coordinators and stand-alone relays.

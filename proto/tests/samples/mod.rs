@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
     control::{
-        ClientMessage, Hello, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel, ServerMessage,
-        Welcome,
+        ClientMessage, Hello, InstanceId, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel,
+        ServerMessage, Welcome,
     },
     disco,
     key::{NodeKey, PublicKey},
@@ -141,8 +141,13 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
     vec![
         ("hello", ClientMessage::Hello(Hello { version: "0.1.0".into(), features: vec!["pq".into()] })),
         ("join", ClientMessage::Join { token, name: "pi".parse().unwrap(), public_key }),
-        ("connect", ClientMessage::Connect { public_key, map }),
-        ("connect_first", ClientMessage::Connect { public_key, map: None }),
+        ("connect", ClientMessage::Connect { public_key, map, instance: None }),
+        ("connect_first", ClientMessage::Connect { public_key, map: None, instance: None }),
+        (
+            "connect_instance",
+            ClientMessage::Connect { public_key, map: None, instance: Some(InstanceId([0x0c; 16])) },
+        ),
+        ("still_here", ClientMessage::StillHere { id: 7 }),
         ("resync", ClientMessage::Resync),
         (
             "candidates",
@@ -217,6 +222,8 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         ("pong_time", ServerMessage::Pong { id: 7, time_ms: Some(1_767_225_600_123) }),
         ("knock", ServerMessage::Knock(knock())),
         ("knocking", ServerMessage::Knocking(knocking())),
+        ("are_you_there", ServerMessage::AreYouThere { id: 7 }),
+        ("copied", ServerMessage::Copied),
         ("refused", ServerMessage::Refused(refusal(RefusalCode::Token, None))),
         ("refused_busy", ServerMessage::Refused(refusal(RefusalCode::Busy, Some(1500)))),
         ("unknown", ServerMessage::Unknown),
@@ -240,8 +247,10 @@ pub(crate) fn candidate_kinds() -> Vec<CandidateKind> {
 
 /// Every code of a refusal.
 pub(crate) fn refusal_codes() -> Vec<RefusalCode> {
-    use RefusalCode::{Busy, NameTaken, NotRegistered, Protocol, Replaced, ShuttingDown, Token, Unknown};
-    vec![Token, NameTaken, NotRegistered, Busy, Replaced, ShuttingDown, Protocol, Unknown]
+    use RefusalCode::{
+        Busy, Duplicate, NameTaken, NotRegistered, Protocol, Replaced, ShuttingDown, Token, Unknown,
+    };
+    vec![Token, NameTaken, NotRegistered, Busy, Replaced, ShuttingDown, Protocol, Duplicate, Unknown]
 }
 
 /// A document of `meshctl netcheck --json`.

@@ -9,7 +9,7 @@ use std::{
 use mesh_engine::config::RelayCarrier;
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
-    control::{ClientMessage, PeerState, RefusalCode, RelayChannel, ServerMessage},
+    control::{ClientMessage, InstanceId, PeerState, RefusalCode, RelayChannel, ServerMessage},
     netmap::{MapDelta, NetworkMap, Node, NodeId, Relay, RelayId, Version},
     relay::ChannelId,
     status::ConnectionState,
@@ -77,6 +77,7 @@ impl Bench {
             stun: vec![],
             nat64: Nat64::new(Mode::Off),
             lends: false,
+            instance: InstanceId([7; 16]),
             network: None,
         };
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
@@ -87,7 +88,7 @@ impl Bench {
     /// Waits for the agent up to its Connect, and returns the version that it has.
     async fn accept(&self) -> (FakeSession, Option<Version>) {
         let mut session = self.fake.accept().await;
-        let ClientMessage::Connect { map, public_key } = session.recv().await else {
+        let ClientMessage::Connect { map, public_key, .. } = session.recv().await else {
             panic!("not a Connect")
         };
         assert_eq!((session.node_key, public_key), (self.identity.node_key(), self.identity.public_key()));
