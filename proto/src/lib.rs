@@ -1,7 +1,7 @@
 //! Wire types and codecs of the mesh. No IO, no clock, no randomness.
 //!
 //! Everything that crosses a process boundary is defined here: control messages between an agent and the
-//! coordinator ([`control`]), the network map and its deltas ([`netmap`]), disco messages between agents
+//! coordinator ([`control`]), the network map and its deltas ([`netmap`]), routes that nodes offer ([`route`]), disco messages between agents
 //! ([`disco`]), relay frames ([`relay`]), both of control and relay in a byte pipe ([`stream`]), STUN for address discovery ([`stun`]), IPv4 behind a translator ([`nat64`]) and the JSON of
 //! `meshctl status` ([`status`]) and `meshctl netcheck` ([`netreport`]). [`demux`] tells apart what shares one UDP port.
 //!
@@ -32,6 +32,7 @@ pub mod netreport;
 pub mod pass;
 pub mod punch;
 pub mod relay;
+pub mod route;
 pub mod status;
 pub mod stream;
 pub mod stun;

@@ -32,6 +32,7 @@ use crate::{
     candidate::Candidate,
     key::{NodeKey, PublicKey},
     nat64::Nat64Prefix,
+    route::RouteAnswer,
 };
 
 /// A moment as RFC 3339 text, in UTC.
@@ -72,6 +73,9 @@ pub struct SelfStatus {
     pub relay: Option<RelayStatus>,
     /// The routes that this node has installed for peers, beyond their mesh addresses.
     pub routes: Vec<IpNet>,
+    /// What became of the routes that this node offers to the mesh.
+    #[serde(default)]
+    pub advertised: Vec<RouteAnswer>,
     /// Whether interface, addresses and routes are up.
     #[serde(default)]
     pub ready: bool,

@@ -238,6 +238,7 @@ fn status_keeps_the_fields_of_its_first_version() {
     let mut now = serde_json::to_value(&status).unwrap();
     let added = [
         ("/self", "ready"),
+        ("/self", "advertised"),
         ("/self", "warnings"),
         ("/self", "drops"),
         ("/self/coordinator", "error"),
@@ -326,7 +327,7 @@ fn every_variant_has_a_sample() {
     let client: BTreeSet<_> = samples::client_messages().iter().map(|(_, m)| client_variant(m)).collect();
     assert_eq!(client.len(), 12);
     let server: BTreeSet<_> = samples::server_messages().iter().map(|(_, m)| server_variant(m)).collect();
-    assert_eq!(server.len(), 14);
+    assert_eq!(server.len(), 15);
     let kinds: BTreeSet<_> = samples::candidate_kinds().into_iter().map(kind_variant).collect();
     assert_eq!(kinds.len(), 5);
     let codes: BTreeSet<_> = samples::refusal_codes().into_iter().map(code_variant).collect();
@@ -347,6 +348,7 @@ fn client_variant(message: &ClientMessage) -> u8 {
         ClientMessage::ServeRelay { .. } => 9,
         ClientMessage::Knock(_) => 10,
         ClientMessage::StillHere { .. } => 11,
+        ClientMessage::Advertise { .. } => 12,
     }
 }
 
@@ -366,6 +368,7 @@ fn server_variant(message: &ServerMessage) -> u8 {
         ServerMessage::Knocking(_) => 11,
         ServerMessage::AreYouThere { .. } => 12,
         ServerMessage::Copied => 13,
+        ServerMessage::Routes { .. } => 14,
     }
 }
 

@@ -62,6 +62,7 @@ impl<T: Tun> Face<T> {
             absent: &known.absent,
             ready: known.ready,
             routes: &known.routes,
+            advertised: self.control.routes(),
             warnings: known.warnings.clone(),
         }))
     }

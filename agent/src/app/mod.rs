@@ -33,7 +33,9 @@ use std::{
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use mesh_engine::command::Command;
+use mesh_proto::route::{RouteKind, RouteOffer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -147,6 +149,8 @@ async fn run_once(
         instance,
     };
     let (control, control_events) = control::spawn(control_config, &front, &tracker);
+    let offer = |prefix: &IpNet| RouteOffer { prefix: *prefix, kind: RouteKind::Subnet };
+    control.set_routes(config.advertise.iter().map(offer).collect());
     let port_map = portmap::spawn(config.port_mapping, port, state_dir, &front, &tracker);
     let face = Face {
         engine: engine.clone(),

@@ -112,6 +112,10 @@ pub struct RunArgs {
     /// outside [env: MESH_STUN] [default: none].
     #[arg(long, value_name = "HOST[:PORT]")]
     pub stun: Option<String>,
+    /// Networks beside this node that the mesh may reach through it, with commas between them; the coordinator's operator
+    /// has to approve them [env: MESH_ADVERTISE] [default: none].
+    #[arg(long, value_name = "PREFIX[,PREFIX]")]
+    pub advertise: Option<String>,
     /// A URL that answers `204 No Content`, by which netcheck tells captive portals: http://HOST/PATH
     /// [env: MESH_PORTAL_URL] [default: the coordinator's own answer].
     #[arg(long, value_name = "URL")]

@@ -18,11 +18,13 @@ use std::{
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use mesh_engine::config::PunchLimits;
 use mesh_proto::{
     DEFAULT_AGENT_PORT, DEFAULT_COORDINATOR_PORT,
     key::KeyPin,
     name::NodeName,
+    route::{MAX_ROUTES, check_routable},
     token::{InvalidToken, JoinToken},
 };
 
@@ -86,6 +88,8 @@ pub struct RunConfig {
     pub nat64: nat64::Mode,
     /// Servers elsewhere that answer STUN.
     pub stun: Vec<HostPort>,
+    /// Networks beside this node that are offered to the mesh.
+    pub advertise: Vec<IpNet>,
     /// What captive portals are told by, beside the coordinator's own answer.
     pub portal_url: Option<PortalUrl>,
 }
@@ -136,6 +140,7 @@ impl RunConfig {
         let port_mapping = settings.take("port-mapping", args.port_mapping.as_deref(), parse_port_mapping);
         let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
         let stun = settings.take("stun", args.stun.as_deref(), parse_stun);
+        let advertise = settings.take("advertise", args.advertise.as_deref(), parse_routes);
         let portal_url = settings.take("portal-url", args.portal_url.as_deref(), |text| {
             text.parse::<PortalUrl>().map_err(|error| error.to_string())
         });
@@ -160,6 +165,7 @@ impl RunConfig {
             port_mapping: port_mapping.unwrap_or_default(),
             nat64: nat64.unwrap_or_default(),
             stun: stun.unwrap_or_default(),
+            advertise: advertise.unwrap_or_default(),
             portal_url,
         })
     }
@@ -271,6 +277,19 @@ fn parse_stun(text: &str) -> Result<Vec<HostPort>, String> {
     if names.len() > MAX_STUN { Err(format!("more than {MAX_STUN}")) } else { Ok(names) }
 }
 
+/// Several prefixes, with commas between them. What no coordinator could approve is a mistake.
+fn parse_routes(text: &str) -> Result<Vec<IpNet>, String> {
+    let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+    let parse = |text: &str| {
+        let prefix =
+            text.parse::<IpNet>().map_err(|_| format!("{text:?} is no prefix such as 192.168.7.0/24"))?;
+        check_routable(&prefix).map_err(|why| format!("{prefix} cannot be a route: {why}"))?;
+        Ok(prefix.trunc())
+    };
+    let routes: Vec<_> = texts.map(parse).collect::<Result<_, String>>()?;
+    if routes.len() > MAX_ROUTES { Err(format!("more than {MAX_ROUTES}")) } else { Ok(routes) }
+}
+
 fn parse_port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| "a port is a number from 0 to 65535".to_owned())
 }
@@ -354,6 +373,15 @@ mod tests {
             parse_stun("stun.example, 192.0.2.1:19302,").unwrap().iter().map(HostPort::to_string).collect();
         assert_eq!(names, ["stun.example:3478", "192.0.2.1:19302"]);
         assert!(parse_stun("a, b, c, d, e").is_err() && parse_stun("a b").is_err());
+    }
+
+    #[test]
+    fn networks_are_offered_as_prefixes() {
+        let config = run(&RunArgs::default(), &[], "advertise = ['192.168.7.9/24', 'fd42::/64']").unwrap();
+        assert_eq!(config.advertise, ["192.168.7.0/24", "fd42::/64"].map(|prefix| prefix.parse().unwrap()));
+        for bad in ["advertise = '0.0.0.0/0'", "advertise = 'home'", "advertise = ['192.168.7.0/24', 7]"] {
+            assert!(run(&RunArgs::default(), &[], bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

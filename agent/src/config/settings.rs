@@ -42,7 +42,8 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
         Ok(Self { environment, file, problems: Vec::new() })
     }
 
-    /// Takes the value of a setting from the first source that has it, or notes what is wrong with it there.
+    /// Takes the value of a setting from the first source that has it, or notes what is wrong with it there. A list of the
+    /// file is taken as its texts with commas between them.
     pub(super) fn take<T>(
         &mut self,
         key: &str,
@@ -64,6 +65,10 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
             toml::Value::String(text) => self.check(key, &text, parse),
             toml::Value::Integer(number) => self.check(key, &number.to_string(), parse),
             toml::Value::Boolean(flag) => self.check(key, &flag.to_string(), parse),
+            toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => {
+                let texts: Vec<_> = list.iter().filter_map(toml::Value::as_str).collect();
+                self.check(key, &texts.join(","), parse)
+            }
             other => self.note(key, format!("{} where a text or a number belongs", other.type_str())),
         }
     }

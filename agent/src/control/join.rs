@@ -362,6 +362,7 @@ async fn converse(
             | ServerMessage::Knocking(_)
             | ServerMessage::AreYouThere { .. }
             | ServerMessage::Copied
+            | ServerMessage::Routes { .. }
             | ServerMessage::Pong { .. }
             | ServerMessage::Unknown => {}
         }

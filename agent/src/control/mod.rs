@@ -56,6 +56,7 @@ use mesh_proto::{
     candidate::Candidate,
     control::{InstanceId, Knock, Knocking, PeerState},
     netmap::{NetworkMap, NodeId, RelayId},
+    route::{RouteAnswer, RouteOffer},
     status::CoordinatorStatus,
 };
 use tokio::sync::{broadcast, mpsc};
@@ -183,6 +184,17 @@ impl ControlHandle {
     /// Asks a peer, through the coordinator, to probe this node.
     pub fn call_me_maybe(&self, to: NodeId, candidates: Vec<Candidate>) {
         self.shared.update(|outbox| outbox.call_me_maybe(to, candidates, Instant::now()));
+    }
+
+    /// Tells the coordinator, now and after every reconnect, which routes this node offers, all of them.
+    pub fn set_routes(&self, offers: Vec<RouteOffer>) {
+        self.shared.update(|outbox| outbox.set_routes(offers));
+    }
+
+    /// Returns what became of the routes that this node offers, as far as the coordinator has said.
+    #[must_use]
+    pub fn routes(&self) -> Vec<RouteAnswer> {
+        self.shared.routes()
     }
 
     /// Opens a new channel at a relay that forgot the old one.

@@ -16,6 +16,7 @@ use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
     control::{ClientMessage, Knock},
     netmap::{NodeId, RelayId},
+    route::RouteOffer,
 };
 
 /// Peers with a call waiting; a call beyond is dropped, the engine asks again.
@@ -37,6 +38,10 @@ pub(super) struct Outbox {
     home: Option<RelayId>,
     /// Whether the coordinator has to hear of candidates and relays.
     unsent: bool,
+    /// The routes that this node offers.
+    routes: Vec<RouteOffer>,
+    /// Whether the coordinator has to hear of them: at each connection, also that there are none (any more).
+    routes_unsent: bool,
     calls: BTreeMap<NodeId, Call>,
     knocks: VecDeque<Knock>,
     reopen: BTreeSet<RelayId>,
@@ -85,6 +90,12 @@ impl Outbox {
     pub(super) fn set_home(&mut self, home: Option<RelayId>) {
         self.unsent |= self.home != home;
         self.home = home;
+    }
+
+    /// Replaces the routes that this node offers.
+    pub(super) fn set_routes(&mut self, routes: Vec<RouteOffer>) {
+        self.routes_unsent |= self.routes != routes;
+        self.routes = routes;
     }
 
     /// Adds a call to a peer.
@@ -136,6 +147,7 @@ impl Outbox {
     /// Starts over with a new connection: it has not heard anything yet.
     pub(super) fn handle_connected(&mut self) {
         self.unsent = !(self.candidates.is_empty() && self.relays.is_empty());
+        self.routes_unsent = true;
         for call in self.calls.values_mut() {
             call.said = false;
         }
@@ -150,6 +162,9 @@ impl Outbox {
             let relays = self.relays.keys().copied().collect();
             let home = self.home.filter(|home| self.relays.contains_key(home));
             return Some(ClientMessage::Candidates { candidates, relays, home });
+        }
+        if mem::take(&mut self.routes_unsent) {
+            return Some(ClientMessage::Advertise { routes: self.routes.clone() });
         }
         if let Some(knock) = self.knocks.pop_front() {
             return Some(ClientMessage::Knock(knock));

@@ -376,6 +376,7 @@ impl Client {
                         | ServerMessage::Knocking(_)
                         | ServerMessage::AreYouThere { .. }
                         | ServerMessage::Copied
+                        | ServerMessage::Routes { .. }
                         | ServerMessage::Pong { .. }
                         | ServerMessage::Unknown,
                     ) => Ok(()),

@@ -258,6 +258,10 @@ impl Session<'_> {
                 self.client.shared.set_knocking(knocking);
                 Ok(())
             }
+            ServerMessage::Routes { routes } => {
+                self.client.shared.set_routes(routes);
+                Ok(())
+            }
             ServerMessage::Refused(refusal) => Err(End::Refused(refusal)),
             ServerMessage::AreYouThere { id } => Ok(self.link.queue(&ClientMessage::StillHere { id })?),
             ServerMessage::Joined { .. }

@@ -11,6 +11,7 @@ use std::{
 use mesh_proto::{
     control::Knocking,
     netmap::RelayId,
+    route::RouteAnswer,
     status::{ConnectionState, ControlTransport, CoordinatorStatus},
 };
 use tokio::sync::{Notify, broadcast};
@@ -65,6 +66,7 @@ struct State {
     rejection: Option<String>,
     relay_names: BTreeMap<RelayId, String>,
     network: Option<NetworkId>,
+    routes: Vec<RouteAnswer>,
 }
 
 impl Default for Shared {
@@ -109,6 +111,16 @@ impl Shared {
     /// Returns in which network the host is.
     pub(super) fn network(&self) -> Option<NetworkId> {
         self.lock().network.clone()
+    }
+
+    /// Says what became of the routes that this node offers.
+    pub(super) fn set_routes(&self, routes: Vec<RouteAnswer>) {
+        self.lock().routes = routes;
+    }
+
+    /// Returns what became of the routes that this node offers.
+    pub(super) fn routes(&self) -> Vec<RouteAnswer> {
+        self.lock().routes.clone()
     }
 
     /// Says what the relays are called.

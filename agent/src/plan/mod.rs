@@ -27,6 +27,7 @@ use mesh_engine::config::PeerConfig;
 use mesh_proto::{
     name::NodeName,
     netmap::{NetworkMap, Node},
+    route::Unroutable,
 };
 use prefixes::Claims;
 
@@ -94,10 +95,8 @@ pub enum Warning {
 /// Why a prefix is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// A default route, or so much of one that a few of them make one.
-    TooWide,
-    /// Loopback, link-local, multicast or unspecified addresses.
-    Special,
+    /// It can be nobody's.
+    Unroutable(Unroutable),
     /// It lies in a network of this host.
     Local(IpNet),
     /// It covers an address of the coordinator or of a relay.
@@ -203,8 +202,7 @@ impl fmt::Display for Warning {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooWide => f.write_str("it is a default route, or nearly one"),
-            Self::Special => f.write_str("its addresses are never routed"),
+            Self::Unroutable(why) => why.fmt(f),
             Self::Local(local) => write!(f, "this host stands in {local}"),
             Self::Underlay(address) => write!(f, "the mesh itself needs {address}"),
             Self::MeshRange => f.write_str("it is not an address of that node"),

@@ -3,26 +3,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh_proto::netmap::{NetworkMap, Node};
+use mesh_proto::{
+    netmap::{NetworkMap, Node},
+    route::{check_routable, overlap},
+};
 
 use super::{LocalNetworks, PlanOptions, Refusal, Warning};
-
-/// Shortest IPv4 prefix of a peer: two /1 make a default route, a /8 is the largest private network.
-const MIN_PREFIX_V4: u8 = 8;
-/// Shortest IPv6 prefix of a peer: wider than any allocation to one site.
-const MIN_PREFIX_V6: u8 = 16;
-
-/// Prefixes whose addresses mean something else on every host (RFC 6890).
-const SPECIAL: [&str; 8] = [
-    "0.0.0.0/8",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "224.0.0.0/3",
-    "::/127",
-    "::ffff:0:0/96",
-    "fe80::/10",
-    "ff00::/8",
-];
 
 /// What is taken so far, and by whom.
 pub(super) struct Claims<'a> {
@@ -33,7 +19,6 @@ pub(super) struct Claims<'a> {
     announced: Vec<IpNet>,
     local: Vec<IpNet>,
     underlay: Vec<IpAddr>,
-    special: Vec<IpNet>,
     taken: Vec<(IpNet, &'a Node)>,
 }
 
@@ -46,7 +31,6 @@ impl<'a> Claims<'a> {
             announced: map.this.allowed_ips.iter().filter(|prefix| !own(prefix)).map(IpNet::trunc).collect(),
             local: local.connected.iter().filter(|prefix| !own(prefix)).map(IpNet::trunc).collect(),
             underlay: options.underlay.iter().copied().collect(),
-            special: SPECIAL.iter().map(|text| text.parse().expect("SPECIAL holds prefixes")).collect(),
             taken: Vec::new(),
         }
     }
@@ -119,15 +103,8 @@ impl<'a> Claims<'a> {
     }
 
     fn refusal(&self, peer: Option<&Node>, prefix: IpNet) -> Option<Refusal> {
-        let min = match prefix {
-            IpNet::V4(_) => MIN_PREFIX_V4,
-            IpNet::V6(_) => MIN_PREFIX_V6,
-        };
-        if prefix.prefix_len() < min {
-            return Some(Refusal::TooWide);
-        }
-        if self.special.iter().any(|special| overlap(special, &prefix)) {
-            return Some(Refusal::Special);
+        if let Err(why) = check_routable(&prefix) {
+            return Some(Refusal::Unroutable(why));
         }
         if let Some(local) = self.local.iter().find(|local| local.contains(&prefix)) {
             return Some(Refusal::Local(*local));
@@ -158,8 +135,4 @@ impl<'a> Claims<'a> {
 
 fn is_host(prefix: &IpNet) -> bool {
     prefix.prefix_len() == prefix.max_prefix_len()
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
 }

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use mesh_proto::{
     key::{NodeKey, PublicKey},
     netmap::{NetworkMap, Node, NodeId},
+    route::Unroutable,
 };
 
 use super::{Desired, LocalNetworks, PeerFault, PlanOptions, Refusal, Warning, plan};
@@ -76,17 +77,17 @@ fn a_peers_network_gets_a_route_of_its_own() {
 #[test]
 fn what_must_never_be_routed_is_refused_for_sending_and_receiving() {
     for (prefix, reason) in [
-        ("0.0.0.0/0", Refusal::TooWide),
-        ("::/0", Refusal::TooWide),
-        ("128.0.0.0/1", Refusal::TooWide),
-        ("2000::/3", Refusal::TooWide),
-        ("127.0.0.0/8", Refusal::Special),
-        ("169.254.169.254/32", Refusal::Special),
-        ("224.0.0.0/8", Refusal::Special),
-        ("255.255.255.255/32", Refusal::Special),
-        ("::1/128", Refusal::Special),
-        ("fe80::/64", Refusal::Special),
-        ("ff02::/16", Refusal::Special),
+        ("0.0.0.0/0", Refusal::Unroutable(Unroutable::TooWide)),
+        ("::/0", Refusal::Unroutable(Unroutable::TooWide)),
+        ("128.0.0.0/1", Refusal::Unroutable(Unroutable::TooWide)),
+        ("2000::/3", Refusal::Unroutable(Unroutable::TooWide)),
+        ("127.0.0.0/8", Refusal::Unroutable(Unroutable::Special)),
+        ("169.254.169.254/32", Refusal::Unroutable(Unroutable::Special)),
+        ("224.0.0.0/8", Refusal::Unroutable(Unroutable::Special)),
+        ("255.255.255.255/32", Refusal::Unroutable(Unroutable::Special)),
+        ("::1/128", Refusal::Unroutable(Unroutable::Special)),
+        ("fe80::/64", Refusal::Unroutable(Unroutable::Special)),
+        ("ff02::/16", Refusal::Unroutable(Unroutable::Special)),
         // Somebody else's mesh address, or many of them.
         ("10.90.0.3/32", Refusal::MeshRange),
         ("10.90.0.0/24", Refusal::MeshRange),

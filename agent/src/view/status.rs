@@ -14,6 +14,7 @@ use mesh_engine::{
 use mesh_proto::{
     nat64::Nat64Prefix,
     netmap::{NetworkMap, Node, RelayId},
+    route::{RouteAnswer, RouteState},
     status::{
         CoordinatorStatus, EnginesStatus, FamilyState, NatStatus, PathKind, PathReason, PathStatus,
         PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status, Timestamp,
@@ -57,6 +58,8 @@ pub struct Input<'a> {
     pub ready: bool,
     /// The routes that are installed for peers, beyond their mesh addresses.
     pub routes: &'a [IpNet],
+    /// What became of the routes that this node offers.
+    pub advertised: Vec<RouteAnswer>,
     /// What a person should know, worst first.
     pub warnings: Vec<String>,
 }
@@ -106,6 +109,7 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         coordinator: input.coordinator.clone(),
         relay,
         routes: input.routes.to_vec(),
+        advertised: input.advertised.clone(),
         ready: input.ready,
         warnings: warnings(input),
         drops: own_drops(input),
@@ -132,7 +136,11 @@ fn warnings(input: &Input<'_>) -> Vec<String> {
         let address = mapped.external.ip();
         format!("the port is mapped at {address} only: there is another NAT before the router")
     });
-    input.warnings.iter().cloned().chain(double).collect()
+    let refused = input.advertised.iter().filter(|route| route.state != RouteState::Approved).map(|route| {
+        let reason = route.reason.as_deref().unwrap_or("the coordinator does not say why");
+        format!("the route {} is {}: {reason}", route.prefix, route.state)
+    });
+    input.warnings.iter().cloned().chain(refused).chain(double).collect()
 }
 
 fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> PeerStatus {
@@ -349,6 +357,7 @@ pub(crate) mod tests {
             absent: &[],
             ready: true,
             routes: &[],
+            advertised: vec![],
             warnings: vec![],
         })
     }

@@ -5,19 +5,22 @@
 //!   pod eth0 --- veth --- bridge cni0 [node: forwards] mesh0 --- tunnel --- mesh0 [node] cni0 --- veth --- eth0 pod
 //! ```
 //!
-//! Node number N has 10.244.N.0/24 and fd00:10:244:N::/64 for its pods. No command of the coordinator's announces
-//! such ranges yet, so [`Pod::announce_all`] writes them into the network maps with which agents start: what they do
-//! with a map, and all of the data path, is the real thing.
+//! Node number N has 10.244.N.0/24 and fd00:10:244:N::/64 for its pods, and offers them to the mesh ([`announce`]).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
 
-use crate::mesh::{Mesh, Node};
+use crate::mesh::{Mesh, MeshOptions, wait_until};
 use crate::netns::Netns;
 use crate::topology::Host;
 
+/// The ranges of all pods.
+const ALL: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 /// The bridge's name on every node: what is called so is no underlay for the agents.
 const BRIDGE: &str = "cni0";
 /// A veth that has the index of its other end is taken for an ordinary device; see `topology/router.rs`.
@@ -77,23 +80,23 @@ impl Pod {
         Ok(Self { node: node.to_owned(), number, host })
     }
 
-    /// Tells every node of the mesh of all these pods: agents are stopped, get the ranges into their maps, and start
-    /// again.
+    /// Waits until every node knows where all these pods are.
     ///
     /// # Errors
     ///
-    /// If an agent does not stop in order, or has no map yet.
-    pub fn announce_all(pods: &[Self], mesh: &Mesh) -> anyhow::Result<()> {
-        for node in mesh.nodes() {
-            node.agent().stop()?;
-            node.edit_map(|map| {
-                for known in map.peers.iter_mut().chain([&mut map.this]) {
-                    let pods = pods.iter().filter(|pod| pod.node == known.name.to_string());
-                    known.allowed_ips.extend(pods.flat_map(Self::ranges));
+    /// If one does not learn it in time.
+    pub fn wait_announced(pods: &[Self], mesh: &Mesh, patience: Duration) -> anyhow::Result<()> {
+        wait_until(patience, "all nodes know where the pods are", || {
+            for node in mesh.nodes() {
+                for pod in pods.iter().filter(|pod| pod.node != node.name()) {
+                    let known = node.peer(&pod.node)?.allowed_ips;
+                    if !pod.ranges().iter().all(|range| known.contains(range)) {
+                        return Ok(false);
+                    }
                 }
-            })?;
-        }
-        mesh.nodes().try_for_each(Node::start)
+            }
+            Ok(true)
+        })
     }
 
     /// The pod as a host.
@@ -113,8 +116,16 @@ impl Pod {
 
     /// The ranges of its node's pods.
     pub fn ranges(&self) -> [IpNet; 2] {
-        let [v4, v6] = addresses(self.number, 0);
-        [IpNet::new_assert(v4, 24), IpNet::new_assert(v6, 64)]
+        ranges(self.number)
+    }
+}
+
+/// Lets nodes offer the ranges of their pods, each by its number, and the coordinator approve them.
+pub fn announce(options: &mut MeshOptions, nodes: impl IntoIterator<Item = (&'static str, u8)>) {
+    options.coordinator_args.extend(ALL.map(|range| format!("--approve-routes={range}")));
+    for (node, number) in nodes {
+        let [v4, v6] = ranges(number);
+        options.agent_args_of.entry(node.to_owned()).or_default().push(format!("--advertise={v4},{v6}"));
     }
 }
 
@@ -132,6 +143,11 @@ pub fn finish_packets(netns: &Netns, interface: &str) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "ethtool of {interface}: {}", said.trim());
     Ok(())
+}
+
+fn ranges(node: u8) -> [IpNet; 2] {
+    let [v4, v6] = addresses(node, 0);
+    [IpNet::new_assert(v4, 24), IpNet::new_assert(v6, 64)]
 }
 
 fn addresses(node: u8, number: u8) -> [IpAddr; 2] {

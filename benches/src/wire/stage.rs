@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::{
-    Host, Lab, Mesh, MeshOptions, Network, Pod, Process, Site, mesh::wait_until, pods::Offloading,
+    Host, Lab, Mesh, MeshOptions, Network, Pod, Process, Site,
+    mesh::wait_until,
+    pods::{self, Offloading},
 };
 use mesh_proto::status::PathKind;
 
@@ -52,15 +54,18 @@ impl Stage {
             refuse_v4(&network)?;
             nodes.extend(ENDS_V6);
         }
-        let mesh = Mesh::new(network, &MeshOptions::new("coord", &address, &nodes))?;
+        let mut options = MeshOptions::new("coord", &address, &nodes);
+        if wants(Kind::MeshPods) {
+            pods::announce(&mut options, ENDS.into_iter().zip(1..));
+        }
+        let mesh = Mesh::new(network, &options)?;
         mesh.start()?;
         let mut pods = Vec::new();
         if wants(Kind::MeshPods) {
-            for (number, node) in (1..).zip(ENDS) {
+            for (node, number) in ENDS.into_iter().zip(1..) {
                 pods.push(Pod::attach(&mesh, node, number, Offloading::On)?);
             }
-            Pod::announce_all(&pods, &mesh)?;
-            mesh.wait_ready(PATIENCE)?;
+            Pod::wait_announced(&pods, &mesh, PATIENCE)?;
         }
         let mut stage =
             Self { mesh, pods, tunnels: Vec::new(), missing: peers.missing, _servers: Vec::new() };

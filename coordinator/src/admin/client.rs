@@ -13,7 +13,9 @@ use mesh_proto::name::NodeName;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
-use super::{ApiError, HOST, NodeEntry, RenameRequest, TokenReply, TokenRequest, socket_path};
+use super::{
+    ApiError, HOST, NodeEntry, RenameRequest, RouteEntry, RouteRequest, TokenReply, TokenRequest, socket_path,
+};
 
 /// How long the coordinator may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -104,6 +106,26 @@ impl Client {
     pub async fn rename_node(&self, name: &NodeName, to: NodeName) -> Result<(), ClientError> {
         let body = json(&RenameRequest { name: to })?;
         self.request(Method::PATCH, &format!("/v1/nodes/{name}"), body).await.map(drop)
+    }
+
+    /// Asks for all routes, by node and prefix.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn routes(&self) -> Result<Vec<RouteEntry>, ClientError> {
+        parse(&self.request(Method::GET, "/v1/routes", Bytes::new()).await?)
+    }
+
+    /// Says what is wanted with a route of a node, and returns what came of it.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn judge_route(
+        &self,
+        node: &NodeName,
+        request: RouteRequest,
+    ) -> Result<RouteEntry, ClientError> {
+        parse(&self.request(Method::POST, &format!("/v1/routes/{node}"), json(&request)?).await?)
     }
 
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {

@@ -1,5 +1,5 @@
 //! The administrators' API: HTTP/1 with JSON over a unix socket in the state directory, which the commands
-//! `mesh-coordinator token`, `node` and `backup` speak to the running coordinator.
+//! `mesh-coordinator token`, `node`, `route` and `backup` speak to the running coordinator.
 //!
 //! | request | body | answer | who |
 //! |---|---|---|---|
@@ -7,6 +7,8 @@
 //! | `POST /v1/tokens` | [`TokenRequest`] | [`TokenReply`] | operators |
 //! | `DELETE /v1/nodes/NAME` | | | operators |
 //! | `PATCH /v1/nodes/NAME` | [`RenameRequest`] | | operators |
+//! | `GET /v1/routes` | | list of [`RouteEntry`] | anyone on this host |
+//! | `POST /v1/routes/NAME` | [`RouteRequest`] | [`RouteEntry`] | operators |
 //! | `GET /v1/backup` | | a [`Backup`](crate::backup::Backup), as text | operators |
 //!
 //! Whoever may enter the state directory may connect. The kernel tells who called (`SO_PEERCRED`), and
@@ -19,6 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::IpNet;
 use mesh_proto::{
     DEFAULT_COORDINATOR_PORT,
     key::KeyPin,
@@ -30,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::identity::Identity;
+pub use crate::registry::RouteEntry;
 
 mod access;
 mod client;
@@ -93,6 +97,25 @@ pub struct TokenReply {
 pub struct RenameRequest {
     /// The new name.
     pub name: NodeName,
+}
+
+/// Says what the operator wants with a route of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRequest {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// What is wanted.
+    pub word: RouteWord,
+}
+
+/// What an operator may want with a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteWord {
+    /// The mesh may send it to the node.
+    Approve,
+    /// It may not.
+    Revoke,
 }
 
 /// Why a request was refused.

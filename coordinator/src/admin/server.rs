@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    AdminInfo, ApiError, Caller, NodeEntry, RenameRequest, TokenReply, TokenRequest,
+    AdminInfo, ApiError, Caller, NodeEntry, RenameRequest, RouteRequest, RouteWord, TokenReply, TokenRequest,
     access::{Credentials, is_ours},
     join_command, socket_path,
 };
@@ -179,6 +179,17 @@ impl Api {
                 self.registry.rename_node(&parse_name(name)?, to).await?;
                 Ok(empty(StatusCode::NO_CONTENT))
             }
+            (&Method::GET, ["v1", "routes"]) => Ok(json(StatusCode::OK, &self.registry.routes())),
+            (&Method::POST, ["v1", "routes", name]) => {
+                check_operator(caller)?;
+                let name = parse_name(name)?;
+                let RouteRequest { prefix, word } = body(request).await?;
+                let entry = match word {
+                    RouteWord::Approve => self.registry.approve_route(&name, prefix).await?,
+                    RouteWord::Revoke => self.registry.revoke_route(&name, prefix).await?,
+                };
+                Ok(json(StatusCode::OK, &entry))
+            }
             _ => Err(Failure::new(StatusCode::NOT_FOUND, "there is nothing here")),
         }
     }
@@ -222,7 +233,7 @@ impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
         let status = match error {
             RegistryError::UnknownNode(_) => StatusCode::NOT_FOUND,
-            RegistryError::NameTaken(_) => StatusCode::CONFLICT,
+            RegistryError::NameTaken(_) | RegistryError::TooManyRoutes(_) => StatusCode::CONFLICT,
             RegistryError::TokenSpec(_) => StatusCode::BAD_REQUEST,
             RegistryError::Contended | RegistryError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             RegistryError::Token

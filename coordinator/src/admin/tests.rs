@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     identity::Identity,
-    registry::{MeshOptions, Registry, TokenSpec},
+    registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
 };
 
 /// A user who is neither root nor runs tests or the service.
@@ -55,6 +55,7 @@ impl Rig {
             ipv4: "10.90.0.0/16".parse().unwrap(),
             coordinators: vec!["pi.example:7443".to_owned()],
             relay_name: "pi".to_owned(),
+            routes: RoutePolicy::default(),
         };
         let registry = Registry::open(dir.path(), options.clone()).await.unwrap();
         let online = watch::Sender::new(BTreeSet::new());

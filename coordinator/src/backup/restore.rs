@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::{
         identity::Identity,
-        registry::{MeshOptions, Registry, TokenSpec},
+        registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
     };
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH.saturating_add(time::Duration::days(20_000));
@@ -220,6 +220,7 @@ mod tests {
             ipv4: Ipv4Net::new([10, 90, 0, 0].into(), 16).unwrap(),
             coordinators: vec!["pi.example:7443".to_owned()],
             relay_name: "pi".to_owned(),
+            routes: RoutePolicy::default(),
         };
         Registry::open(state_dir, options).await.unwrap()
     }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
+use ipnet::IpNet;
 use mesh_proto::name::NodeName;
 
 use crate::config::{RelayArgs, ServeArgs};
@@ -39,6 +40,12 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: NodeCommand,
+    },
+    /// Lists and judges the routes that nodes offer; asks the running coordinator.
+    Route {
+        /// What to do.
+        #[command(subcommand)]
+        command: RouteCommand,
     },
     /// Writes everything that makes this coordinator to a private file; asks the running coordinator.
     Backup {
@@ -104,6 +111,41 @@ pub enum NodeCommand {
     },
 }
 
+/// What can be done with routes.
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Lists the routes that nodes offer, and what became of them.
+    List {
+        /// Prints a JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets the mesh send a prefix to a node, now or once the node offers it.
+    Approve {
+        /// Which.
+        #[command(flatten)]
+        route: RouteArgs,
+    },
+    /// Does not let the mesh send a prefix to a node, whatever the coordinator's settings say.
+    Revoke {
+        /// Which.
+        #[command(flatten)]
+        route: RouteArgs,
+    },
+}
+
+/// A route of a node.
+#[derive(Debug, clap::Args)]
+pub struct RouteArgs {
+    /// The node.
+    pub node: NodeName,
+    /// The prefix, as in 192.168.7.0/24.
+    pub prefix: IpNet,
+    /// Prints a JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -121,12 +163,17 @@ mod tests {
             "mesh-coordinator --state-dir d token create",
             "mesh-coordinator token --state-dir d create --uses 2 --ttl 30m --tag a --tag b",
             "mesh-coordinator node list --json --state-dir d",
+            "mesh-coordinator route approve pi 192.168.7.0/24 --state-dir d --json",
             "mesh-coordinator serve --state-dir d --name a --name b",
         ] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.state_dir.as_deref(), Some("d"), "{line}");
         }
-        for bad in ["mesh-coordinator token create --uses 0", "mesh-coordinator node remove ../x"] {
+        for bad in [
+            "mesh-coordinator token create --uses 0",
+            "mesh-coordinator node remove ../x",
+            "mesh-coordinator route revoke pi x",
+        ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }
     }

@@ -12,13 +12,14 @@ use std::{
 
 use anyhow::Context;
 use clap::CommandFactory;
+use mesh_proto::route::RouteState;
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 use crate::{
-    admin::{Client, TokenRequest},
+    admin::{Client, RouteRequest, RouteWord, TokenRequest},
     backup::{self, Backup},
     config::{self, Problems},
     serve, standalone,
@@ -27,7 +28,7 @@ use crate::{
 mod args;
 mod table;
 
-pub use self::args::{Cli, Command, NodeCommand, TokenCommand};
+pub use self::args::{Cli, Command, NodeCommand, RouteArgs, RouteCommand, TokenCommand};
 
 /// What was wrong with the usage.
 const WRONG_USAGE: u8 = 2;
@@ -62,6 +63,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Token { command } => administer(token(client(state_dir)?, command)),
         Command::Node { command } => administer(node(client(state_dir)?, command)),
+        Command::Route { command } => administer(route(client(state_dir)?, command)),
         Command::Backup { file } => administer(back_up(client(state_dir)?, file)),
         Command::Restore { file } => restore(&config::resolve_state_dir(state_dir)?, &file),
         Command::Completions { shell } => {
@@ -91,6 +93,27 @@ async fn node(client: Client, command: NodeCommand) -> anyhow::Result<()> {
             if as_json { print(&json(&serde_json::json!({ "renamed": name, "to": to }))?) } else { Ok(()) }
         }
     }
+}
+
+async fn route(client: Client, command: RouteCommand) -> anyhow::Result<()> {
+    let (route, word) = match command {
+        RouteCommand::List { json: true } => return print(&json(&client.routes().await?)?),
+        RouteCommand::List { json: false } => {
+            return print(table::routes(&client.routes().await?).as_bytes());
+        }
+        RouteCommand::Approve { route } => (route, RouteWord::Approve),
+        RouteCommand::Revoke { route } => (route, RouteWord::Revoke),
+    };
+    let RouteArgs { node, prefix, json: as_json } = route;
+    let entry = client.judge_route(&node, RouteRequest { prefix, word }).await?;
+    if as_json {
+        print(&json(&entry)?)?;
+    }
+    // That the node does not offer it yet is no failure, but that it cannot have it is.
+    let reason = entry.reason.unwrap_or_default();
+    let is_in_vain = word == RouteWord::Approve && entry.state == RouteState::Refused;
+    anyhow::ensure!(!is_in_vain, "{} stays refused for {node}: {reason}", entry.prefix);
+    Ok(())
 }
 
 async fn back_up(client: Client, file: PathBuf) -> anyhow::Result<()> {

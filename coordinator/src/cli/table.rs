@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::admin::NodeEntry;
+use crate::admin::{NodeEntry, RouteEntry};
 
 /// Spaces between two columns.
 const GAP: usize = 2;
@@ -15,6 +15,21 @@ pub(super) fn nodes(entries: &[NodeEntry]) -> String {
         let online = if *online { "yes" } else { "no" };
         let tags = if node.tags.is_empty() { "-".to_owned() } else { node.tags.join(",") };
         [node.id.0.to_string(), node.name.to_string(), addresses.join(","), online.to_owned(), tags]
+    });
+    align(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+}
+
+/// Lists routes.
+pub(super) fn routes(entries: &[RouteEntry]) -> String {
+    let header = ["NODE", "ROUTE", "KIND", "STATE", "REASON"].map(str::to_owned);
+    let rows = entries.iter().map(|entry| {
+        [
+            entry.node.to_string(),
+            entry.prefix.to_string(),
+            entry.kind.map_or_else(|| "-".to_owned(), |kind| kind.to_string()),
+            entry.state.to_string(),
+            entry.reason.clone().unwrap_or_default(),
+        ]
     });
     align(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }

@@ -35,6 +35,14 @@ pub struct ServeArgs {
     /// [default: 10.90.0.0/16].
     #[arg(long, value_name = "CIDR")]
     pub ipv4_range: Option<String>,
+    /// A range for pods: what nodes offer of it as their own pods' is approved; may be repeated
+    /// [env: MESH_POD_RANGE, with commas] [default: none].
+    #[arg(long, value_name = "CIDR")]
+    pub pod_range: Vec<String>,
+    /// A range in which the networks that nodes offer are approved without asking; may be repeated
+    /// [env: MESH_APPROVE_ROUTES, with commas] [default: none].
+    #[arg(long, value_name = "CIDR")]
+    pub approve_routes: Vec<String>,
     /// Bytes per second that one node may send through the relay [env: MESH_RELAY_RATE]
     /// [default: 125000000].
     #[arg(long, value_name = "BYTES")]

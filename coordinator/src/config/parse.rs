@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// Longest host name (RFC 1035, section 2.3.4).
 const MAX_HOST_LEN: usize = 253;
@@ -38,6 +38,11 @@ pub(super) fn parse_metrics(text: &str) -> Result<Option<SocketAddr>, String> {
 
 pub(super) fn parse_range(text: &str) -> Result<Ipv4Net, String> {
     text.parse().map_err(|_| format!("{text:?} is no IPv4 range such as 10.90.0.0/16"))
+}
+
+pub(super) fn parse_prefix(text: &str) -> Result<IpNet, String> {
+    let prefix = text.parse::<IpNet>().map_err(|_| format!("{text:?} is no range such as 10.244.0.0/16"))?;
+    Ok(prefix.trunc())
 }
 
 pub(super) fn parse_rate(text: &str) -> Result<u64, String> {

@@ -10,7 +10,7 @@ use mesh_proto::DEFAULT_COORDINATOR_PORT;
 
 use super::{
     DEFAULT_STATE_DIR, Host, Problems, ServeArgs,
-    parse::{parse_host, parse_listen, parse_metrics, parse_path, parse_range, parse_rate},
+    parse::{parse_host, parse_listen, parse_metrics, parse_path, parse_prefix, parse_range, parse_rate},
     relay_limits,
     settings::Settings,
 };
@@ -19,7 +19,7 @@ use crate::{
         DynDnsOptions, Endpoint, Ipv6, Provider,
         duckdns::{self, parse_domain},
     },
-    registry::MeshOptions,
+    registry::{MeshOptions, RoutePolicy},
     serve::ServeOptions,
 };
 
@@ -59,6 +59,10 @@ pub(super) fn from_sources(
             parse_host(text, port).map_err(|_| "this host's name is none: give one".to_owned())
         }));
     }
+    let routes = RoutePolicy {
+        pod_ranges: settings.take_list("pod-range", &args.pod_range, parse_prefix),
+        approved: settings.take_list("approve-routes", &args.approve_routes, parse_prefix),
+    };
     let dyndns = dyndns(&mut settings, args, &coordinators, host.credentials);
     let default_range = settings.check("ipv4-range", DEFAULT_IPV4_RANGE, parse_range);
     settings.finish()?;
@@ -73,6 +77,7 @@ pub(super) fn from_sources(
             ipv4: ipv4.or(default_range).expect("the default range is a range"),
             coordinators,
             relay_name,
+            routes,
         },
         relay: relay_limits(relay_rate),
         dyndns,

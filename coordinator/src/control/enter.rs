@@ -175,7 +175,8 @@ impl Service for Coordinator {
                     | ClientMessage::RelayOpen
                     | ClientMessage::ServeRelay { .. }
                     | ClientMessage::Knock(_)
-                    | ClientMessage::StillHere { .. },
+                    | ClientMessage::StillHere { .. }
+                    | ClientMessage::Advertise { .. },
                 )) => ServerMessage::Refused(refusal(RefusalCode::Protocol, "connect first")),
                 Ok(Err(error)) => return refuse_broken(stranger.link, &self.stats, &error).await,
                 Err(_elapsed) => {

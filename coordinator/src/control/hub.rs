@@ -297,7 +297,7 @@ impl Hub {
                 self.remove(id);
                 self.relay.remove_node(id).await
             }
-            ChangeKind::RelaysSet(_) => Ok(()),
+            ChangeKind::RelaysSet(_) | ChangeKind::RoutesSet(_) => Ok(()),
         }
     }
 

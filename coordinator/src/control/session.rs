@@ -171,15 +171,21 @@ impl Session {
             return Err(RegistryError::NotRegistered.into());
         }
         self.seen = changes.last().map_or(self.seen, |change| change.version);
+        let own_routes = changes.iter().any(|change| change.kind == ChangeKind::RoutesSet(self.node));
         let news: Vec<Change> =
             changes.into_iter().filter(|change| mapgen::concerns(self.node, change)).collect();
-        if news.is_empty() {
-            return Ok(());
+        if !news.is_empty() {
+            let delta = mapgen::delta(self.node, self.version.unwrap_or_default(), &news);
+            self.version = Some(delta.to);
+            self.stats.deltas.increment();
+            link.send(&ServerMessage::Delta { delta }).await?;
         }
-        let delta = mapgen::delta(self.node, self.version.unwrap_or_default(), &news);
-        self.version = Some(delta.to);
-        self.stats.deltas.increment();
-        link.send(&ServerMessage::Delta { delta }).await?;
+        if own_routes { self.send_routes(link).await } else { Ok(()) }
+    }
+
+    async fn send_routes(&mut self, link: &mut Link) -> Result<(), End> {
+        let routes = self.registry.route_answers(self.node);
+        link.send(&ServerMessage::Routes { routes }).await?;
         Ok(())
     }
 
@@ -256,6 +262,10 @@ impl Session {
                 Ok(())
             }
             ClientMessage::Knock(knock) => self.handle_knock(link, knock).await,
+            ClientMessage::Advertise { routes } => {
+                self.registry.advertise(self.node, routes).await?;
+                self.send_routes(link).await
+            }
             ClientMessage::Hello(_) | ClientMessage::Join { .. } | ClientMessage::Connect { .. } => {
                 Err(End::Refused(refusal(RefusalCode::Protocol, "this connection is a node's already")))
             }

@@ -32,6 +32,11 @@ pub enum RegistryError {
     /// There is no node of this name.
     #[error("there is no node named {0}")]
     UnknownNode(NodeName),
+    /// The operator has said something of more prefixes of a node than a node may offer.
+    #[error(
+        "too many routes of {0} are known: revoked ones that it does not offer can be forgotten by removing it"
+    )]
+    TooManyRoutes(NodeName),
     /// A join token of this kind makes no sense.
     #[error("{0}")]
     TokenSpec(&'static str),
@@ -83,6 +88,7 @@ impl RegistryError {
             Self::AddressesExhausted(_) | Self::Contended => (RefusalCode::Busy, Some(RETRY_AFTER_MS)),
             Self::Stopped => (RefusalCode::ShuttingDown, Some(RETRY_AFTER_MS)),
             Self::UnknownNode(_)
+            | Self::TooManyRoutes(_)
             | Self::TokenSpec(_)
             | Self::Ipv4RangeChanged { .. }
             | Self::Ipv4RangeSize(_)

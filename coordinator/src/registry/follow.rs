@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        registry::{MeshOptions, Registry, TokenSpec},
+        registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
         store::{Batch, KeyValue, Outcome, Snapshot, StoreFuture, Transaction, memory::MemoryStore},
     };
 
@@ -203,6 +203,7 @@ mod tests {
             ipv4: "10.90.0.0/16".parse().unwrap(),
             coordinators: vec!["pi:7443".to_owned()],
             relay_name: "pi".to_owned(),
+            routes: RoutePolicy::default(),
         };
         let registry = Registry::with_store(Arc::new(store.clone()), options).await.unwrap();
         (store, registry)

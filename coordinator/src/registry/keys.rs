@@ -23,6 +23,12 @@ pub(super) const NODES: &str = "nodes/";
 /// Where relays are.
 pub(super) const RELAYS: &str = "relays/";
 
+/// How often routes were changed: a number.
+pub(super) const ROUTE_CHANGES: &str = "meta/route-changes";
+
+/// Where the routes of nodes are.
+pub(super) const ROUTES: &str = "routes/";
+
 /// Where join tokens are.
 pub(super) const TOKENS: &str = "tokens/";
 
@@ -46,6 +52,15 @@ pub(super) fn relay(id: RelayId) -> String {
 /// The inverse of [`relay`].
 pub(super) fn parse_relay(key: &str) -> Option<RelayId> {
     key.strip_prefix(RELAYS)?.parse().ok().map(RelayId)
+}
+
+pub(super) fn routes(node: NodeId) -> String {
+    format!("{ROUTES}{:010}", node.0)
+}
+
+/// The inverse of [`routes`].
+pub(super) fn parse_routes(key: &str) -> Option<NodeId> {
+    key.strip_prefix(ROUTES)?.parse().ok().map(NodeId)
 }
 
 pub(super) fn node_key(key: &NodeKey) -> String {

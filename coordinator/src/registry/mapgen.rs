@@ -43,6 +43,7 @@ pub fn delta(receiver: NodeId, from: Version, changes: &[Change]) -> MapDelta {
                 removed.insert(*id);
             }
             ChangeKind::RelaysSet(all) => relays = Some(all.clone()),
+            ChangeKind::RoutesSet(_) => {}
         }
     }
     MapDelta {
@@ -62,6 +63,8 @@ pub fn concerns(receiver: NodeId, change: &Change) -> bool {
         ChangeKind::NodeSet(node) => node.id == receiver || !node.is_relay(),
         ChangeKind::RelaysSet(_) => true,
         ChangeKind::NodeRemoved(id) => *id != receiver,
+        // It is not in maps.
+        ChangeKind::RoutesSet(_) => false,
     }
 }
 

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use super::{
     MeshOptions, RegistryError, addresses,
     draft::{Decision, Draft},
-    keys, relays, tokens,
+    keys, relays, routes, tokens,
 };
 use crate::store::Revision;
 
@@ -170,6 +170,7 @@ impl Decision for Remove {
         draft.delete(keys::name(&node.name));
         draft.delete(keys::public_key(&node.public_key));
         draft.delete(keys::node_key(&node.node_key));
+        routes::forget(draft, node.id).await?;
         draft.delete(keys::node(node.id));
         draft.delete(keys::relay(relays::relay_id(node.id)));
         draft.put(keys::removed_key(&node.node_key), &node.id)?;

@@ -13,6 +13,8 @@
 //! addresses/<ipv4>     the id of the node with this address
 //! removed-keys/<hex>   this node key was removed: older tokens do not admit it
 //! relays/<id>          a relay
+//! routes/<id>          what a node offers beyond its addresses, and what became of it
+//! meta/route-changes   rises with every change of routes
 //! tokens/<id>          a join token: hash, expiry, uses left, tags
 //! ```
 //!
@@ -24,11 +26,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use mesh_proto::{
     key::{NodeKey, PublicKey},
     name::NodeName,
     netmap::{NetworkMap, Node, NodeId, Relay, Version},
+    route::{RouteAnswer, RouteOffer},
     token::JoinToken,
 };
 use time::OffsetDateTime;
@@ -38,9 +41,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::{
     draft::{Decision, Draft},
     error::corrupt,
+    routes::{NodeRoutes, Word},
     view::{SharedView, View},
 };
-pub use self::{epoch::begin_epoch, error::RegistryError, tokens::TokenSpec};
+pub use self::{
+    epoch::begin_epoch,
+    error::RegistryError,
+    routes::{RouteEntry, RoutePolicy},
+    tokens::TokenSpec,
+};
 use crate::store::{Outcome, Revision, Snapshot, Store, sqlite::SqliteStore};
 
 mod addresses;
@@ -52,6 +61,7 @@ mod keys;
 pub mod mapgen;
 mod membership;
 mod relays;
+mod routes;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -72,6 +82,8 @@ pub struct MeshOptions {
     pub coordinators: Vec<String>,
     /// The name of the relay inside the coordinator.
     pub relay_name: String,
+    /// Which routes need no word of the operator.
+    pub routes: RoutePolicy,
 }
 
 /// A change of the network map.
@@ -92,6 +104,8 @@ pub enum ChangeKind {
     NodeRemoved(NodeId),
     /// The relays are these.
     RelaysSet(Vec<Relay>),
+    /// Something became of a node's routes; what is approved of them is in `NodeSet`, too.
+    RoutesSet(NodeId),
 }
 
 /// A handle to the registry. Clones share it; dropping the last one closes the store.
@@ -106,6 +120,7 @@ struct Inner {
     changes: broadcast::Sender<Change>,
     /// Up to where the view follows the store.
     followed: watch::Receiver<Revision>,
+    route_policy: RoutePolicy,
     /// Changes of this process wait for each other here instead of colliding in the store.
     writing: Mutex<()>,
     _stop_following: DropGuard,
@@ -126,6 +141,7 @@ impl Registry {
     /// # Errors
     /// As [`Registry::open`].
     pub async fn with_store(store: Arc<dyn Store>, options: MeshOptions) -> Result<Self, RegistryError> {
+        let route_policy = options.routes.clone();
         change(&*store, &membership::SetOptions(options)).await?;
         let mut view = View::load(&*store).await?;
         follow::recall(&*store, &mut view).await?;
@@ -139,6 +155,7 @@ impl Registry {
             view,
             changes,
             followed,
+            route_policy,
             writing: Mutex::new(()),
             _stop_following: cancel.drop_guard(),
         };
@@ -262,6 +279,51 @@ impl Registry {
     /// When the node is not registered or did not join as a relay, or the store fails.
     pub async fn set_relay(&self, node: NodeId, addresses: Vec<String>) -> Result<(), RegistryError> {
         self.change(&relays::Set { node, addresses }).await
+    }
+
+    /// Takes over which routes a node offers, all of them.
+    ///
+    /// # Errors
+    /// When the node is not registered, or the store fails.
+    pub async fn advertise(&self, node: NodeId, offers: Vec<RouteOffer>) -> Result<(), RegistryError> {
+        // What most nodes say at every connect.
+        if offers.is_empty() && self.inner.view.read().routes(node).is_none() {
+            return Ok(());
+        }
+        let policy = self.inner.route_policy.clone();
+        self.change(&routes::Advertise { node, offers, policy }).await
+    }
+
+    /// Returns what became of the routes that a node offers.
+    #[must_use]
+    pub fn route_answers(&self, node: NodeId) -> Vec<RouteAnswer> {
+        self.inner.view.read().routes(node).map(NodeRoutes::answers).unwrap_or_default()
+    }
+
+    /// Returns all routes that were offered or spoken of, by node and prefix.
+    #[must_use]
+    pub fn routes(&self) -> Vec<RouteEntry> {
+        let view = self.inner.view.read();
+        let of =
+            |node: &Node| view.routes(node.id).map(|routes| routes.entries(&node.name)).unwrap_or_default();
+        view.nodes().flat_map(of).collect()
+    }
+
+    /// Approves a route of a node, whether the node offers it already or not.
+    ///
+    /// # Errors
+    /// When there is no node of this name, or the store fails. What comes of it is in the answer: another node may
+    /// have the prefix.
+    pub async fn approve_route(&self, node: &NodeName, prefix: IpNet) -> Result<RouteEntry, RegistryError> {
+        self.change(&routes::Judge { node: node.clone(), prefix, word: Word::Approve }).await
+    }
+
+    /// Revokes a route of a node; policy does not approve it again, but the operator may.
+    ///
+    /// # Errors
+    /// When there is no node of this name, or the store fails.
+    pub async fn revoke_route(&self, node: &NodeName, prefix: IpNet) -> Result<RouteEntry, RegistryError> {
+        self.change(&routes::Judge { node: node.clone(), prefix, word: Word::Revoke }).await
     }
 
     /// Decides and commits one change, and waits until the view shows it.

@@ -52,7 +52,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        registry::{MeshOptions, Registry, TokenSpec},
+        registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
         store::memory::MemoryStore,
     };
 
@@ -70,6 +70,7 @@ mod tests {
             ipv4: "10.90.0.0/16".parse().unwrap(),
             coordinators: vec![],
             relay_name: "pi".to_owned(),
+            routes: RoutePolicy::default(),
         };
         let registry = Registry::with_store(Arc::new(MemoryStore::default()), options).await.unwrap();
         let (node, relay) = (join(&registry, 1, &[]).await, join(&registry, 2, &["relay"]).await);

@@ -9,7 +9,7 @@ use mesh_proto::{
     token::JoinToken,
 };
 
-use super::{ChangeKind, MeshOptions, Registry, RegistryError, TokenSpec, view::View};
+use super::{ChangeKind, MeshOptions, Registry, RegistryError, RoutePolicy, TokenSpec, view::View};
 use crate::store::{Store, memory::MemoryStore, sqlite::SqliteStore};
 
 fn options() -> MeshOptions {
@@ -17,6 +17,7 @@ fn options() -> MeshOptions {
         ipv4: "10.90.0.0/16".parse().unwrap(),
         coordinators: vec!["pi.example:7443".to_owned()],
         relay_name: "pi".to_owned(),
+        routes: RoutePolicy::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use mesh_proto::{
     netmap::{Mesh, Node, NodeId, Relay, Version},
 };
 
-use super::{Change, ChangeKind, RegistryError, corrupt, draft::parse, keys};
+use super::{Change, ChangeKind, NodeRoutes, RegistryError, corrupt, draft::parse, keys};
 use crate::store::{Event, Revision, Store};
 
 /// How many changes are kept to bring returning nodes up to date; who was away for longer gets a whole map.
@@ -29,6 +29,7 @@ pub(super) struct View {
     nodes: BTreeMap<NodeId, Node>,
     by_key: BTreeMap<NodeKey, NodeId>,
     relays: Vec<Relay>,
+    routes: BTreeMap<NodeId, NodeRoutes>,
     changes: VecDeque<Change>,
     /// `changes` has everything after this revision.
     changes_after: Revision,
@@ -58,6 +59,7 @@ impl View {
             nodes: BTreeMap::new(),
             by_key: BTreeMap::new(),
             relays: Vec::new(),
+            routes: BTreeMap::new(),
             changes: VecDeque::new(),
             changes_after: revision,
         }
@@ -78,6 +80,9 @@ impl View {
                 view.set_node(parse(&entry.key, &entry.value)?);
             } else if entry.key.starts_with(keys::RELAYS) {
                 view.set_relay(parse(&entry.key, &entry.value)?);
+            } else if entry.key.starts_with(keys::ROUTES) {
+                let routes = parse(&entry.key, &entry.value)?;
+                view.routes.insert(node_of_routes(&entry.key)?, routes);
             }
         }
         Ok(view)
@@ -97,6 +102,10 @@ impl View {
 
     pub(super) fn relays(&self) -> &[Relay] {
         &self.relays
+    }
+
+    pub(super) fn routes(&self, id: NodeId) -> Option<&NodeRoutes> {
+        self.routes.get(&id)
     }
 
     pub(super) fn node(&self, id: NodeId) -> Option<&Node> {
@@ -154,10 +163,12 @@ impl View {
         let removed = self.nodes.keys().filter(|id| !next.nodes.contains_key(id));
         let set = next.nodes.values().filter(|node| self.nodes.get(&node.id) != Some(node));
         let relays = (self.relays != next.relays).then(|| ChangeKind::RelaysSet(next.relays.clone()));
+        let routes = next.routes.iter().filter(|(id, routes)| self.routes.get(id) != Some(*routes));
         let kinds = removed
             .map(|id| ChangeKind::NodeRemoved(*id))
             .chain(set.map(|node| ChangeKind::NodeSet(node.clone())))
-            .chain(relays);
+            .chain(relays)
+            .chain(routes.map(|(id, _)| ChangeKind::RoutesSet(*id)));
         let changes = kinds.map(|kind| Change { version, kind }).collect();
         *self = next;
         changes
@@ -185,6 +196,16 @@ impl View {
                     keys::parse_relay(key).ok_or_else(|| corrupt(key, "it is not the key of a relay"))?;
                 self.relays.retain(|relay| relay.id != id);
                 Some(ChangeKind::RelaysSet(self.relays.clone()))
+            }
+            Some(value) if key.starts_with(keys::ROUTES) => {
+                let id = node_of_routes(key)?;
+                self.routes.insert(id, parse(key, value)?);
+                Some(ChangeKind::RoutesSet(id))
+            }
+            None if key.starts_with(keys::ROUTES) => {
+                // They go with their node.
+                self.routes.remove(&node_of_routes(key)?);
+                None
             }
             Some(value) if key == keys::MESH => {
                 // No delta carries this: who was there before needs a whole map.
@@ -226,4 +247,8 @@ impl View {
     fn version_at(&self, revision: Revision) -> Version {
         Version { epoch: self.epoch, serial: revision.0 }
     }
+}
+
+fn node_of_routes(key: &str) -> Result<NodeId, RegistryError> {
+    keys::parse_routes(key).ok_or_else(|| corrupt(key, "it is not the key of a node's routes"))
 }

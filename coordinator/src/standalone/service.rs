@@ -76,7 +76,10 @@ impl RelayService {
                 },
                 ClientMessage::Ping { id } => link.send(&pong(id)).await?,
                 // Said to coordinators; nothing here needs it.
-                ClientMessage::Candidates { .. } | ClientMessage::Resync | ClientMessage::Unknown => {}
+                ClientMessage::Candidates { .. }
+                | ClientMessage::Advertise { .. }
+                | ClientMessage::Resync
+                | ClientMessage::Unknown => {}
                 ClientMessage::Hello(_)
                 | ClientMessage::Join { .. }
                 | ClientMessage::Connect { .. }

@@ -175,6 +175,7 @@ impl Uplink {
                 | ServerMessage::CallMeMaybe { .. }
                 | ServerMessage::RelayOpened(_)
                 | ServerMessage::Pong { .. }
+                | ServerMessage::Routes { .. }
                 | ServerMessage::Unknown => {}
             }
             *pause = FIRST_PAUSE;

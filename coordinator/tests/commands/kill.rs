@@ -7,7 +7,7 @@ use std::{
 
 use mesh_coordinator::{
     admin::{Client, TokenRequest},
-    registry::{MeshOptions, Registry},
+    registry::{MeshOptions, Registry, RoutePolicy},
 };
 use mesh_proto::{
     key::{NodeKey, PublicKey},
@@ -54,6 +54,7 @@ async fn acknowledged_changes_survive_kills() {
             ipv4: "10.90.0.0/16".parse().unwrap(),
             coordinators: vec![format!("{NAME}:7443")],
             relay_name: "pi".to_owned(),
+            routes: RoutePolicy::default(),
         };
         let registry = Registry::open(dir.path(), options).await.unwrap();
         assert_eq!(registry.nodes().await.unwrap().len(), joined as usize, "earlier joins are there");

@@ -8,7 +8,7 @@ use std::{
 
 use mesh_coordinator::{
     identity::Identity,
-    registry::{MeshOptions, TokenSpec},
+    registry::{MeshOptions, RoutePolicy, TokenSpec},
     relay::Limits,
     serve::{ServeOptions, Server},
     tls,
@@ -146,6 +146,7 @@ async fn start_server(state: &TempDir, address: &str) -> Server {
             ipv4: "10.90.0.0/16".parse().unwrap(),
             coordinators: vec!["127.0.0.1:7443".to_owned()],
             relay_name: "pi".to_owned(),
+            routes: RoutePolicy::default(),
         },
         relay: Limits::default(),
     };

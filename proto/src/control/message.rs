@@ -14,6 +14,7 @@ use crate::{
     name::NodeName,
     netmap::{MapDelta, NetworkMap, Node, NodeId, RelayId, Version},
     relay::{CHANNEL_KEY_LEN, ChannelId},
+    route::{RouteAnswer, RouteOffer},
     stun::TransactionId,
     token::JoinToken,
 };
@@ -89,6 +90,11 @@ pub enum ClientMessage {
     /// Asks for knocks at an address of the sender's own, to see who is let in there; answered by `Knocking`. Nothing is
     /// sent to another IP address than the connection comes from.
     Knock(Knock),
+    /// The routes that this node offers, all of them, whenever they change; answered by `Routes`.
+    Advertise {
+        /// The routes; what goes beyond [`crate::route::MAX_ROUTES`] is ignored.
+        routes: Vec<RouteOffer>,
+    },
     /// A message that this version does not know; ignored.
     #[serde(other)]
     Unknown,
@@ -150,6 +156,11 @@ pub enum ServerMessage {
     },
     /// Another agent, somewhere else, has this node's keys and was refused.
     Copied,
+    /// What became of the routes that this node offers, all of them; again whenever that changes.
+    Routes {
+        /// The routes.
+        routes: Vec<RouteAnswer>,
+    },
     /// What was asked for is refused; the connection is closed after it.
     Refused(Refusal),
     /// A message that this version does not know; ignored.

@@ -19,6 +19,7 @@ use mesh_proto::{
     pass::{PassOn, Passed, Whereabouts},
     punch::{Punch, PunchStage, Sequence},
     relay::{self, ChannelId},
+    route::{RouteAnswer, RouteKind, RouteOffer, RouteState},
     status::{
         ConnectionState, ControlTransport, CoordinatorStatus, EnginesStatus, FamilyState, Mapping, NatStatus,
         PathKind, PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus,
@@ -162,6 +163,7 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
         ("serve_relay", ClientMessage::ServeRelay { addresses: vec!["relay.example:7443".into()] }),
         ("ping", ClientMessage::Ping { id: u64::MAX }),
         ("knock", ClientMessage::Knock(knock())),
+        ("advertise", ClientMessage::Advertise { routes: route_offers() }),
         ("unknown", ClientMessage::Unknown),
     ]
 }
@@ -224,6 +226,7 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         ("knocking", ServerMessage::Knocking(knocking())),
         ("are_you_there", ServerMessage::AreYouThere { id: 7 }),
         ("copied", ServerMessage::Copied),
+        ("routes", ServerMessage::Routes { routes: route_answers() }),
         ("refused", ServerMessage::Refused(refusal(RefusalCode::Token, None))),
         ("refused_busy", ServerMessage::Refused(refusal(RefusalCode::Busy, Some(1500)))),
         ("unknown", ServerMessage::Unknown),
@@ -232,6 +235,24 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
 
 fn knock() -> Knock {
     Knock { to: socket(V4), transaction: *b"transaction!" }
+}
+
+fn route_offers() -> Vec<RouteOffer> {
+    [("10.244.1.0/24", RouteKind::Pods), ("fd42::/64", RouteKind::Subnet)]
+        .map(|(prefix, kind)| RouteOffer { prefix: prefix.parse().unwrap(), kind })
+        .to_vec()
+}
+
+fn route_answers() -> Vec<RouteAnswer> {
+    let answer = |prefix: &str, state, reason: Option<&str>| RouteAnswer {
+        prefix: prefix.parse().unwrap(),
+        state,
+        reason: reason.map(str::to_owned),
+    };
+    vec![
+        answer("10.244.1.0/24", RouteState::Approved, None),
+        answer("fd42::/64", RouteState::Refused, Some("it overlaps fd42::/48 of pi")),
+    ]
 }
 
 fn knocking() -> Knocking {
@@ -309,6 +330,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         },
         relay: Some(RelayStatus { name: "pi".into(), transport: RelayTransport::Udp, rtt_ms: Some(1.2) }),
         routes: vec![net("10.244.1.0/24")],
+        advertised: route_answers(),
         ready: true,
         warnings: vec![],
         drops: [].into(),
@@ -392,6 +414,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         },
         relay: None,
         routes: vec![],
+        advertised: vec![],
         ready: false,
         warnings: vec!["udp is blocked".into()],
         drops: [("malformed-datagram".to_owned(), 7)].into(),

@@ -6,8 +6,10 @@ use std::{
 };
 
 use mesh_lab::{
-    Capture, Filtering, Host, Lab, Mapping, Mesh, MeshOptions, Nat, Node, Pod, Site, Topology, capture::Seen,
-    mesh::wait_until, pods::Offloading,
+    Capture, Filtering, Host, Lab, Mapping, Mesh, MeshOptions, Nat, Node, Pod, Site, Topology,
+    capture::Seen,
+    mesh::wait_until,
+    pods::{self, Offloading},
 };
 use mesh_proto::status::PathKind;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -34,11 +36,11 @@ impl Rig {
         let address = network.outside("coord").unwrap().to_string();
         let mut options = MeshOptions::new("coord", &address, &["a", "b"]);
         options.agent_args = vec![format!("--offloads={offloads}")];
+        pods::announce(&mut options, [("a", 1), ("b", 2)]);
         let mesh = Mesh::new(network, &options).unwrap();
         mesh.start().unwrap();
         let pods = [("a", 1), ("b", 2)].map(|(node, n)| Pod::attach(&mesh, node, n, offloading).unwrap());
-        Pod::announce_all(&pods, &mesh).unwrap();
-        mesh.wait_ready(PATIENCE).unwrap();
+        Pod::wait_announced(&pods, &mesh, PATIENCE).unwrap();
         let rig = Self { mesh, pods, _lab: lab };
         rig.wait_connected();
         rig
