@@ -422,6 +422,12 @@ impl Client {
         Ok(false)
     }
 
+    /// What this host has seen of its network says that the connection may be lost: if it is, that is no failure of the
+    /// other side's, after others of which one would wait for long.
+    pub(super) fn suspect_network(&mut self) {
+        self.backoff.reset();
+    }
+
     /// A connection that was lost is no news before it cannot be made again.
     fn handle_lost(&mut self, error: &LinkError) -> Next {
         let mut wait = self.backoff.next_wait(backoff::random());

@@ -328,6 +328,10 @@ impl Client {
                 biased;
                 order = self.orders.recv() => {
                     let order = order.ok_or(Gone)?;
+                    if order != Order::Reopen {
+                        // A connection that is lost now is no failure of the relay's.
+                        self.backoff.reset();
+                    }
                     if order == Order::NetworkChanged && link.is_pipe() {
                         upgrade.restart(self.ways.try_quic(self.place.clone()));
                     }

@@ -185,6 +185,7 @@ impl Session<'_> {
         let local = self.client.handle_outbox();
         if local.network_changed {
             debug!("the network changed: the connection is tested");
+            self.client.suspect_network();
             self.link.rebind().map_err(|_unreachable| LinkError::Silent)?;
             self.link.test()?;
             if self.link.is_pipe() {
@@ -193,10 +194,12 @@ impl Session<'_> {
         }
         if let Some(away) = local.woke {
             debug!(?away, "this host has slept: the connection is tested");
+            self.client.suspect_network();
             self.link.wake(away)?;
         }
         if local.unanswered && !self.link.is_pipe() {
             debug!("nothing is answered: the connection is tested");
+            self.client.suspect_network();
             self.link.test_urgently()?;
         }
         if local.reopen_relay {
