@@ -17,7 +17,7 @@ use std::{
 use mesh_coordinator::{
     admin,
     identity::Identity,
-    registry::{MeshOptions, Registry, TokenSpec},
+    registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
 };
 use mesh_proto::{key::KeyPin, netmap::Version};
 
@@ -71,6 +71,7 @@ async fn register(state_dir: &Path, agents: &[Arc<Agent>]) -> Version {
         ipv4: "10.90.0.0/16".parse().unwrap(),
         coordinators: vec!["127.0.0.1:7443".to_owned()],
         relay_name: "pi".to_owned(),
+        routes: RoutePolicy::default(),
     };
     let registry = Registry::open(state_dir, options).await.unwrap();
     let uses = u32::try_from(agents.len()).unwrap();

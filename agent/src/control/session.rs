@@ -229,6 +229,7 @@ impl Session<'_> {
             | ServerMessage::Knock(_)
             | ServerMessage::Knocking(_)
             | ServerMessage::AreYouThere { .. }
+            | ServerMessage::Routes { .. }
             | ServerMessage::Refused(_)
             | ServerMessage::Unknown => {}
         }

@@ -82,7 +82,11 @@ impl Identity {
     /// As [`Self::load`], when there is a node key.
     pub fn find(dir: &StateDir) -> Result<Option<Self>, StateError> {
         match dir.read(NODE_KEY_FILE, Secrecy::Secret)? {
-            Some(_) => Self::load(dir).map(Some),
+            Some(_) => {
+                // Whoever wrote it may have been killed before that, and a join relies on it.
+                dir.sync()?;
+                Self::load(dir).map(Some)
+            }
             None => Ok(None),
         }
     }
@@ -98,10 +102,9 @@ impl Identity {
 
     /// Removes the keys from the directory: they were never used.
     pub(crate) fn discard(dir: &StateDir) {
-        for name in [NODE_KEY_FILE, WIREGUARD_KEY_FILE] {
-            // Nothing is lost if it stays: the next join uses it.
-            let _ = std::fs::remove_file(dir.join(name));
-        }
+        // A node key without the other would be a damaged identity: it goes for good before that. Nothing is lost if
+        // both stay, as the next join uses them.
+        let _ = dir.remove(NODE_KEY_FILE).and_then(|()| dir.remove(WIREGUARD_KEY_FILE));
     }
 
     /// Returns the public half of the node key.

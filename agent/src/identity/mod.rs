@@ -13,6 +13,9 @@
 mod error;
 mod keys;
 mod membership;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod powercut;
 mod sealed;
 mod state_dir;
 mod state_file;

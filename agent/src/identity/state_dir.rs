@@ -5,9 +5,9 @@
 //! directory is synced after that: at any moment there is a whole old file or a whole new one.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -96,29 +96,12 @@ impl StateDir {
 
     /// As [`Self::create`], but what was made can be taken back.
     pub(crate) fn create_revocably(path: &Path) -> Result<CreatedDir, StateError> {
-        let mut missing: Vec<_> = path
-            .ancestors()
-            .take_while(|ancestor| {
-                !ancestor.as_os_str().is_empty() && fs::symlink_metadata(ancestor).is_err()
-            })
-            .map(Path::to_owned)
-            .collect();
-        missing.reverse();
-        let mut made = Vec::new();
-        for directory in missing {
-            match DirBuilder::new().mode(DIR_MODE).create(&directory) {
-                Ok(()) => made.push(directory),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    remove_directories(&made);
-                    return Err(StateError::io("make the state directory", directory)(error));
-                }
-            }
-        }
-        match sync_parents(&made).and_then(|()| Self::open(path)) {
+        let made = mesh_durable::make_directories(path, DIR_MODE)
+            .map_err(StateError::io("make the state directory", path))?;
+        match Self::open(path) {
             Ok(dir) => Ok(CreatedDir { dir, made }),
             Err(error) => {
-                remove_directories(&made);
+                mesh_durable::remove_directories(&made);
                 Err(error)
             }
         }
@@ -177,29 +160,14 @@ impl StateDir {
     /// Writes a whole file beside its final place, synced; [`Self::rename`] puts it there.
     pub(super) fn write_temporary(&self, name: &str, content: &[u8]) -> Result<PathBuf, StateError> {
         let path = self.join(&format!(".{name}.new"));
-        match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StateError::io("replace", path)(error)),
-        }
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(FILE_MODE)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .and_then(|mut file| {
-                file.write_all(content)?;
-                file.sync_all()
-            });
-        match written {
-            Ok(()) => Ok(path),
-            Err(error) => {
-                // What is left of it is worthless, and the disk may be full.
-                let _ = fs::remove_file(&path);
-                Err(StateError::io("write", self.join(name))(error))
-            }
-        }
+        mesh_durable::write_draft(&path, FILE_MODE, content)
+            .map_err(StateError::io("write", self.join(name)))?;
+        Ok(path)
+    }
+
+    /// Removes a file for good, if it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StateError> {
+        mesh_durable::remove(&self.join(name)).map_err(StateError::io("remove", self.join(name)))
     }
 
     /// Moves a file of the directory to another name in it.
@@ -209,7 +177,8 @@ impl StateDir {
 
     /// Makes renames last.
     pub(super) fn sync(&self) -> Result<(), StateError> {
-        self.open_itself()?.sync_all().map_err(StateError::io("sync the state directory", &self.path))
+        mesh_durable::sync_directory(&self.path)
+            .map_err(StateError::io("sync the state directory", &self.path))
     }
 
     fn open_itself(&self) -> Result<File, StateError> {
@@ -220,28 +189,7 @@ impl StateDir {
 impl CreatedDir {
     /// Removes the directories that were made, as far as nothing is in them.
     pub(crate) fn revoke(self) {
-        remove_directories(&self.made);
-    }
-}
-
-/// Makes new directories last.
-fn sync_parents(made: &[PathBuf]) -> Result<(), StateError> {
-    for directory in made {
-        let parent = match directory.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            Some(_) | None => Path::new("."),
-        };
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(StateError::io("sync", parent))?;
-    }
-    Ok(())
-}
-
-fn remove_directories(made: &[PathBuf]) {
-    for directory in made.iter().rev() {
-        // Not empty: somebody else uses it by now.
-        if fs::remove_dir(directory).is_err() {
-            break;
-        }
+        mesh_durable::remove_directories(&self.made);
     }
 }
 

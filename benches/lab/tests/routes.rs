@@ -47,15 +47,14 @@ impl Rig {
             .collect())
     }
 
-    fn wait_reached(&self, is_reached: bool) {
-        let b = self.mesh.node("b").unwrap();
+    fn wait_reached(&self, is_reached: bool) -> anyhow::Result<()> {
+        let b = self.mesh.node("b")?;
         let what = if is_reached { "the network behind a is reached" } else { "it is not reached" };
         wait_until(PATIENCE, what, || {
             let route = b.host().command("ip").args(["route", "get", SHED.1]).output()?;
             Ok(route.stdout.contains("mesh0") == is_reached
                 && b.host().ping(SHED.1.parse::<IpAddr>()?).is_ok() == is_reached)
         })
-        .unwrap();
     }
 }
 
@@ -64,12 +63,12 @@ fn an_operator_approves_and_revokes() {
     let rig = start(&[]).unwrap();
     let a = rig.mesh.node("a").unwrap();
     wait_until(PATIENCE, "the offer has come", || Ok(rig.list()? == [["a", SHED.0, "pending"]])).unwrap();
-    rig.wait_reached(false);
+    rig.wait_reached(false).unwrap();
     let warnings = a.status().unwrap().this.warnings.join("\n");
     assert!(warnings.contains("route 192.168.7.0/24 is pending: it waits for the operator"), "{warnings}");
 
     rig.route(&["approve", "a", SHED.0]).unwrap().success().unwrap();
-    rig.wait_reached(true);
+    rig.wait_reached(true).unwrap();
     wait_until(PATIENCE, "the node is told", || {
         let status = a.status_json()?;
         Ok(status["self"]["advertised"][0]["state"] == "approved"
@@ -83,7 +82,7 @@ fn an_operator_approves_and_revokes() {
     let taken = rig.route(&["approve", "b", "192.168.0.0/20"]).unwrap();
     assert_eq!(taken.code(), 0, "b does not offer it");
     rig.route(&["revoke", "a", SHED.0]).unwrap().success().unwrap();
-    rig.wait_reached(false);
+    rig.wait_reached(false).unwrap();
     let table = rig.route(&["list"]).unwrap().success().unwrap().stdout;
     assert!(table.contains("the operator has revoked it"), "{table}");
     for wrong in [["approve", "a", "192.168.7.0"], ["approve", "../x", SHED.0]] {
@@ -96,10 +95,10 @@ fn an_operator_approves_and_revokes() {
 #[test]
 fn policy_approves_and_all_of_it_outlives_restarts() {
     let rig = start(&["--approve-routes=192.168.0.0/16"]).unwrap();
-    rig.wait_reached(true);
+    rig.wait_reached(true).unwrap();
     rig.mesh.coordinator().restart().unwrap();
     rig.mesh.node("a").unwrap().restart().unwrap();
-    rig.wait_reached(true);
+    rig.wait_reached(true).unwrap();
     assert_eq!(rig.list().unwrap(), [["a", SHED.0, "approved"]]);
     rig.mesh.check_logs(&[]).unwrap();
 }

@@ -83,6 +83,8 @@ impl Spokes {
                 allowed_ips: vec![IpAddr::from(address).into()],
                 mtu: MTU,
                 punch: PunchLimits::default(),
+                // A spoke is never restarted.
+                real_time: 0,
             };
             let seed = [index.to_le_bytes()[0]; 32];
             Spoke {

@@ -67,6 +67,7 @@ impl Peer {
             allowed_ips: identity.addresses.iter().map(|address| (*address).into()).collect(),
             mtu: MTU,
             punch: PunchLimits::default(),
+            real_time: 0,
         };
         let now = Instant::now();
         let mut engine = Engine::new(config, [identity.number; 32], now);

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use mesh_coordinator::{
     backup,
     identity::Identity,
-    registry::{MeshOptions, Registry, TokenSpec},
+    registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
     store::{Event, Revision, Snapshot, Store, StoreError, sqlite::SqliteStore},
 };
 use mesh_powercut::Recording;
@@ -66,6 +66,7 @@ pub(crate) fn options(name: &str) -> MeshOptions {
         ipv4: "10.90.0.0/16".parse().unwrap(),
         coordinators: vec![format!("{name}:7443")],
         relay_name: "pi".to_owned(),
+        routes: RoutePolicy::default(),
     }
 }
 

@@ -87,7 +87,7 @@ async fn attempt(
     let hello = Hello { version: "test".to_owned(), features: vec![] };
     client.try_say(&ClientMessage::Hello(hello)).await?;
     let candidate = Candidate { address: ([192, 0, 2, 1], 51820).into(), kind: CandidateKind::Host };
-    client.try_say(&ClientMessage::Connect { public_key: agent.public_key, map }).await?;
+    client.try_say(&ClientMessage::Connect { public_key: agent.public_key, map, instance: None }).await?;
     let candidates = ClientMessage::Candidates { candidates: vec![candidate; 2], relays: vec![], home: None };
     client.try_say(&candidates).await?;
     let mut online = BTreeSet::new();

@@ -12,7 +12,7 @@ use std::{
 
 use mesh_proto::{
     candidate::{Candidate, CandidateKind},
-    control::{ALPN, ClientMessage, ServerMessage, frame},
+    control::{ALPN, ClientMessage, InstanceId, ServerMessage, frame},
     netmap::{NetworkMap, Node, NodeId},
     status::ConnectionState,
 };
@@ -58,6 +58,7 @@ impl Agent {
             nat64: Nat64::new(Mode::Off),
             lends: false,
             network: None,
+            instance: InstanceId([7; 16]),
         };
         let (cancel, tracker) = (CancellationToken::new(), TaskTracker::new());
         let (handle, events) = spawn(config, &cancel, &tracker);
@@ -177,6 +178,7 @@ async fn a_recorded_coordinator_of_version_1_is_understood() {
                     ControlEvent::RelayPipe(..)
                     | ControlEvent::Observers(_)
                     | ControlEvent::Guess(_)
+                    | ControlEvent::Admitted(_)
                     | ControlEvent::Fatal(_) => {}
                 }
                 Some(())
