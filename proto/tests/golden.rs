@@ -325,7 +325,7 @@ fn text_forms() {
 #[test]
 fn every_variant_has_a_sample() {
     let client: BTreeSet<_> = samples::client_messages().iter().map(|(_, m)| client_variant(m)).collect();
-    assert_eq!(client.len(), 12);
+    assert_eq!(client.len(), 13);
     let server: BTreeSet<_> = samples::server_messages().iter().map(|(_, m)| server_variant(m)).collect();
     assert_eq!(server.len(), 15);
     let kinds: BTreeSet<_> = samples::candidate_kinds().into_iter().map(kind_variant).collect();

@@ -38,8 +38,8 @@ pub(super) struct Outbox {
     home: Option<RelayId>,
     /// Whether the coordinator has to hear of candidates and relays.
     unsent: bool,
-    /// The routes that this node offers.
-    routes: Vec<RouteOffer>,
+    /// The routes that this node offers, once that is known.
+    routes: Option<Vec<RouteOffer>>,
     /// Whether the coordinator has to hear of them: at each connection, also that there are none (any more).
     routes_unsent: bool,
     calls: BTreeMap<NodeId, Call>,
@@ -94,6 +94,7 @@ impl Outbox {
 
     /// Replaces the routes that this node offers.
     pub(super) fn set_routes(&mut self, routes: Vec<RouteOffer>) {
+        let routes = Some(routes);
         self.routes_unsent |= self.routes != routes;
         self.routes = routes;
     }
@@ -147,7 +148,7 @@ impl Outbox {
     /// Starts over with a new connection: it has not heard anything yet.
     pub(super) fn handle_connected(&mut self) {
         self.unsent = !(self.candidates.is_empty() && self.relays.is_empty());
-        self.routes_unsent = true;
+        self.routes_unsent = self.routes.is_some();
         for call in self.calls.values_mut() {
             call.said = false;
         }
@@ -163,8 +164,9 @@ impl Outbox {
             let home = self.home.filter(|home| self.relays.contains_key(home));
             return Some(ClientMessage::Candidates { candidates, relays, home });
         }
-        if mem::take(&mut self.routes_unsent) {
-            return Some(ClientMessage::Advertise { routes: self.routes.clone() });
+        if let Some(routes) = self.routes.as_ref().filter(|_| self.routes_unsent) {
+            self.routes_unsent = false;
+            return Some(ClientMessage::Advertise { routes: routes.clone() });
         }
         if let Some(knock) = self.knocks.pop_front() {
             return Some(ClientMessage::Knock(knock));
@@ -214,7 +216,7 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::candidate::CandidateKind;
+    use mesh_proto::{candidate::CandidateKind, route::RouteKind};
 
     use super::*;
 
@@ -264,6 +266,27 @@ mod tests {
         assert_eq!(home(drain(&mut outbox, now)), None);
         outbox.set_relay(RelayId(4), ([192, 0, 2, 9], 7443).into());
         assert_eq!(home(drain(&mut outbox, now)), Some(RelayId(4)));
+    }
+
+    #[test]
+    fn routes_are_said_at_each_connect_also_that_there_are_none() {
+        let now = Instant::now();
+        let offer = RouteOffer { prefix: "192.168.7.0/24".parse().unwrap(), kind: RouteKind::Subnet };
+        let said = |outbox: &mut Outbox| match &drain(outbox, now)[..] {
+            [] => None,
+            [ClientMessage::Advertise { routes }] => Some(routes.clone()),
+            other => panic!("{other:?}"),
+        };
+        let mut outbox = Outbox::default();
+        outbox.handle_connected();
+        assert_eq!(said(&mut outbox), None, "nothing is known yet");
+        outbox.set_routes(vec![offer]);
+        assert_eq!(said(&mut outbox), Some(vec![offer]));
+        outbox.set_routes(vec![offer]);
+        assert_eq!(said(&mut outbox), None);
+        outbox.set_routes(vec![]);
+        outbox.handle_connected();
+        assert_eq!(said(&mut outbox), Some(vec![]), "it may have offered some in an earlier life");
     }
 
     #[test]
