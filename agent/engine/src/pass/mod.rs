@@ -14,6 +14,9 @@
 //! for when there is no relay that could lead to the peer: who answered last, or the next in turn. What is to be carried
 //! is kept for a moment and handed to whoever is found.
 //!
+//! Only a node with traffic of its own begins, and looks for others. One that was only called, or is only looked for,
+//! answers once for each message that it gets: so all of it ends with the traffic, whoever reaches whom by then.
+//!
 //! A carrier does nothing of its own: for each message that it takes it sends one, where it knows its receiver, or where
 //! the receiver last passed something on from. It looks for nobody and remembers one path.
 //!

@@ -273,6 +273,22 @@ mod tests {
     }
 
     #[test]
+    fn old_paths_are_given_up_together_where_only_the_relay_answers() {
+        let mut runner = Runner::new(8);
+        runner.traffic();
+        runner.run(Duration::from_secs(5), ms(30), |_| true);
+        runner.run(Duration::from_secs(3600), ms(30), |_| true);
+        assert!(runner.primary().is_some_and(PathAddress::is_direct));
+        runner.traffic();
+        runner.run(Duration::from_secs(4), ms(30), |path| path == RELAY);
+        assert_eq!(runner.primary(), Some(RELAY), "not one after the other");
+        runner.traffic();
+        runner.set.hunt(runner.now, Duration::ZERO);
+        runner.run(ms(50), ms(30), |path| path == RELAY || path == direct(5));
+        assert_eq!(runner.primary(), Some(direct(5)), "none is forgotten");
+    }
+
+    #[test]
     fn after_a_pause_both_ways_are_used_until_one_answers() {
         let mut runner = Runner::new(1);
         runner.traffic();

@@ -138,6 +138,11 @@ impl PathSet {
             }
         }
         if suspicion {
+            // What has not answered for as long is no better. It is doubted together with the primary path, or each would
+            // be tried and given up in its turn, while the relay answers.
+            for path in self.paths.iter_mut().filter(|path| path.is_direct() && !path.is_trusted(now)) {
+                path.suspect(now);
+            }
             // Whatever may take over is asked at once.
             self.hunt(now, Duration::ZERO);
         }

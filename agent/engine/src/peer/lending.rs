@@ -23,7 +23,7 @@ impl Peer {
 
     /// Whether there is traffic with it, and no direct path that answers.
     pub(crate) fn is_relayed(&self, now: Instant) -> bool {
-        self.is_active(now) && !self.sought && !self.paths.is_direct(now)
+        self.has_traffic(now) && !self.paths.is_direct(now)
     }
 
     /// Returns where it answers on this node's main socket, if it has lately.

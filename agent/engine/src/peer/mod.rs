@@ -12,7 +12,7 @@
 //! The session ([`handshake`], [`data`]) and the paths ([`probing`]) know nothing of each other but where a message
 //! came from and where one is to go.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_proto::{
     candidate::Candidate,
@@ -38,7 +38,7 @@ use crate::{
     event::{Event, WakeupReason},
     local::Local,
     pass::Passed,
-    path::{Health, Path, PathSet},
+    path::{ACTIVE_WINDOW, Health, Path, PathSet},
     queue::Queue,
     session::{REJECT_AFTER_TIME, Session, Timestamp},
     snapshot::{PathSnapshot, PeerSnapshot},
@@ -71,8 +71,10 @@ pub(crate) struct Peer {
     last_called: Option<Instant>,
     punched: Punched,
     passed: Passed,
-    /// There is no traffic: the peer is only looked for.
-    sought: bool,
+    /// When something was sent to or came from the peer: a peer that only calls, or is only looked for, has no traffic.
+    last_traffic: Option<Instant>,
+    /// Until when this node calls the peer of its own accord.
+    wanted_until: Option<Instant>,
     /// The last initiation could not be sent anywhere.
     unsent: bool,
     /// Pings that a person asked for.
@@ -123,7 +125,8 @@ impl Peer {
             last_called: None,
             punched: Punched::default(),
             passed: Passed::default(),
-            sought: false,
+            last_traffic: None,
+            wanted_until: None,
             unsent: false,
             pings: Vec::new(),
             tx_bytes: 0,
@@ -172,6 +175,19 @@ impl Peer {
     /// Whether there was traffic lately.
     pub(crate) fn is_active(&self, now: Instant) -> bool {
         self.paths.is_active(now)
+    }
+
+    /// Whether this node has a reason of its own to be active, which a call of the peer's is not.
+    fn has_traffic(&self, now: Instant) -> bool {
+        self.last_traffic.is_some_and(|at| now.saturating_duration_since(at) < ACTIVE_WINDOW)
+    }
+
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.wanted_until.is_some_and(|until| now < until)
+    }
+
+    fn want(&mut self, time: Duration, now: Instant) {
+        self.wanted_until = self.wanted_until.max(Some(now + time));
     }
 
     /// Whether a direct path answers.

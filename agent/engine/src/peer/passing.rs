@@ -27,24 +27,32 @@ const PATIENCE_ALONE: Duration = Duration::from_millis(250);
 impl Peer {
     /// The peer was called: if that is of no use, others are asked.
     pub(super) fn plan_passing(&mut self, now: Instant) {
-        if !self.sought && !self.paths.is_reached(now) {
+        if self.has_traffic(now) && !self.paths.is_reached(now) {
             let patience = if self.paths.best_relay().is_some() { PATIENCE } else { PATIENCE_ALONE };
             self.passed.plan(now + patience);
         }
     }
 
     /// Has this node's whereabouts passed on, if that is due.
+    ///
+    /// A peer that is only looked for, or that only called, is answered once, by who is there: if nodes looked for others
+    /// on behalf of those who look for them, they would keep each other at it for ever.
     pub(super) fn handle_passing_timeout(&mut self, local: &mut Local, now: Instant) {
-        if self.sought || !self.is_active(now) || self.paths.is_reached(now) {
+        if !self.is_active(now) || self.paths.is_reached(now) {
             return self.passed.stop();
         }
         let Some(round) = self.passed.take_due(now) else { return };
         let whereabouts = self.whereabouts(local, now);
         let Some(sealed) = self.seal(&Message::Whereabouts(whereabouts), local) else { return };
+        let has_traffic = self.has_traffic(now);
         let sought = match self.paths.best_relay() {
+            _ if !has_traffic => 0,
             None => SOUGHT,
             Some(_) => usize::from(round >= SEEK_AFTER),
         };
+        if !has_traffic {
+            self.passed.stop();
+        }
         let ask = Ask { to: self.config.id, sealed, round, copies: COPIES, sought, by: self.passed.by };
         local.wish(Wish::Ask(ask));
     }
@@ -62,7 +70,7 @@ impl Peer {
 
     /// The peer answers, which was looked for.
     pub(super) fn on_found(&self, local: &mut Local, now: Instant) {
-        local.unsettled |= self.sought && local.passing.on_found(self.config.id, now);
+        local.unsettled |= !self.has_traffic(now) && local.passing.on_found(self.config.id, now);
     }
 
     /// Whether it could be looked for, in order to be asked.

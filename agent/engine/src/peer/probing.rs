@@ -16,7 +16,7 @@ use crate::{
     event::{Event, PathAddress},
     local::Local,
     netcheck::Observer,
-    path::{Origin, Path, Targets, mtu::padding},
+    path::{ACTIVE_WINDOW, Origin, Path, Targets, mtu::padding},
 };
 
 /// Least time between CallMeMaybes to a peer: so they don't answer each other for ever.
@@ -30,6 +30,9 @@ const MAX_CALL_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_RECALLS: u32 = 4;
 /// A CallMeMaybe of the peer's starts a hunt over at most this often.
 const CALLED_INTERVAL: Duration = Duration::from_millis(500);
+/// A peer that calls after a pause is told this node's news for so long: what is learned of the network now that there is
+/// a reason to ask. Its own calls are what it is to be told later.
+const CALLED_WINDOW: Duration = CALL_INTERVAL;
 /// How long a CallMeMaybe is thought to take where nothing was measured.
 const DEFAULT_ONE_WAY: Duration = Duration::from_millis(50);
 /// The longest wait for a CallMeMaybe to arrive.
@@ -63,7 +66,11 @@ impl Peer {
         // The peer sent this one way ago and waits as long before it probes: both sides' first probes meet.
         if self.last_called.is_none_or(rested) {
             self.last_called = Some(now);
-            self.paths.on_traffic(now);
+            // To be called is no reason to go on for longer, or two nodes that nobody talks to would keep each other at it.
+            if !self.is_active(now) {
+                self.paths.on_traffic(now);
+                self.want(CALLED_WINDOW, now);
+            }
             self.paths.hunt(now, Duration::ZERO);
         } else {
             self.paths.hunt_new(now);
@@ -84,7 +91,7 @@ impl Peer {
 
     /// This node's candidates have changed.
     pub(crate) fn on_own_candidates_changed(&mut self, local: &mut Local, now: Instant) {
-        if self.is_active(now) && self.tell_news(local, now) {
+        if self.is_wanted(now) && self.tell_news(local, now) {
             let delay = self.one_way(local);
             self.paths.hunt(now, delay);
         }
@@ -112,6 +119,8 @@ impl Peer {
             self.unsent = true;
             if self.is_active(now) {
                 self.paths.hunt_new(now);
+            }
+            if self.is_wanted(now) {
                 self.tell_news(local, now);
             }
         } else if self.is_active(now) {
@@ -199,7 +208,7 @@ impl Peer {
         }
         let interval = CALL_INTERVAL.saturating_mul(1 << self.recalls).min(MAX_CALL_AGAIN_INTERVAL);
         let is_old = |at: Instant| now.saturating_duration_since(at) >= interval;
-        if self.is_active(now) && !self.paths.is_direct(now) && self.last_call.is_none_or(is_old) {
+        if self.is_wanted(now) && !self.paths.is_direct(now) && self.last_call.is_none_or(is_old) {
             self.call(CALL_INTERVAL, local, now);
             self.recalls = (self.recalls + 1).min(MAX_RECALLS);
             let delay = self.one_way(local);
@@ -220,14 +229,18 @@ impl Peer {
 
     /// Looks for a direct path to the peer for a while, as if there were traffic.
     pub(crate) fn look_for(&mut self, local: &mut Local, now: Instant) {
-        let sought = self.sought || !self.is_active(now);
-        self.note_traffic(local, now);
-        self.sought = sought;
+        self.want(ACTIVE_WINDOW, now);
+        self.note_activity(local, now);
     }
 
     /// Notes that something was sent to or came from the peer; after a pause, it is looked for.
     pub(super) fn note_traffic(&mut self, local: &mut Local, now: Instant) {
-        self.sought = false;
+        self.last_traffic = Some(now);
+        self.want(ACTIVE_WINDOW, now);
+        self.note_activity(local, now);
+    }
+
+    fn note_activity(&mut self, local: &mut Local, now: Instant) {
         if !self.paths.on_traffic(now) {
             return;
         }
