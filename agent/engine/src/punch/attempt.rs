@@ -310,7 +310,10 @@ impl Run {
             }
             Ports::Predicted(ip, sequence) => {
                 let count = count % u32::from(PREDICTED_PORTS);
-                (ip, sequence.port(u16::try_from(count).expect("fewer than the predicted ports")))
+                let count = u16::try_from(count).expect("fewer than the predicted ports");
+                // There is no port 0: a NAT that counts past it goes on to the next.
+                let port = Some(sequence.port(count)).filter(|port| *port != 0);
+                (ip, port.unwrap_or_else(|| sequence.port(count + 1)))
             }
         };
         SocketAddr::new(ip, port)
@@ -329,7 +332,10 @@ fn walk(mut draw: impl FnMut() -> u32) -> (u32, u32) {
 mod tests {
     use std::collections::BTreeSet;
 
-    use mesh_proto::{punch::PunchStage, status::Mapping};
+    use mesh_proto::{
+        punch::{PunchStage, Sequence},
+        status::Mapping,
+    };
 
     use super::*;
 
@@ -355,6 +361,15 @@ mod tests {
             seed >> 8
         };
         Run::new(plan, &limits, &peer(), draw, now)
+    }
+
+    #[test]
+    fn a_sequence_that_passes_port_0_leaves_it_out() {
+        let (start, sequence) = (Instant::now(), Sequence { next: 2, step: -1 });
+        let plan = Plan { spread: None, ports: Some(Ports::Predicted(PEER, sequence)) };
+        let run = run(plan, PunchLimits::default(), start);
+        let ports = (0..4).map(|count| run.target(Ports::Predicted(PEER, sequence), count).port());
+        assert_eq!(ports.collect::<Vec<_>>(), [2, 1, 65_535, 65_535]);
     }
 
     #[test]
