@@ -13,7 +13,7 @@
 //! a relay's other frames, STUN     to the home shard
 //! ```
 //!
-//! What one peer carries for another ([`crate::pass`]) is handed over once more, opened, where the two are of different
+//! What one peer carries for another (`pass`) is handed over once more, opened, where the two are of different
 //! shards; and what this node wants carried is told to every shard, since each knows only its own who could.
 //!
 //! So the system may give anything to any shard, and its steering is a matter of speed only.

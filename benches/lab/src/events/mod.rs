@@ -3,7 +3,7 @@
 //! [`schedule`] draws [`Event`]s from a seed; [`Model`] is the state that they lead to: where everyone is, what the
 //! routers there do, which servers run. After an event every pair that can talk by the model must answer, within the
 //! event's budget times three; soon after it is on the path that the model says; no daemon has complained or ended. At
-//! checkpoints nothing may have grown beyond the bounds of [`leaks`], which know nothing of the number of events.
+//! checkpoints nothing may have grown beyond the bounds of `leaks`, which know nothing of the number of events.
 //!
 //! Nobody helps: what is killed is started again, as a service manager does it, and that is all.
 

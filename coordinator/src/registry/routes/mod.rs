@@ -10,7 +10,7 @@
 //! ```
 //!
 //! What the operator has said of a prefix of a node stays, whether the node offers it or not, so a node that is away or
-//! begins anew needs no second word. Each change settles all routes of all nodes anew ([`settle`]) and is one
+//! begins anew needs no second word. Each change settles all routes of all nodes anew (`settle.rs`) and is one
 //! transaction; a counter, which every one of them raises, keeps two from being decided on the same state.
 
 mod settle;
