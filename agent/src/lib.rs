@@ -21,6 +21,7 @@ pub mod identity;
 pub mod io;
 #[cfg(target_os = "linux")]
 pub mod keep;
+pub mod kubernetes;
 pub mod local_api;
 pub mod logs;
 pub mod meshctl;

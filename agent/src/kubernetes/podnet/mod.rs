@@ -1,0 +1,176 @@
+//! The node's own half of the pod network: what the container runtime, the kernel and the packet filter of this host
+//! need so that its pods reach all others, and the world.
+//!
+//! ```text
+//!   plugins, conflist -> runtime -> pod eth0 --- veth --- bridge cni-mesh0 --- [forwarding] --- mesh0 --- tunnels
+//!                                                                                  |
+//!                                                                 own nft table: masquerade, MSS
+//! ```
+//!
+//! [`PodNetwork::set`] takes the whole desired state. It is to be called at each change and every few seconds: it does
+//! nothing where nothing is missing, and puts back what others took. What cannot be had is a [`Problem`], and nothing
+//! that works stops because of one. The order is the one in which a pod needs it: settings of the kernel, bridge,
+//! addresses, packet filter, plugins, and last of all the file by which the runtime knows that there is a network.
+//!
+//! A stopping agent leaves all of it in place: pods go on, and the next agent finds it as it should be.
+//! [`PodNetwork::remove`] is for a node that leaves for good.
+
+mod conflist;
+mod plugins;
+mod problem;
+mod program;
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+pub use conflist::{FILE as CONFLIST, NETWORK};
+pub use problem::Problem;
+
+use conflist::IfMissing;
+
+/// Longest name of an interface.
+const MAX_INTERFACE: usize = 15;
+
+/// Where things are on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Where the runtime reads configurations: `/etc/cni/net.d`.
+    pub cni_conf_dir: PathBuf,
+    /// Where the runtime finds plugins: `/opt/cni/bin`.
+    pub cni_bin_dir: PathBuf,
+    /// Where plugins are that can be installed, the best first.
+    pub plugin_sources: Vec<PathBuf>,
+    /// Where host-local keeps the pods' addresses. In memory, so that none outlives a boot: `/run/cni/mesh`.
+    pub host_local_dir: PathBuf,
+}
+
+/// What the pod network of this node should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The ranges of this node's pods, one of each family at most, in the order of the Node's `podCIDRs`.
+    pub pods: Vec<IpNet>,
+    /// The ranges of all pods of the cluster.
+    pub cluster_pods: Vec<IpNet>,
+    /// The ranges of Services.
+    pub services: Vec<IpNet>,
+    /// The ranges of the mesh's own addresses.
+    pub mesh: Vec<IpNet>,
+    /// Other networks that this node offers to the mesh: what comes from them keeps its source.
+    pub offered: Vec<IpNet>,
+    /// The mesh's interface.
+    pub interface: String,
+    /// The largest packet of a pod.
+    pub mtu: u16,
+    /// Where the agent answers.
+    pub socket: PathBuf,
+    /// Whether the mesh carries packets.
+    pub mesh_state: MeshState,
+}
+
+/// Whether the mesh carries packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeshState {
+    /// The interface, its addresses and the routes are up.
+    Ready,
+    /// Not yet, or not at the moment.
+    NotReady,
+}
+
+/// The pod network of this node.
+#[derive(Debug)]
+pub struct PodNetwork {
+    places: Places,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(PathBuf::from));
+        let shipped = ["/usr/lib/mesh/cni", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from);
+        Self {
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dir: "/opt/cni/bin".into(),
+            plugin_sources: shipped.into_iter().chain(beside).collect(),
+            host_local_dir: "/run/cni/mesh".into(),
+        }
+    }
+}
+
+impl Desired {
+    /// Returns the name of the pods' bridge. It begins with `cni`, as those do through which no peer is looked for.
+    #[must_use]
+    pub fn bridge(&self) -> String {
+        format!("cni-{}", self.interface).chars().take(MAX_INTERFACE).collect()
+    }
+}
+
+impl PodNetwork {
+    /// Makes one; nothing is changed yet. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn new(places: Places) -> Self {
+        Self { places }
+    }
+
+    /// Has everything be as wanted, and returns what is not.
+    pub async fn set(&mut self, desired: &Desired) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let (whole, missing) = plugins::install(&self.places.plugin_sources, &self.places.cni_bin_dir).await;
+        problems.extend(missing);
+        if let Ok(versions) = whole {
+            problems.extend(self.set_conflist(desired, &versions));
+        }
+        problems
+    }
+
+    /// Takes everything back: the node is as it was before.
+    pub async fn remove(&mut self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let others = conflist::others_present(&self.places.cni_conf_dir);
+        let path = self.places.cni_conf_dir.join(CONFLIST);
+        if let Err(error) = mesh_durable::remove(&path) {
+            problems.push(Problem::ConflistUnwritable { path, reason: error.to_string() });
+        }
+        if let Err(error) = plugins::remove(&self.places.cni_bin_dir, others) {
+            let path = self.places.cni_bin_dir.clone();
+            problems.push(Problem::PluginNotInstalled { path, reason: error.to_string() });
+        }
+        problems
+    }
+
+    /// Says to the runtime that there is a network.
+    fn set_conflist(&self, desired: &Desired, versions: &[&'static str]) -> Vec<Problem> {
+        let dir = &self.places.cni_conf_dir;
+        let if_missing = match desired.mesh_state {
+            MeshState::Ready => IfMissing::Make,
+            MeshState::NotReady => IfMissing::Leave,
+        };
+        let content = conflist::render(desired, &self.places.host_local_dir, versions);
+        match conflist::write(dir, &content, if_missing) {
+            Ok(true) => tracing::info!(file = CONFLIST, "network configuration written"),
+            Ok(false) => {}
+            Err(problem) => return vec![problem],
+        }
+        conflist::others_first(dir).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod fixtures {
+    use super::*;
+
+    /// Node number 1 of the village.
+    pub(super) fn desired() -> Desired {
+        let nets = |all: &[&str]| all.iter().map(|net| net.parse().unwrap()).collect();
+        Desired {
+            pods: nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]),
+            cluster_pods: nets(&["10.244.0.0/16", "fd00:10:244::/48"]),
+            services: nets(&["10.96.0.0/12", "fd00:10:96::/112"]),
+            mesh: nets(&["10.90.0.0/16", "fd5d::/48"]),
+            offered: vec![],
+            interface: "mesh0".to_owned(),
+            mtu: 1420,
+            socket: "/run/mesh-agent/agent.sock".into(),
+            mesh_state: MeshState::Ready,
+        }
+    }
+}
