@@ -6,7 +6,8 @@ RELEASE := $(CARGO) build --release --locked -p mesh-agent -p mesh-coordinator -
 # The network lab's tools; each is looked up by a file that its package brings.
 PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go \
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
-	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential
+	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential \
+	iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
 
 .PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 

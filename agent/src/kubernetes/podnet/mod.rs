@@ -15,19 +15,26 @@
 //! A stopping agent leaves all of it in place: pods go on, and the next agent finds it as it should be.
 //! [`PodNetwork::remove`] is for a node that leaves for good.
 
+mod bridge;
 mod conflist;
+mod forwarding;
+mod leases;
+pub mod plugin;
 mod plugins;
 mod problem;
 mod program;
 
-use std::path::PathBuf;
+use std::{fs, io, path::PathBuf, time::Instant};
 
 use ipnet::IpNet;
 
 pub use conflist::{FILE as CONFLIST, NETWORK};
+pub use forwarding::TABLE;
 pub use problem::Problem;
 
-use conflist::IfMissing;
+use self::{
+    bridge::Surroundings, conflist::IfMissing, forwarding::Forwarding, leases::Leases, plugins::Plugins,
+};
 
 /// Longest name of an interface.
 const MAX_INTERFACE: usize = 15;
@@ -81,6 +88,10 @@ pub enum MeshState {
 #[derive(Debug)]
 pub struct PodNetwork {
     places: Places,
+    plugins: Plugins,
+    forwarding: Forwarding,
+    /// What was said last, so that only news are logged.
+    said: Vec<Problem>,
 }
 
 impl Default for Places {
@@ -100,41 +111,102 @@ impl Desired {
     /// Returns the name of the pods' bridge. It begins with `cni`, as those do through which no peer is looked for.
     #[must_use]
     pub fn bridge(&self) -> String {
-        format!("cni-{}", self.interface).chars().take(MAX_INTERFACE).collect()
+        bridge_of(&self.interface)
     }
 }
 
 impl PodNetwork {
-    /// Makes one; nothing is changed yet. Must be called within a tokio runtime.
+    /// Makes one; nothing is changed yet.
     #[must_use]
     pub fn new(places: Places) -> Self {
-        Self { places }
+        Self { places, plugins: Plugins::default(), forwarding: Forwarding::default(), said: Vec::new() }
     }
 
-    /// Has everything be as wanted, and returns what is not.
+    /// Has everything be as wanted, and returns what is not. Must be called within a tokio runtime.
+    ///
+    /// Not cancel-safe: what was begun may be half done, and the next call finishes it.
     pub async fn set(&mut self, desired: &Desired) -> Vec<Problem> {
+        if desired.pods.is_empty() {
+            return Vec::new();
+        }
+        let mut problems = self.try_set(desired).await;
+        problems.sort();
+        problems.dedup();
+        for problem in problems.iter().filter(|problem| !self.said.contains(problem)) {
+            tracing::warn!(%problem, "pod network");
+        }
+        self.said.clone_from(&problems);
+        problems
+    }
+
+    /// Takes everything back: the node is as it was before, but for settings of the kernel that others may have come to
+    /// need. For a node that leaves, without pods; `interface` is the mesh's.
+    pub async fn remove(&mut self, interface: &str) -> Vec<Problem> {
+        let Places { cni_conf_dir, cni_bin_dir, plugin_sources: _, host_local_dir } = &self.places;
         let mut problems = Vec::new();
-        let (whole, missing) = plugins::install(&self.places.plugin_sources, &self.places.cni_bin_dir).await;
+        let others = conflist::others_present(cni_conf_dir);
+        let path = cni_conf_dir.join(CONFLIST);
+        if let Err(error) = mesh_durable::remove(&path) {
+            problems.push(Problem::ConflistUnwritable { path, reason: error.to_string() });
+        }
+        if let Err(error) = plugins::remove(cni_bin_dir, others) {
+            problems.push(Problem::PluginNotRemoved { dir: cni_bin_dir.clone(), reason: error.to_string() });
+        }
+        let bridge = bridge_of(interface);
+        if let Err(error) = bridge::remove(&bridge).await {
+            problems.push(Problem::Bridge { bridge, reason: format!("{error:#}") });
+        }
+        problems.extend(self.forwarding.remove().await);
+        match fs::remove_dir_all(host_local_dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                problems.push(Problem::Leases { dir: host_local_dir.clone(), reason: error.to_string() });
+            }
+            Ok(()) | Err(_) => {}
+        }
+        self.plugins = Plugins::default();
+        problems
+    }
+
+    async fn try_set(&mut self, desired: &Desired) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let around = match Surroundings::read(&desired.interface).await {
+            Ok(around) => around,
+            Err(error) => return vec![Problem::Surroundings { reason: format!("{error:#}") }],
+        };
+        let clashes = around.clashes(desired);
+        if !clashes.is_empty() {
+            // Whatever was there before goes on as it is.
+            return clashes;
+        }
+        problems.extend(self.forwarding.set(desired, &around.uplinks(), Instant::now()).await);
+        match around.set_bridge(desired).await {
+            Ok(true) => tracing::info!(bridge = desired.bridge(), "bridge put right"),
+            Ok(false) => {}
+            Err(error) => {
+                problems.push(Problem::Bridge { bridge: desired.bridge(), reason: format!("{error:#}") });
+            }
+        }
+        problems.extend(self.free_leases(&around, desired));
+        let (versions, missing) = self.plugins.install(&self.places).await;
         problems.extend(missing);
-        if let Ok(versions) = whole {
+        if let Some(versions) = versions {
             problems.extend(self.set_conflist(desired, &versions));
         }
         problems
     }
 
-    /// Takes everything back: the node is as it was before.
-    pub async fn remove(&mut self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let others = conflist::others_present(&self.places.cni_conf_dir);
-        let path = self.places.cni_conf_dir.join(CONFLIST);
-        if let Err(error) = mesh_durable::remove(&path) {
-            problems.push(Problem::ConflistUnwritable { path, reason: error.to_string() });
+    /// Frees addresses that are nobody's.
+    fn free_leases(&self, around: &Surroundings, desired: &Desired) -> Option<Problem> {
+        let dir = &self.places.host_local_dir;
+        match Leases::new(dir).sweep(&around.devices(), &desired.pods) {
+            Ok(plan) => {
+                if !plan.free.is_empty() {
+                    tracing::info!(count = plan.free.len(), "addresses of pods that are gone were freed");
+                }
+                (plan.of_old_range > 0).then_some(Problem::PodsOfOldRange { pods: plan.of_old_range })
+            }
+            Err(error) => Some(Problem::Leases { dir: dir.clone(), reason: error.to_string() }),
         }
-        if let Err(error) = plugins::remove(&self.places.cni_bin_dir, others) {
-            let path = self.places.cni_bin_dir.clone();
-            problems.push(Problem::PluginNotInstalled { path, reason: error.to_string() });
-        }
-        problems
     }
 
     /// Says to the runtime that there is a network.
@@ -152,6 +224,11 @@ impl PodNetwork {
         }
         conflist::others_first(dir).unwrap_or_default()
     }
+}
+
+/// Returns the name of the pods' bridge beside a mesh interface.
+fn bridge_of(interface: &str) -> String {
+    format!("cni-{interface}").chars().take(MAX_INTERFACE).collect()
 }
 
 #[cfg(test)]

@@ -9,16 +9,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{conflist, problem::Problem, program};
+use super::{Places, conflist, problem::Problem, program};
 
 /// The plugins of the CNI project that a pod network is made of.
 const REFERENCE: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
@@ -58,21 +58,55 @@ struct VersionAnswer {
     supported_versions: Vec<String>,
 }
 
-/// Has all plugins there, and returns the versions of CNI that they have in common.
-pub(super) async fn install(
-    sources: &[PathBuf],
-    bin_dir: &Path,
-) -> (Result<Vec<&'static str>, ()>, Vec<Problem>) {
-    let mut problems = Vec::new();
-    let mut spoken = Vec::new();
-    for name in REFERENCE.into_iter().chain([OWN]) {
-        match install_one(name, sources, bin_dir).await {
-            Ok(about) => spoken.push(about.spoken),
-            Err(problem) => problems.push(problem),
+/// What was found at the last look.
+#[derive(Debug, Default)]
+pub(super) struct Plugins {
+    whole: Option<Whole>,
+}
+
+/// All plugins, as they were when all was well.
+#[derive(Debug)]
+struct Whole {
+    stamps: Vec<Option<Stamp>>,
+    versions: Vec<&'static str>,
+}
+
+/// By this a file is known as the same: its place on the disk, its size and time.
+type Stamp = (u64, u64, SystemTime);
+
+impl Plugins {
+    /// Has all plugins there, and returns the versions of CNI that they have in common, if nothing is missing. Plugins are
+    /// run only if a file has changed since the last time.
+    pub(super) async fn install(&mut self, places: &Places) -> (Option<Vec<&'static str>>, Vec<Problem>) {
+        let Places { cni_bin_dir, plugin_sources, .. } = places;
+        if let Some(whole) = self.whole.as_ref().filter(|whole| whole.stamps == stamps(places)) {
+            return (Some(whole.versions.clone()), Vec::new());
         }
+        let mut problems = Vec::new();
+        let mut spoken = Vec::new();
+        for name in REFERENCE.into_iter().chain([OWN]) {
+            match install_one(name, plugin_sources, cni_bin_dir).await {
+                Ok(about) => spoken.push(about.spoken),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return (None, problems);
+        }
+        let versions = conflist::common_versions(&spoken);
+        self.whole = Some(Whole { stamps: stamps(places), versions: versions.clone() });
+        (Some(versions), problems)
     }
-    let whole = problems.is_empty().then(|| conflist::common_versions(&spoken)).ok_or(());
-    (whole, problems)
+}
+
+/// Returns the stamps of everything that is installed, and of what could be.
+fn stamps(places: &Places) -> Vec<Option<Stamp>> {
+    let stamp = |path: PathBuf| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
+    };
+    let dirs = || places.plugin_sources.iter().chain([&places.cni_bin_dir]);
+    REFERENCE.into_iter().chain([OWN]).flat_map(|name| dirs().map(move |dir| stamp(dir.join(name)))).collect()
 }
 
 /// Removes what was installed and is still as it was; what others may use stays.
@@ -263,22 +297,24 @@ mod tests {
         for dir in [&source, &bin] {
             conflist::make_dir(dir).unwrap();
         }
-        let sources = [source.clone()];
-        let (whole, problems) = install(&sources, &bin).await;
-        assert_eq!((whole, problems.len()), (Err(()), 5), "{problems:?}");
+        let places =
+            Places { cni_bin_dir: bin.clone(), plugin_sources: vec![source.clone()], ..Places::default() };
+        let mut plugins = Plugins::default();
+        let (whole, problems) = plugins.install(&places).await;
+        assert_eq!((whole, problems.len()), (None, 5), "{problems:?}");
         for name in REFERENCE.into_iter().chain([OWN]) {
             write_plugin(&source, name, "1.5.0");
         }
         write_plugin(&bin, "portmap", "1.9.0");
         write_plugin(&bin, "bridge", "1.4.9");
         fs::write(bin.join("loopback"), "cut off").unwrap();
-        assert_eq!(install(&sources, &bin).await, (Ok(vec!["1.0.0", "0.4.0"]), vec![]));
+        assert_eq!(plugins.install(&places).await, (Some(vec!["1.0.0", "0.4.0"]), vec![]));
         let text = |name: &str| fs::read_to_string(bin.join(name)).unwrap();
         assert!(text("portmap").contains("v1.9.0") && text("bridge").contains("v1.5.0"));
         assert!(text("loopback").contains("v1.5.0"));
         assert_eq!(fs::metadata(bin.join("host-local")).unwrap().permissions().mode() & 0o7777, MODE);
         write_plugin(&source, OWN, "1.4.0");
-        assert_eq!(install(&sources, &bin).await.1, vec![]);
+        assert_eq!(plugins.install(&places).await.1, vec![]);
         assert!(text(OWN).contains("v1.4.0"), "our own follows the agent, back as well");
         remove(&bin, false).unwrap();
         let left: Vec<_> = fs::read_dir(&bin).unwrap().map(|entry| entry.unwrap().file_name()).collect();

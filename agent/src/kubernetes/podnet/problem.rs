@@ -19,6 +19,18 @@ pub enum Problem {
         /// Where it is connected.
         interface: String,
     },
+    /// A bridge of a pod network that was here before has the range.
+    #[error(
+        "another pod network's interface {interface} still has {network}, which overlaps the pod range {range} of this node: remove that network, then `ip link delete {interface}`"
+    )]
+    RangeOfOther {
+        /// The node's pod range.
+        range: IpNet,
+        /// The network that is connected.
+        network: IpNet,
+        /// The other network's interface.
+        interface: String,
+    },
     /// The cluster's own ranges overlap.
     #[error("the pod range {range} of this node overlaps the {kind} range {other} of the cluster")]
     RangesOverlap {
@@ -53,6 +65,14 @@ pub enum Problem {
         /// What the system said.
         reason: String,
     },
+    /// A plugin of ours cannot be removed.
+    #[error("the network plugins in {} cannot be removed: {reason}", dir.display())]
+    PluginNotRemoved {
+        /// Where the runtime looks.
+        dir: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
     /// The configuration cannot be put where the runtime looks.
     #[error("the network configuration {} cannot be written: {reason}", path.display())]
     ConflistUnwritable {
@@ -68,6 +88,12 @@ pub enum Problem {
         path: PathBuf,
         /// The name of ours.
         ours: &'static str,
+    },
+    /// The host does not tell of its networks.
+    #[error("the host's networks cannot be listed: {reason}")]
+    Surroundings {
+        /// What the system said.
+        reason: String,
     },
     /// The bridge of the pods cannot be put right.
     #[error("the bridge {bridge} cannot be set: {reason}")]
