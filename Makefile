@@ -8,8 +8,10 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 	iperf3:iperf3 conntrack:conntrack nginx:nginx-light tinyproxy:tinyproxy squid:squid openssl:openssl ethtool:ethtool \
 	miniupnpd:miniupnpd-nftables tayga:tayga gcc:build-essential \
 	iptables:iptables /usr/lib/cni/bridge:containernetworking-plugins
+# What a cluster takes beside them. Go is not among it: Debian's is too old to build Kubernetes.
+CLUSTER_PACKAGES := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static
 
-.PHONY: demo demo-up demo-down test test-unit test-lab matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -35,6 +37,12 @@ test-unit: setup
 # Namespaces, addresses and CPU time are shared: one test at a time.
 test-lab: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
+
+## test-k8s: a real Kubernetes in the village; needs Go 1.24, and builds Kubernetes the first time: about ten minutes
+test-k8s: bins
+	@.ci/setup $(CLUSTER_PACKAGES)
+	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) \
+		$(CARGO) test --locked -p mesh-lab --features kubernetes --test k8s -- --nocapture --test-threads=1
 
 ## matrix: the 81 pairs of NAT types on real kernels, one after the other; RUNS=1 SEED=1 IPV6=
 matrix: bins
@@ -65,6 +73,7 @@ lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-engine --all-targets --features virtual-time -- -D warnings
+	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/deny
 

@@ -11,6 +11,7 @@
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
 //! - [`pods`]: namespaces behind a bridge of a node, as Kubernetes has them.
+//! - [`kubernetes`]: a real Kubernetes whose workers are nodes of a mesh.
 //! - [`capture`]: a sniffer that judges checksums.
 //! - [`traffic`]: echoes between all pairs, and a file over TCP, from inside the namespaces.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
@@ -41,6 +42,7 @@ pub mod cli;
 pub mod demo;
 pub mod dns;
 pub mod events;
+pub mod kubernetes;
 pub mod linksim;
 pub mod matrix;
 pub mod mesh;

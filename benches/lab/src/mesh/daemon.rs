@@ -26,7 +26,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn new(network: Arc<Network>, host: &str, program: PathBuf, args: Vec<OsString>) -> Self {
+    pub(crate) fn new(network: Arc<Network>, host: &str, program: PathBuf, args: Vec<OsString>) -> Self {
         let kind = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = format!("{host}-{}", kind.trim_start_matches("mesh-"));
         Self { network, host: host.to_owned(), program, args, log, process: Mutex::new(None) }

@@ -55,6 +55,16 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace in which a process is, as of a pod, which has no name here.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such process.
+    pub fn of_process(pid: i32) -> anyhow::Result<Self> {
+        let file = File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("process {pid}"))?;
+        Ok(Self { name: format!("of process {pid}"), file })
+    }
+
     /// The name, as `ip netns list` shows it.
     pub fn name(&self) -> &str {
         &self.name

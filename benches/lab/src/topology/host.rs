@@ -38,6 +38,8 @@ struct State {
     attachment: Option<Attachment>,
     /// Lines of the `hosts` file beyond the usual ones.
     entries: Vec<(String, IpAddr)>,
+    /// Directories of its own in place of the machine's: what is seen, and where.
+    directories: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Host {
@@ -85,11 +87,25 @@ impl Host {
     /// What processes of this host see.
     pub fn surroundings(&self) -> Surroundings {
         let file = |name: &str| (self.files.join(name), Path::new("/etc").join(name));
-        Surroundings {
-            netns: netns::path_of(self.netns.name()),
-            hostname: self.name.clone(),
-            files: vec![file("resolv.conf"), file("hosts")],
+        let mut files = vec![file("resolv.conf"), file("hosts")];
+        files.extend(self.state().directories.iter().cloned());
+        Surroundings { netns: netns::path_of(self.netns.name()), hostname: self.name.clone(), files }
+    }
+
+    /// Gives the host a directory of its own at `target`, where processes that are started from now on see `source`.
+    ///
+    /// # Errors
+    ///
+    /// If the machine has no such directory and none can be made: something must be there to be covered.
+    pub fn set_directory(&self, target: &Path, source: &Path) -> anyhow::Result<()> {
+        for directory in [target, source] {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("directory {}", directory.display()))?;
         }
+        let mut state = self.state();
+        state.directories.retain(|(_, known)| known != target);
+        state.directories.push((source.to_owned(), target.to_owned()));
+        Ok(())
     }
 
     /// Writes a name into the host's `/etc/hosts`, for running processes too; `None` takes it out.

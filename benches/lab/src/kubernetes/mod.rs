@@ -1,0 +1,256 @@
+//! A real Kubernetes on a mesh: the control plane on one node, and workers on others, that know each other by their
+//! mesh addresses alone.
+//!
+//! ```text
+//!   pi:      mesh-agent, etcd, kube-apiserver, kube-controller-manager, kube-scheduler
+//!   a worker: mesh-agent | an init of its own: containerd, kubelet, kube-proxy, pods
+//! ```
+//!
+//! Every worker's `--node-ip` is its mesh address, the API server is reached at the mesh address of its node, and there
+//! is no other way between them: their sites' routers forward nothing. The programs of Kubernetes are built from source
+//! by `benches/lab/kubernetes/build`, once per machine; containerd, runc and etcd are Debian's.
+//!
+//! What it takes of a machine: control groups (v1 or v2), overlayfs, and root; no systemd, no registry ([`image`]).
+//! Everything ends with the worker's init, which dies with the lab; only control groups stay, and they are removed by
+//! the cluster, or by the next one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+mod binaries;
+pub mod bridge;
+mod cgroups;
+mod control_plane;
+pub mod image;
+mod kubectl;
+mod pki;
+pub mod pods;
+mod stream;
+mod worker;
+
+pub use binaries::Binaries;
+pub use kubectl::Kubectl;
+pub use pods::{Answer, RunningPod};
+pub use stream::Stream;
+pub use worker::Worker;
+
+use self::control_plane::ControlPlane;
+use self::pki::Pki;
+use self::worker::Shared;
+use crate::mesh::{Mesh, wait_until};
+use crate::topology::Network;
+
+/// The range of all pods; each worker has a part of it.
+pub const POD_RANGE: &str = "10.244.0.0/16";
+/// The range of Services.
+pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// The Service by which pods ask for names.
+pub const CLUSTER_DNS: &str = "10.96.0.10";
+
+/// How kube-proxy does it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// Rules of nftables.
+    Nftables,
+    /// Rules of iptables.
+    Iptables,
+}
+
+impl fmt::Display for ProxyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// What a cluster consists of.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// The node of the mesh that has the control plane.
+    pub control_plane: String,
+    /// The nodes of the mesh that are workers.
+    pub workers: Vec<String>,
+    /// What kube-proxy does on all of them.
+    pub proxy: ProxyMode,
+}
+
+/// A cluster on a mesh.
+#[derive(Debug)]
+pub struct Cluster {
+    network: Arc<Network>,
+    options: ClusterOptions,
+    binaries: Binaries,
+    directory: PathBuf,
+    pki: Pki,
+    images: Vec<PathBuf>,
+    workers: BTreeMap<String, Worker>,
+    control_plane: OnceLock<(IpAddr, ControlPlane)>,
+}
+
+impl Cluster {
+    /// Prepares a cluster: keys, images, and directories of the workers' own, which agents that are started from now on
+    /// see, too. Nothing is started.
+    ///
+    /// # Errors
+    ///
+    /// If the binaries are missing or a host is.
+    pub fn prepare(network: &Arc<Network>, options: ClusterOptions) -> anyhow::Result<Self> {
+        let binaries = Binaries::find()?;
+        cgroups::sweep(network.lab().id());
+        let directory = network.lab().directory().join("k8s");
+        let pki = Pki::make(&directory.join("pki"))?;
+        let images = image::make_all(&directory, &binaries.path("coredns"))?;
+        let mut cluster = Self {
+            network: Arc::clone(network),
+            options,
+            binaries,
+            directory,
+            pki,
+            images,
+            workers: BTreeMap::new(),
+            control_plane: OnceLock::new(),
+        };
+        let names = cluster.options.workers.clone();
+        for name in names {
+            let worker = Worker::prepare(&name, &cluster.shared())?;
+            cluster.workers.insert(name, worker);
+        }
+        Ok(cluster)
+    }
+
+    /// Starts the control plane, whose node's agent must be ready, and waits until the API server is.
+    ///
+    /// # Errors
+    ///
+    /// If it does not become so.
+    pub fn start_control_plane(&self, mesh: &Mesh) -> anyhow::Result<()> {
+        let host = &self.options.control_plane;
+        let address = mesh.node(host)?.address()?.into();
+        let plane =
+            ControlPlane::start(&self.network, host, address, &self.binaries, &self.pki, &self.directory)?;
+        if self.control_plane.set((address, plane)).is_err() {
+            bail!("the control plane was started before");
+        }
+        Ok(())
+    }
+
+    /// Starts a worker, whose agent must be ready.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started. Whether its Node becomes ready is another question: see [`Cluster::wait_ready`].
+    pub fn start_worker(&self, mesh: &Mesh, name: &str) -> anyhow::Result<()> {
+        let (api_server, _) = self.plane()?;
+        self.worker(name)?.start(mesh.node(name)?.address()?.into(), *api_server, &self.pki, &self.shared())
+    }
+
+    /// Waits until all of these Nodes are Ready.
+    ///
+    /// # Errors
+    ///
+    /// With those that are not, after `patience`.
+    pub fn wait_ready(&self, names: &[&str], patience: Duration) -> anyhow::Result<()> {
+        wait_until(patience, "all Nodes are Ready", || {
+            let nodes = self.kubectl()?.get(["nodes"])?;
+            let mut waiting = Vec::new();
+            for name in names {
+                let node = items(&nodes).find(|node| node["metadata"]["name"] == *name);
+                match node.and_then(|node| condition(node, "Ready")) {
+                    Some(ready) if ready["status"] == "True" => {}
+                    Some(ready) => waiting.push(format!("{name}: {}", ready["message"])),
+                    None => waiting.push(format!("{name}: not registered")),
+                }
+            }
+            if waiting.is_empty() { Ok(true) } else { bail!("{}", waiting.join("; ")) }
+        })
+    }
+
+    /// Kills the control plane, as when its machine loses power. Whoever runs goes on.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn kill_control_plane(&self) -> anyhow::Result<()> {
+        self.plane()?.1.kill()
+    }
+
+    /// Starts the control plane again.
+    ///
+    /// # Errors
+    ///
+    /// If it does not become ready.
+    pub fn resume_control_plane(&self) -> anyhow::Result<()> {
+        self.plane()?.1.resume()
+    }
+
+    /// A worker by name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of that name.
+    pub fn worker(&self, name: &str) -> anyhow::Result<&Worker> {
+        self.workers.get(name).with_context(|| format!("there is no worker {name}"))
+    }
+
+    /// All workers, by name.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.values()
+    }
+
+    /// `kubectl`, as the administrator runs it on the control plane's node.
+    ///
+    /// # Errors
+    ///
+    /// If there is no control plane yet.
+    pub fn kubectl(&self) -> anyhow::Result<&Kubectl> {
+        Ok(self.plane()?.1.kubectl())
+    }
+
+    /// The programs of Kubernetes.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    fn plane(&self) -> anyhow::Result<&(IpAddr, ControlPlane)> {
+        self.control_plane.get().context("the control plane was not started")
+    }
+
+    fn shared(&self) -> Shared<'_> {
+        Shared {
+            network: &self.network,
+            binaries: &self.binaries,
+            images: &self.images,
+            directory: &self.directory,
+            proxy: self.options.proxy,
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for worker in self.workers.values() {
+            // It may not have been started.
+            let _ = worker.kill();
+        }
+        cgroups::sweep(self.network.lab().id());
+    }
+}
+
+/// The objects of a list, as `kubectl get -o json` prints it.
+pub fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+/// A condition of an object, by its type.
+pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+}

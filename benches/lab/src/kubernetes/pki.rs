@@ -1,0 +1,147 @@
+//! The cluster's certificate authority, and who it vouches for; made by `openssl`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+
+/// Nothing comes from the machine's own configuration, which would make each certificate one of an authority.
+const CONFIGURATION: &str = "[req]\ndistinguished_name = dn\nprompt = no\n[dn]\n";
+/// Longer than any run.
+const DAYS: &str = "2";
+
+/// A directory with the authority's key and all that it has signed.
+#[derive(Debug, Clone)]
+pub(super) struct Pki {
+    directory: PathBuf,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+}
+
+/// Who a certificate is for.
+pub(super) struct Subject<'a> {
+    /// The user, to the API server.
+    pub(super) name: &'a str,
+    /// Its group, if it matters.
+    pub(super) group: Option<&'a str>,
+    /// The names and addresses that it serves at, as `DNS:x` and `IP:y`.
+    pub(super) serves: &'a [String],
+}
+
+impl Pki {
+    /// Makes an authority, and the key by which service accounts are vouched for.
+    pub(super) fn make(directory: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let pki = Self { directory: directory.to_owned() };
+        std::fs::write(pki.file("openssl.cnf"), CONFIGURATION)?;
+        let [certificate, key] = [pki.authority(), pki.file("ca.key")];
+        pki.request(
+            &certificate,
+            &key,
+            "/CN=lab",
+            &["basicConstraints=critical,CA:TRUE", "keyUsage=keyCertSign"],
+        )?;
+        run(Command::new("openssl").args(["genrsa", "-out"]).arg(pki.accounts_key()).arg("2048"))?;
+        run(Command::new("openssl")
+            .args(["rsa", "-pubout", "-in"])
+            .arg(pki.accounts_key())
+            .arg("-out")
+            .arg(pki.accounts_public()))?;
+        Ok(pki)
+    }
+
+    /// The authority's certificate.
+    pub(super) fn authority(&self) -> PathBuf {
+        self.file("ca.crt")
+    }
+
+    /// The key that signs the tokens of service accounts.
+    pub(super) fn accounts_key(&self) -> PathBuf {
+        self.file("accounts.key")
+    }
+
+    /// The key that checks them.
+    pub(super) fn accounts_public(&self) -> PathBuf {
+        self.file("accounts.pub")
+    }
+
+    /// Where the certificate and the key of these files are.
+    pub(super) fn identity(&self, file: &str) -> Identity {
+        Identity { certificate: self.file(&format!("{file}.crt")), key: self.file(&format!("{file}.key")) }
+    }
+
+    /// Signs a certificate; `file` is what its files are called.
+    pub(super) fn sign(&self, file: &str, subject: &Subject<'_>) -> anyhow::Result<Identity> {
+        let identity = self.identity(file);
+        let group = subject.group.map_or_else(String::new, |group| format!("/O={group}"));
+        let names = format!("subjectAltName={}", subject.serves.join(","));
+        let mut extensions = vec!["extendedKeyUsage=clientAuth,serverAuth"];
+        if !subject.serves.is_empty() {
+            extensions.push(&names);
+        }
+        self.request(
+            &identity.certificate,
+            &identity.key,
+            &format!("{group}/CN={}", subject.name),
+            &extensions,
+        )?;
+        Ok(identity)
+    }
+
+    /// Signs a certificate for a user of the API server, and writes the kubeconfig by which the server is reached.
+    pub(super) fn kubeconfig(
+        &self,
+        file: &str,
+        server: &str,
+        subject: &Subject<'_>,
+    ) -> anyhow::Result<PathBuf> {
+        let Identity { certificate, key } = self.sign(file, subject)?;
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": self.authority()}}],
+            "users": [{"name": file, "user": {"client-certificate": certificate, "client-key": key}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": file}}],
+            "current-context": "lab",
+        });
+        let path = self.file(&format!("{file}.kubeconfig"));
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    fn request(
+        &self,
+        certificate: &Path,
+        key: &Path,
+        subject: &str,
+        extensions: &[&str],
+    ) -> anyhow::Result<()> {
+        let mut command = Command::new("openssl");
+        command.args(["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+        command.args(["-days", DAYS, "-subj", subject, "-config"]).arg(self.file("openssl.cnf"));
+        command.arg("-out").arg(certificate).arg("-keyout").arg(key);
+        if certificate != self.authority() {
+            command.arg("-CA").arg(self.authority()).arg("-CAkey").arg(self.file("ca.key"));
+        }
+        for extension in extensions {
+            command.args(["-addext", extension]);
+        }
+        run(&mut command)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().context("openssl cannot be run")?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! A worker: containerd, kubelet and kube-proxy beside a host's agent, as on a machine of its own.
+//!
+//! They and their pods live in a PID and a mount namespace under a small init (`worker.sh`), in the host's network
+//! namespace. What must be the host's own for the agent, too, is a directory of the host ([`DIRECTORIES`]).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::binaries::Binaries;
+use super::cgroups;
+use super::image::TOOLS;
+use super::pki::{Identity, Pki, Subject};
+use super::{CLUSTER_DNS, POD_RANGE, ProxyMode, control_plane};
+use crate::mesh::Daemon;
+use crate::netns;
+use crate::topology::Network;
+
+/// What a host with pods has for itself; `/run/cni` is gone after a reboot.
+const DIRECTORIES: [&str; 4] = ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/var/lib/cni"];
+/// Which of these a reboot empties.
+const VOLATILE: &str = "/run/cni";
+
+/// The devices that a host is built with.
+const DEVICES: [&str; 2] = ["lo", "eth0"];
+
+/// A worker of the cluster.
+#[derive(Debug)]
+pub struct Worker {
+    name: String,
+    state: PathBuf,
+    network: Arc<Network>,
+    init: Daemon,
+}
+
+/// What all workers have in common.
+#[derive(Debug)]
+pub(super) struct Shared<'a> {
+    pub(super) network: &'a Arc<Network>,
+    pub(super) binaries: &'a Binaries,
+    pub(super) images: &'a [PathBuf],
+    pub(super) directory: &'a Path,
+    pub(super) proxy: ProxyMode,
+}
+
+impl Worker {
+    /// Gives a host its own directories; nothing is started.
+    pub(super) fn prepare(name: &str, shared: &Shared<'_>) -> anyhow::Result<Self> {
+        let state = shared.directory.join(name);
+        std::fs::create_dir_all(&state)?;
+        let host = shared.network.host(name)?;
+        for directory in DIRECTORIES {
+            host.set_directory(Path::new(directory), &own(&state, directory))?;
+        }
+        let script = state.join("worker");
+        std::fs::write(&script, include_str!("worker.sh"))?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        let logs = shared.network.lab().directory().join("logs").join(name);
+        let images: Vec<_> = shared.images.iter().map(|image| image.display().to_string()).collect();
+        let variables = [
+            ("STATE", state.display().to_string()),
+            ("NODE", name.to_owned()),
+            ("LOGS", logs.display().to_string()),
+            ("KUBERNETES", shared.binaries.directory().display().to_string()),
+            ("IMAGES", images.join(" ")),
+        ];
+        // Its variables are in a file of its own: what is known of a worker grows until it is started.
+        write_variables(&state, &variables)?;
+        let line = format!(
+            "set -a; . {0}/variables; . {0}/address; exec unshare --pid --fork --kill-child --mount --mount-proc \"$STATE/worker\"",
+            state.display()
+        );
+        let start = state.join("start-worker");
+        std::fs::write(&start, format!("#!/bin/bash\n{line}\n"))?;
+        std::fs::set_permissions(&start, std::fs::Permissions::from_mode(0o755))?;
+        let init = Daemon::new(Arc::clone(shared.network), name, start, Vec::new());
+        Ok(Self { name: name.to_owned(), state, network: Arc::clone(shared.network), init })
+    }
+
+    /// Starts it as the node with this address, of the cluster whose API server is there.
+    pub(super) fn start(
+        &self,
+        address: IpAddr,
+        api_server: IpAddr,
+        pki: &Pki,
+        shared: &Shared<'_>,
+    ) -> anyhow::Result<()> {
+        let server = control_plane::server(api_server);
+        let node = format!("system:node:{}", self.name);
+        let serves = [format!("IP:{address}"), format!("DNS:{}", self.name)];
+        let subject = Subject { name: &node, group: Some("system:nodes"), serves: &serves };
+        let kubelet = pki.kubeconfig(&format!("kubelet-{}", self.name), &server, &subject)?;
+        let identity = pki.identity(&format!("kubelet-{}", self.name));
+        let subject = Subject { name: "system:kube-proxy", group: None, serves: &[] };
+        let proxy = pki.kubeconfig(&format!("proxy-{}", self.name), &server, &subject)?;
+        std::fs::write(self.state.join("containerd.toml"), containerd())?;
+        let cgroup = cgroups::of(self.network.lab().id(), &self.name);
+        cgroups::make(&cgroup)?;
+        std::fs::write(
+            self.state.join("kubelet.json"),
+            kubelet_configuration(&cgroup, pki, &identity).to_string(),
+        )?;
+        std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared.proxy, &proxy).to_string())?;
+        std::fs::write(
+            self.state.join("address"),
+            format!("ADDRESS={address}\nKUBECONFIG={}\n", kubelet.display()),
+        )?;
+        self.init.start()
+    }
+
+    /// Its name, in the cluster and as a host.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where this host has what others have in a directory of [`DIRECTORIES`].
+    pub fn directory(&self, path: &str) -> PathBuf {
+        own(&self.state, path)
+    }
+
+    /// The addresses that its pods have, as the plugin that gives them away knows it.
+    ///
+    /// # Errors
+    ///
+    /// If its notes cannot be read.
+    pub fn leases(&self) -> anyhow::Result<BTreeSet<IpAddr>> {
+        let mut found = BTreeSet::new();
+        leases(&own(&self.state, VOLATILE), &mut found)?;
+        Ok(found)
+    }
+
+    /// Ends everything at once, and all pods; what is stored stays.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        self.init.kill(Signal::SIGKILL)
+    }
+
+    /// Starts it again, after [`Worker::kill`].
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.init.start()
+    }
+
+    /// Forgets what a reboot forgets: everything in `/run`, and what the kernel holds in the host's namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn forget(&self) -> anyhow::Result<()> {
+        let volatile = own(&self.state, VOLATILE);
+        std::fs::remove_dir_all(&volatile)?;
+        std::fs::create_dir_all(&volatile)?;
+        let host = self.network.host(&self.name)?;
+        host.netns().nft("flush ruleset\n")?;
+        let links = host.command("ip").args(["-j", "link", "show"]).output()?.success()?;
+        let links: Vec<serde_json::Value> = serde_json::from_str(&links.stdout)?;
+        let names = links.iter().filter_map(|link| link["ifname"].as_str());
+        let made_later = names.filter(|name| !DEVICES.contains(name));
+        host.netns().ip(&made_later.map(|name| format!("link del {name}\n")).collect::<String>())
+    }
+
+    /// Kills a program of it by its name, as `kubelet`; the init starts it again.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn kill_program(&self, program: &str) -> anyhow::Result<()> {
+        let namespace = self.network.host(&self.name)?.netns().name().to_owned();
+        let is_named = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == program)
+        };
+        let pids: Vec<i32> = netns::processes(&namespace).into_iter().filter(is_named).collect();
+        anyhow::ensure!(!pids.is_empty(), "{program} does not run on {}", self.name);
+        for pid in pids {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a host's own directory is.
+fn own(state: &Path, directory: &str) -> PathBuf {
+    state.join("host").join(directory.trim_start_matches('/'))
+}
+
+/// Files that are called as an address, at any depth.
+fn leases(directory: &Path, found: &mut BTreeSet<IpAddr>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            leases(&entry.path(), found)?;
+        } else if let Some(address) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            found.insert(address);
+        }
+    }
+    Ok(())
+}
+
+fn write_variables(state: &Path, variables: &[(&str, String)]) -> std::io::Result<()> {
+    let lines: String = variables.iter().map(|(name, value)| format!("{name}='{value}'\n")).collect();
+    std::fs::write(state.join("variables"), lines)
+}
+
+fn containerd() -> String {
+    format!(
+        r#"version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{TOOLS}"
+  # Nothing here may lower what the kernel's out-of-memory killer thinks of a process.
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+"#
+    )
+}
+
+fn kubelet_configuration(cgroup: &str, pki: &Pki, identity: &Identity) -> serde_json::Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": pki.authority()},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": identity.certificate,
+        "tlsPrivateKeyFile": identity.key,
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": cgroup,
+        "failSwapOn": false,
+        "failCgroupV1": false,
+        "oomScoreAdj": 0,
+        "clusterDNS": [CLUSTER_DNS],
+        "clusterDomain": "cluster.local",
+        // A full disk of the machine is not the cluster's.
+        "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "imageGCHighThresholdPercent": 100,
+        "localStorageCapacityIsolation": false,
+        "enforceNodeAllocatable": [],
+        "maxPods": 250,
+        "registryPullQPS": 0,
+        "kubeAPIQPS": 100,
+        "kubeAPIBurst": 100,
+    })
+}
+
+fn proxy_configuration(mode: ProxyMode, kubeconfig: &Path) -> serde_json::Value {
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": mode.to_string(),
+        "clusterCIDR": POD_RANGE,
+        "detectLocalMode": "ClusterCIDR",
+        "clientConnection": {"kubeconfig": kubeconfig},
+        // The table of connections is the whole machine's.
+        "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+    })
+}

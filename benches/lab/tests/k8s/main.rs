@@ -1,0 +1,8 @@
+//! A real Kubernetes in the village: its workers stand behind different NATs and know each other by the mesh alone.
+
+mod access;
+mod adjacency;
+mod churn;
+mod outages;
+mod rig;
+mod story;

@@ -1,0 +1,157 @@
+//! What happens to a cluster in its first year, to pods that talk meanwhile.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use mesh_lab::kubernetes::pods::POD_PORT;
+use mesh_lab::kubernetes::{RunningPod, Stream};
+use mesh_lab::mesh::wait_until;
+use mesh_lab::nat::Egress;
+use mesh_proto::status::PathKind;
+use nix::sys::signal::Signal;
+
+use crate::rig::{PATIENCE, Rig, WORKERS};
+
+/// How often an agent is restarted, for a median.
+const RESTARTS: usize = 5;
+/// The gap in a stream when an agent is restarted, at the median; half of all restarts may take longer.
+const RESTART_BUDGET: Duration = Duration::from_millis(200);
+/// After an event, until a stream is asked how long it was silent.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
+/// Streams between pods outlive the agents below them: killed, and restarted in order.
+pub(crate) fn streams_outlive_agents(rig: &Rig) -> anyhow::Result<()> {
+    let web = rig.cluster.pods("web")?;
+    let stream = stream(rig, &web["country"], &web["home-a"])?;
+    let agent = rig.village.node("home-a")?;
+    let mut gaps = Vec::new();
+    for _ in 0..RESTARTS {
+        gaps.push(gap(&stream, || agent.restart())?);
+    }
+    gaps.sort();
+    let killed = gap(&stream, || {
+        agent.kill(Signal::SIGKILL)?;
+        agent.start()
+    })?;
+    stream.finish().context("the stream")?;
+    println!("gap at an agent's restart: {gaps:.0?}; at kill -9: {killed:.0?}");
+    let median = gaps[RESTARTS / 2];
+    ensure!(median <= RESTART_BUDGET, "{gaps:?}");
+    Ok(())
+}
+
+/// A worker takes its pods along to another network.
+pub(crate) fn streams_outlive_roaming(rig: &Rig) -> anyhow::Result<()> {
+    let web = rig.cluster.pods("web")?;
+    let network = rig.village.network();
+    let stream = stream(rig, &web["macbook"], &web["country"])?;
+    let there = gap(&stream, || network.move_host("macbook", "cafe"))?;
+    let back = gap(&stream, || network.move_host("macbook", "lte"))?;
+    stream.finish().context("the stream")?;
+    println!("gap when macbook roams: {there:.0?}, and back: {back:.0?}");
+    rig.cluster.wait_ready(&WORKERS, PATIENCE)
+}
+
+/// A site that lets nothing out but TCP to port 443 has its pods in the cluster all the same.
+pub(crate) fn a_site_without_udp_stays(rig: &Rig) -> anyhow::Result<()> {
+    let web = rig.cluster.pods("web")?;
+    let network = rig.village.network();
+    let stream = stream(rig, &web["office"], &web["country"])?;
+    let gap = gap(&stream, || network.set_egress("office", Egress::OnlyTcp443))?;
+    let office = rig.village.node("office")?;
+    wait_until(PATIENCE, "office is relayed", || Ok(office.peer("country")?.path.kind == PathKind::Relay))?;
+    rig.sees_others(&web["office"])?;
+    let own = rig.cluster.kubectl()?.run(["exec", &web["office"].name, "--", "hostname"])?;
+    ensure!(own.trim() == web["office"].name);
+    network.set_egress("office", Egress::Open)?;
+    stream.finish().context("the stream")?;
+    println!("gap when office loses all but TCP 443: {gap:.0?}");
+    Ok(())
+}
+
+/// A worker loses power, and has everything again that the cluster gave it.
+pub(crate) fn a_worker_reboots(rig: &Rig) -> anyhow::Result<()> {
+    let (worker, agent) = (rig.cluster.worker("home-b")?, rig.village.node("home-b")?);
+    let before = rig.cluster.pods("web")?;
+    agent.kill(Signal::SIGKILL)?;
+    worker.kill()?;
+    worker.forget()?;
+    let started = Instant::now();
+    agent.start()?;
+    rig.wait_agent("home-b")?;
+    worker.resume()?;
+    let mut pod = None;
+    wait_until(PATIENCE, "home-b's pods are seen by others again", || {
+        let web = rig.cluster.pods("web")?;
+        let other = web.get("country").context("country has its pod")?;
+        let Some(own) = web.get("home-b").filter(|pod| pod.address != before["home-b"].address) else {
+            return Ok(false);
+        };
+        pod = Some(own.clone());
+        rig.asks(other, own).map(|()| true)
+    })?;
+    println!("from power-on until a pod is reached: {:.1?}", started.elapsed());
+    rig.sees_others(&pod.context("the pod was found")?)
+}
+
+/// Nothing that runs needs the API server or the coordinator, and an agent starts without them.
+pub(crate) fn everybody_goes_on_without_control(rig: &Rig) -> anyhow::Result<()> {
+    let web = rig.cluster.pods("web")?;
+    let stream = stream(rig, &web["country"], &web["home-a"])?;
+    rig.cluster.kill_control_plane()?;
+    rig.village.coordinator().kill(Signal::SIGKILL)?;
+    let agent = rig.village.node("country")?;
+    let gap = gap(&stream, || agent.restart())?;
+    rig.wait_agent("country")?;
+    stream.finish().context("the stream")?;
+    rig.village.start_coordinator()?;
+    rig.cluster.resume_control_plane()?;
+    rig.cluster.wait_ready(&WORKERS, PATIENCE)?;
+    rig.sees_others(&web["country"])?;
+    println!("gap at an agent's restart without coordinator and API server: {gap:.0?}");
+    Ok(())
+}
+
+impl Rig {
+    /// Lets a pod ask another one.
+    fn asks(&self, from: &RunningPod, to: &RunningPod) -> anyhow::Result<()> {
+        let server = format!("{}:{POD_PORT}", to.address);
+        let answer = self.cluster.kubectl()?.ask(&from.name, &[server], 1)?.remove(0);
+        let answer = answer.with_context(|| format!("{} gets nothing from {}", from.name, to.name))?;
+        ensure!(
+            answer.source == from.address && answer.server == to.name,
+            "{from:?} asks {to:?}: {answer:?}"
+        );
+        Ok(())
+    }
+
+    /// Lets a pod ask one pod on every worker.
+    fn sees_others(&self, from: &RunningPod) -> anyhow::Result<()> {
+        for to in self.cluster.pods("web")?.values() {
+            wait_until(PATIENCE, "a pod is reached", || self.asks(from, to).map(|()| true))?;
+        }
+        Ok(())
+    }
+}
+
+fn stream(rig: &Rig, from: &RunningPod, to: &RunningPod) -> anyhow::Result<Stream> {
+    let stream = Stream::start(&rig.cluster.netns(from)?, to.address)?;
+    goes_on(&stream)?;
+    stream.take_longest();
+    Ok(stream)
+}
+
+/// How long a stream is silent at most around some event.
+fn gap(stream: &Stream, event: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    stream.take_longest();
+    event()?;
+    std::thread::sleep(AFTERMATH);
+    goes_on(stream)?;
+    Ok(stream.take_longest())
+}
+
+/// Waits until a stream has got some answers.
+fn goes_on(stream: &Stream) -> anyhow::Result<()> {
+    let before = stream.count();
+    wait_until(PATIENCE, "the stream goes on", || Ok(stream.count() > before + 5))
+}

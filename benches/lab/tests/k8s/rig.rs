@@ -1,0 +1,111 @@
+//! What these tests stand on: the village with a control plane on `pi` and five workers.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use mesh_lab::{
+    Lab, MeshOptions, Village,
+    kubernetes::{Cluster, ClusterOptions, ProxyMode, RunningPod, bridge, pods},
+    nat::Protocol,
+    village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES},
+};
+
+/// Where the control plane is.
+pub(crate) const CONTROL_PLANE: &str = "pi";
+/// All others.
+pub(crate) const WORKERS: [&str; 5] = ["country", "office", "home-a", "home-b", "macbook"];
+/// For what has no budget here, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A cluster that runs.
+pub(crate) struct Rig {
+    pub(crate) cluster: Cluster,
+    pub(crate) village: Village,
+    started: Instant,
+    _lab: Lab,
+}
+
+impl Rig {
+    /// Starts everything, and prints how long a worker takes from `join` until its Node is Ready.
+    pub(crate) fn start(proxy: ProxyMode) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let lab = Lab::new("k8s")?;
+        let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
+        bridge::announce(&mut options, &WORKERS);
+        let village = Village::prepare_with(&lab, options)?;
+        // As people have it who want to be reached from everywhere.
+        let network = village.network();
+        network
+            .set_nat(CONTROL_PLANE, network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, 443, CONTROL_PLANE))?;
+        let options = ClusterOptions {
+            control_plane: CONTROL_PLANE.to_owned(),
+            workers: WORKERS.map(str::to_owned).to_vec(),
+            proxy,
+        };
+        let cluster = Cluster::prepare(village.network(), options)?;
+        let rig = Self { cluster, village, started, _lab: lab };
+        rig.said("the network is built");
+        rig.village.start_coordinator()?;
+        rig.village.join(CONTROL_PLANE)?;
+        rig.wait_agent(CONTROL_PLANE)?;
+        rig.cluster.start_control_plane(&rig.village)?;
+        rig.said("the control plane runs");
+        for (number, worker) in WORKERS.iter().enumerate() {
+            rig.cluster.connect_by_hand(worker, number)?;
+        }
+        let took = std::thread::scope(|scope| {
+            let join = |worker: &'static str| -> anyhow::Result<Duration> {
+                let joined = Instant::now();
+                rig.join(worker).with_context(|| format!("worker {worker}"))?;
+                Ok(joined.elapsed())
+            };
+            let threads = WORKERS.map(|worker| (worker, scope.spawn(move || join(worker))));
+            let took =
+                |(worker, thread): (_, std::thread::ScopedJoinHandle<'_, anyhow::Result<Duration>>)| {
+                    Ok((worker, thread.join().expect("a worker's thread does not panic")?))
+                };
+            threads.into_iter().map(took).collect::<anyhow::Result<BTreeMap<_, _>>>()
+        })?;
+        println!("from join to Ready, all at the same time: {took:.1?}");
+        Ok(rig)
+    }
+
+    /// Lets a worker join the mesh, and then the cluster.
+    pub(crate) fn join(&self, worker: &str) -> anyhow::Result<()> {
+        self.village.join(worker)?;
+        self.wait_agent(worker)?;
+        self.cluster.start_worker(&self.village, worker)?;
+        self.cluster.wait_ready(&[worker], PATIENCE)
+    }
+
+    pub(crate) fn wait_agent(&self, node: &str) -> anyhow::Result<()> {
+        let node = self.village.node(node)?;
+        mesh_lab::mesh::wait_until(PATIENCE, "the agent is ready", || Ok(node.is_ready()))
+    }
+
+    /// Starts the lab's pods, and waits until they are ready on all workers.
+    pub(crate) fn start_pods(&self) -> anyhow::Result<()> {
+        let kubectl = self.cluster.kubectl()?;
+        kubectl.apply(pods::WEB)?;
+        kubectl.apply(pods::DNS)?;
+        for app in ["web", "client", "host"] {
+            self.cluster.wait_pods(app, WORKERS.len(), PATIENCE)?;
+        }
+        self.cluster.wait_pods("coredns", 2, PATIENCE)?;
+        Ok(())
+    }
+
+    /// The pods with addresses of their own: two on every worker.
+    pub(crate) fn all_pods(&self) -> anyhow::Result<Vec<RunningPod>> {
+        let (web, client) = (self.cluster.pods("web")?, self.cluster.pods("client")?);
+        Ok(web.into_values().chain(client.into_values()).collect())
+    }
+
+    /// Prints what has been reached, and when.
+    pub(crate) fn said(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,31 @@
+//! One cluster, from nothing to its end: the checks build on each other, as a cluster's days do.
+
+use mesh_lab::kubernetes::ProxyMode;
+
+use crate::rig::Rig;
+use crate::{access, adjacency, churn, outages};
+
+#[test]
+fn a_cluster_behind_nats_is_as_one_in_a_room() {
+    let rig = Rig::start(ProxyMode::Nftables).unwrap();
+    rig.start_pods().unwrap();
+    rig.said("all pods are ready");
+    adjacency::every_pod_sees_every_pod(&rig).unwrap();
+    rig.said("pods reach pods, and are seen as who they are");
+    adjacency::pods_and_nodes_see_each_other(&rig).unwrap();
+    rig.said("pods reach nodes, and nodes reach pods and nodes");
+    adjacency::services_reach_every_backend(&rig).unwrap();
+    rig.said("Services reach every backend from everywhere, by address, by name and by port");
+    access::an_operator_reaches_every_pod(&rig).unwrap();
+    rig.said("logs, exec and port-forward reach every worker");
+    outages::streams_outlive_agents(&rig).unwrap();
+    outages::streams_outlive_roaming(&rig).unwrap();
+    outages::a_site_without_udp_stays(&rig).unwrap();
+    rig.said("streams outlive agents and networks");
+    outages::everybody_goes_on_without_control(&rig).unwrap();
+    rig.said("the coordinator and the API server were away");
+    outages::a_worker_reboots(&rig).unwrap();
+    rig.said("a worker is back after a reboot");
+    churn::addresses_are_given_back(&rig).unwrap();
+    rig.said("no address is lost");
+}
