@@ -1,6 +1,10 @@
 //! Runs other programs: `nft`, the `iptables`, plugins.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::{
     io::AsyncWriteExt as _,
@@ -8,6 +12,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// Where the system's programs are, whatever the service's own path is.
+const DIRS: [&str; 6] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
 /// Longest text of a failure that is shown.
 const MAX_REASON: usize = 300;
 /// A program that was written just now may still be open for writing in a child that another thread has forked and that
@@ -15,6 +21,11 @@ const MAX_REASON: usize = 300;
 const BUSY_TRIES: usize = 20;
 /// See [`BUSY_TRIES`].
 const BUSY_WAIT: Duration = Duration::from_millis(10);
+
+/// Returns where the first of these programs is that is installed.
+pub(super) fn find(names: &[&str]) -> Option<PathBuf> {
+    names.iter().find_map(|name| DIRS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file()))
+}
 
 /// Runs a program with this input and returns what it prints.
 ///

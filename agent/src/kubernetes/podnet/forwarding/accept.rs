@@ -14,8 +14,8 @@ const COMMENT: &str = "mesh-pods";
 /// One of the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Program {
-    /// Its name.
-    pub(super) name: &'static str,
+    /// Its name, and the one that it has where there is but one.
+    pub(super) names: [&'static str; 2],
     /// What it filters.
     pub(super) family: Family,
     /// Lists the tables in use, if the program's own tables are meant.
@@ -24,10 +24,18 @@ pub(super) struct Program {
 
 /// All of them.
 pub(super) const PROGRAMS: [Program; 4] = [
-    Program { name: "iptables-nft", family: Family::V4, tables: None },
-    Program { name: "ip6tables-nft", family: Family::V6, tables: None },
-    Program { name: "iptables-legacy", family: Family::V4, tables: Some("/proc/net/ip_tables_names") },
-    Program { name: "ip6tables-legacy", family: Family::V6, tables: Some("/proc/net/ip6_tables_names") },
+    Program { names: ["iptables-nft", "iptables"], family: Family::V4, tables: None },
+    Program { names: ["ip6tables-nft", "ip6tables"], family: Family::V6, tables: None },
+    Program {
+        names: ["iptables-legacy", "iptables"],
+        family: Family::V4,
+        tables: Some("/proc/thread-self/net/ip_tables_names"),
+    },
+    Program {
+        names: ["ip6tables-legacy", "ip6tables"],
+        family: Family::V6,
+        tables: Some("/proc/thread-self/net/ip6_tables_names"),
+    },
 ];
 
 impl Program {

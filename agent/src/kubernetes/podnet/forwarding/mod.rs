@@ -10,7 +10,10 @@ mod generation;
 mod kernel;
 mod ruleset;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use tokio::process::Command;
@@ -24,8 +27,6 @@ use crate::{
     reconcile::{Attitude, Patience},
 };
 
-/// Where the system's programs are, whatever the service's own path is.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
 /// `iptables` waits up to 5 s for others.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -145,26 +146,27 @@ fn accepted(desired: &Desired) -> Vec<IpNet> {
 /// Plans and changes each chain FORWARD that is there.
 async fn each_chain(plan: impl Fn(accept::Program, &str) -> Vec<Vec<String>>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for program in accept::PROGRAMS {
-        if !program.is_in_use() {
-            continue;
-        }
-        let run = |args: &[String]| {
-            let mut command = Command::new(program.name);
-            command.env("PATH", PATH).args(args);
-            program::run(command, b"", PATIENCE)
-        };
-        let list = ["-w", "5", "-S", "FORWARD"].map(str::to_owned);
+    for program in accept::PROGRAMS.into_iter().filter(accept::Program::is_in_use) {
         // Without the program there is nobody who could have made rules with it.
-        let Ok(listing) = run(&list).await else { continue };
-        for change in plan(program, &listing) {
-            if let Err(reason) = run(&change).await {
-                problems.push(Problem::Filter { program: program.name, reason });
-                break;
-            }
+        let Some(path) = program::find(&program.names) else { continue };
+        if let Err(reason) = set_chain(&path, |listing| plan(program, listing)).await {
+            problems.push(Problem::Filter { program: program.names[0], reason });
         }
     }
     problems
+}
+
+async fn set_chain(path: &Path, plan: impl Fn(&str) -> Vec<Vec<String>>) -> Result<(), String> {
+    let run = |args: &[String]| {
+        let mut command = Command::new(path);
+        command.args(args);
+        program::run(command, b"", PATIENCE)
+    };
+    let listing = run(&["-w", "5", "-S", "FORWARD"].map(str::to_owned)).await?;
+    for change in plan(&listing) {
+        run(&change).await?;
+    }
+    Ok(())
 }
 
 /// Lists the own table without what counts; nothing if there is none.
@@ -173,7 +175,8 @@ async fn list() -> String {
 }
 
 async fn nft(args: &[&str], input: &str) -> Result<String, String> {
-    let mut command = Command::new("nft");
-    command.env("PATH", PATH).args(args);
+    let path = program::find(&["nft"]).ok_or("it is not installed: the package is called nftables")?;
+    let mut command = Command::new(path);
+    command.args(args);
     program::run(command, input.as_bytes(), PATIENCE).await
 }
