@@ -24,6 +24,7 @@ pub mod disco;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod key;
+pub mod kubernetes;
 pub mod lend;
 pub mod name;
 pub mod nat64;

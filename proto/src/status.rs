@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     candidate::Candidate,
     key::{NodeKey, PublicKey},
+    kubernetes::KubernetesStatus,
     nat64::Nat64Prefix,
     route::RouteAnswer,
 };
@@ -79,6 +80,9 @@ pub struct SelfStatus {
     /// Whether interface, addresses and routes are up.
     #[serde(default)]
     pub ready: bool,
+    /// The mesh's ranges of addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<IpNet>,
     /// What a person should know, worst first.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -89,6 +93,9 @@ pub struct SelfStatus {
     /// The engines that share the peers, where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<EnginesStatus>,
+    /// The pod network, where this node is one of a Kubernetes cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesStatus>,
 }
 
 /// Several engines, and how well the system gives each what is its own.

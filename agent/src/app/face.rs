@@ -1,11 +1,17 @@
 //! What the daemon answers to `meshctl`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use mesh_engine::{command::Command, event::PathAddress, snapshot::Snapshot};
 use mesh_proto::{
+    kubernetes::KubernetesStatus,
     netmap::{NetworkMap, Relay},
     netreport::NetReport,
+    route::{RouteKind, RouteOffer},
     status::Status,
 };
 use time::OffsetDateTime;
@@ -19,7 +25,8 @@ use crate::{
     control::{ControlHandle, ProxyRules},
     driver::EngineHandle,
     io::tun::Tun,
-    local_api::{Agent, ApiError, PingReply, Report, Why},
+    kubernetes::{KubernetesHandle, Mesh},
+    local_api::{Agent, ApiError, Beside, PingReply, Report, Why},
     nat64::Nat64,
     netcheck::{self, PortalUrl, RelayTarget},
     portmap::PortMapHandle,
@@ -40,11 +47,22 @@ pub(super) struct Face<T> {
     pub(super) proxy: ProxyRules,
     /// What captive portals are told by.
     pub(super) portal_url: Option<PortalUrl>,
+    /// Networks beside this node that are offered to the mesh.
+    pub(super) subnets: Vec<IpNet>,
+    /// The pod network, if it is on.
+    pub(super) kubernetes: Option<KubernetesHandle>,
+    /// What a pod beside this agent said of it, if it is off here.
+    pub(super) beside: std::sync::Mutex<Option<KubernetesStatus>>,
     /// Held while the network is checked: one check at a time.
     pub(super) checking: Mutex<()>,
 }
 
 impl<T: Tun> Face<T> {
+    fn beside(&self) -> std::sync::MutexGuard<'_, Option<KubernetesStatus>> {
+        // It is whole at any moment.
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes a picture of everything and shows it to a pure function.
     async fn look<R>(&self, known: &Known, show: impl FnOnce(&view::Input<'_>) -> R) -> anyhow::Result<R> {
         let (now, snapshot, counters) = self.engine.snapshot().await?;
@@ -64,6 +82,11 @@ impl<T: Tun> Face<T> {
             routes: &known.routes,
             advertised: self.control.routes(),
             warnings: known.warnings.clone(),
+            kubernetes: self
+                .kubernetes
+                .as_ref()
+                .map(KubernetesHandle::status)
+                .or_else(|| self.beside().clone()),
         }))
     }
 }
@@ -131,9 +154,43 @@ impl<T: Tun> Agent for Face<T> {
         why.ok_or_else(|| ApiError::Internal { message: format!("{} is not taken up yet", peer.name) })
     }
 
+    async fn set_kubernetes(&self, beside: Beside) -> Result<(), ApiError> {
+        if self.kubernetes.is_some() {
+            let message =
+                "this agent is the pod network itself: turn [kubernetes] off here, or remove the pod";
+            return Err(ApiError::BadRequest { message: message.to_owned() });
+        }
+        if let Some(pods) = beside.pods {
+            self.control.set_routes(offers(&self.subnets, &pods));
+        }
+        *self.beside() = Some(beside.status);
+        Ok(())
+    }
+
     async fn report(&self) -> anyhow::Result<Report> {
         self.reporter.report(&self.facts.known().map)
     }
+}
+
+impl<T: Tun> Mesh for Face<T> {
+    async fn status(&self) -> anyhow::Result<Status> {
+        Agent::status(self).await
+    }
+
+    fn offer_pods(&self, ranges: &[IpNet]) {
+        self.control.set_routes(offers(&self.subnets, ranges));
+    }
+
+    async fn changed(&self) {
+        self.facts.changed().await;
+    }
+}
+
+/// What this node offers to the mesh.
+pub(super) fn offers(subnets: &[IpNet], pods: &[IpNet]) -> Vec<RouteOffer> {
+    let offer = |kind: RouteKind| move |prefix: &IpNet| RouteOffer { prefix: *prefix, kind };
+    let pods = pods.iter().map(offer(RouteKind::Pods));
+    subnets.iter().map(offer(RouteKind::Subnet)).chain(pods).collect()
 }
 
 /// The relays of the map, and where they answer.

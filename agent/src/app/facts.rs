@@ -10,7 +10,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_engine::event::PathAddress;
 use mesh_proto::netmap::{Mesh, NetworkMap, Node, NodeId, Version};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::{identity::Membership, os::Family};
 
@@ -18,6 +18,7 @@ use crate::{identity::Membership, os::Family};
 pub(super) struct Facts {
     known: Mutex<Known>,
     pings: Mutex<Pings>,
+    changed: Notify,
 }
 
 /// What is known.
@@ -67,7 +68,7 @@ impl Facts {
             warnings: vec!["no network map yet: the coordinator has not been reached".to_owned()],
             observers: Vec::new(),
         };
-        Self { known: Mutex::new(known), pings: Mutex::default() }
+        Self { known: Mutex::new(known), pings: Mutex::default(), changed: Notify::new() }
     }
 
     /// Returns what is known now.
@@ -78,6 +79,12 @@ impl Facts {
     /// Changes what is known.
     pub(super) fn update(&self, change: impl FnOnce(&mut Known)) {
         change(&mut lock(&self.known));
+        self.changed.notify_one();
+    }
+
+    /// Waits until something was changed; for one who waits. Cancel-safe.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Opens a ping.

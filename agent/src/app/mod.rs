@@ -33,9 +33,7 @@ use std::{
 };
 
 use anyhow::Context;
-use ipnet::IpNet;
 use mesh_engine::command::Command;
-use mesh_proto::route::{RouteKind, RouteOffer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -48,6 +46,7 @@ use crate::{
     driver,
     identity::{self, StateDir},
     keep::{Inherited, Keeper},
+    kubernetes::{self, KubernetesHandle},
     local_api,
     logs::RecentLogs,
     nat64::Nat64,
@@ -75,9 +74,15 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// # Errors
 /// When it cannot start, when a part of it ends by itself, or when this node was removed from the mesh.
 pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
+    let cancel = CancellationToken::new();
+    if let Some(kubernetes) = config.kubernetes.clone().filter(|_| kubernetes::is_pod())
+        && kubernetes::beside::is_there(&config.socket).await
+    {
+        stop_at_signals(&cancel)?;
+        return kubernetes::beside::run(kubernetes, &config.socket, &config.state_dir, &cancel).await;
+    }
     let state_dir = StateDir::open(&config.state_dir)?;
     let _lock = state_dir.lock()?;
-    let cancel = CancellationToken::new();
     stop_at_signals(&cancel)?;
     let reporter = Arc::new(Reporter::new(&config, &logs));
     let mut kept = Kept { keeper: Keeper::from_env(), inherited: Inherited::take_from_env() };
@@ -149,10 +154,10 @@ async fn run_once(
         instance,
     };
     let (control, control_events) = control::spawn(control_config, &front, &tracker);
-    let offer = |prefix: &IpNet| RouteOffer { prefix: *prefix, kind: RouteKind::Subnet };
-    control.set_routes(config.advertise.iter().map(offer).collect());
+    control.set_routes(face::offers(&config.advertise, &[]));
     let port_map = portmap::spawn(config.port_mapping, port, state_dir, &front, &tracker);
-    let face = Face {
+    let kubernetes = config.kubernetes.as_ref().map(KubernetesHandle::new);
+    let face = Arc::new(Face {
         engine: engine.clone(),
         control: control.clone(),
         facts: Arc::clone(&facts),
@@ -163,9 +168,22 @@ async fn run_once(
         nat64: nat64.clone(),
         proxy: config.stream.proxy.clone(),
         portal_url: config.portal_url.clone(),
+        subnets: config.advertise.clone(),
+        kubernetes: kubernetes.clone(),
+        beside: std::sync::Mutex::default(),
         checking: tokio::sync::Mutex::default(),
-    };
-    local_api::serve(config.socket.clone(), Arc::new(face), front.clone(), &tracker)?;
+    });
+    if let (Some(kubernetes_config), Some(handle)) = (&config.kubernetes, &kubernetes) {
+        let start = kubernetes::Start {
+            config: kubernetes_config.clone(),
+            mesh: Arc::clone(&face),
+            handle: handle.clone(),
+            state_dir: state_dir.clone(),
+            socket: config.socket.clone(),
+        };
+        kubernetes::spawn(start, &front, &tracker)?;
+    }
+    local_api::serve(config.socket.clone(), face, front.clone(), &tracker)?;
     notify::spawn_watchdog(engine.clone(), &front, &tracker);
     remembering::spawn(memory, engine.clone(), &front, &tracker);
     let changes = wiring::spawn_watch(watch, &front, &tracker);
@@ -185,6 +203,7 @@ async fn run_once(
     let surroundings = Surroundings {
         port_map,
         nat64: nat64.changes(),
+        kubernetes,
         is_resumed: reading == driver::Reading::WithPeers,
         companions,
     };

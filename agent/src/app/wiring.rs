@@ -43,6 +43,7 @@ use crate::{
     driver::{DriverEvent, EngineHandle, Events},
     io::tun::Device,
     keep::Companion,
+    kubernetes::KubernetesHandle,
     nat64,
     os::{
         Family,
@@ -80,6 +81,8 @@ pub(super) struct Inputs {
 pub(super) struct Surroundings {
     pub(super) port_map: PortMapHandle,
     pub(super) nat64: nat64::Changes,
+    /// Where the API server is asked again when the network has changed.
+    pub(super) kubernetes: Option<KubernetesHandle>,
     /// With whom the process before this one had sessions: they are made again with the first map.
     pub(super) companions: Vec<Companion>,
     /// Whether this process goes on where another one has left off.
@@ -320,6 +323,9 @@ impl Wiring {
             self.engine.command(Command::NetworkChanged).await?;
             self.control.set_network(self.following.networks().id());
             self.control.network_changed();
+            if let Some(kubernetes) = &self.surroundings.kubernetes {
+                kubernetes.network_changed();
+            }
         }
         self.following.replan().await;
         Ok(())

@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use zeroize::Zeroizing;
 
+use super::kubernetes::KubernetesArgs;
+
 /// The mesh agent: keeps encrypted tunnels to the other nodes of a mesh.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version)]
@@ -145,6 +147,9 @@ pub struct RunArgs {
     /// Pause after a failed attempt, first and longest, in seconds: 60..3600 [env: MESH_PUNCH_BACKOFF] [default: 60..3600].
     #[arg(long)]
     pub punch_backoff: Option<String>,
+    /// The pod network.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
 }
 
 /// A text that `Debug` does not show.

@@ -5,6 +5,7 @@
 //! wrong is reported at once.
 
 mod cli;
+mod kubernetes;
 mod punch;
 mod settings;
 mod shards;
@@ -31,12 +32,14 @@ use mesh_proto::{
 use crate::{
     control::{HostPort, StreamOptions},
     io::offload::{InvalidOffloads, Offloads},
+    kubernetes::KubernetesConfig,
     nat64,
     netcheck::PortalUrl,
     portmap,
 };
 
 pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
+pub use kubernetes::KubernetesArgs;
 use settings::Settings;
 pub use settings::{Problem, Problems};
 
@@ -92,6 +95,8 @@ pub struct RunConfig {
     pub advertise: Vec<IpNet>,
     /// What captive portals are told by, beside the coordinator's own answer.
     pub portal_url: Option<PortalUrl>,
+    /// What this node does for a Kubernetes cluster, if anything.
+    pub kubernetes: Option<KubernetesConfig>,
 }
 
 /// What `mesh-agent join` does.
@@ -145,6 +150,7 @@ impl RunConfig {
             text.parse::<PortalUrl>().map_err(|error| error.to_string())
         });
         let relay = settings.take("relay", args.relay.as_deref(), parse_flag).unwrap_or_default();
+        let kubernetes = kubernetes::take(&mut settings, &args.kubernetes);
         settings.finish()?;
         // Channels of peers of different engines would lead nowhere.
         let shards = match relay {
@@ -167,6 +173,7 @@ impl RunConfig {
             stun: stun.unwrap_or_default(),
             advertise: advertise.unwrap_or_default(),
             portal_url,
+            kubernetes,
         })
     }
 }

@@ -2,6 +2,9 @@
 
 use std::{ffi::OsString, fmt};
 
+/// Settings that have settings of their own: as a table it is on, else it is a flag.
+const TABLES: [&str; 1] = ["kubernetes"];
+
 /// Resolves settings one by one: [`Settings::take`] each, then [`Settings::finish`].
 pub(super) struct Settings<E> {
     environment: E,
@@ -36,24 +39,27 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
     /// # Errors
     /// When the file is not TOML.
     pub(super) fn new(environment: E, file: &str) -> Result<Self, Problems> {
-        let file = file.parse().map_err(|error: toml::de::Error| {
+        let mut file: toml::Table = file.parse().map_err(|error: toml::de::Error| {
             Problems(vec![Problem { setting: "config file".to_owned(), what: error.to_string() }])
         })?;
+        for table in TABLES {
+            flatten(&mut file, table);
+        }
         Ok(Self { environment, file, problems: Vec::new() })
     }
 
     /// Takes the value of a setting from the first source that has it, or notes what is wrong with it there. A list of the
-    /// file is taken as its texts with commas between them.
+    /// file is taken as its texts with commas between them. The key `table.key` is that of a table.
     pub(super) fn take<T>(
         &mut self,
         key: &str,
         flag: Option<&str>,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let variable = format!("MESH_{}", key.to_ascii_uppercase().replace('-', "_"));
+        let variable = format!("MESH_{}", key.to_ascii_uppercase().replace(['-', '.'], "_"));
         let in_file = self.file.remove(key);
         if let Some(text) = flag {
-            return self.check(&format!("--{key}"), text, parse);
+            return self.check(&format!("--{}", key.replace('.', "-")), text, parse);
         }
         if let Some(value) = (self.environment)(&variable) {
             let Some(text) = value.to_str() else {
@@ -113,5 +119,15 @@ impl<E: Fn(&str) -> Option<OsString>> Settings<E> {
     fn note<T>(&mut self, setting: &str, what: String) -> Option<T> {
         self.problems.push(Problem { setting: setting.to_owned(), what });
         None
+    }
+}
+
+/// Puts the keys of a table beside the others, as `table.key`, and a flag in place of the table.
+fn flatten(file: &mut toml::Table, name: &str) {
+    if !file.get(name).is_some_and(toml::Value::is_table) {
+        return;
+    }
+    if let Some(toml::Value::Table(table)) = file.insert(name.to_owned(), toml::Value::Boolean(true)) {
+        file.extend(table.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
     }
 }

@@ -17,13 +17,13 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// Counts failures in a row. Each method that gives a wait takes a random number from 0 to 1.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// Counts a failure and returns how long to wait after it.
-    pub(super) fn next_wait(&mut self, random: f64) -> Duration {
+    pub(crate) fn next_wait(&mut self, random: f64) -> Duration {
         let top = Duration::from_secs(1 << self.failures.min(5)).min(MAX);
         let (low, high) = if self.failures == 0 { FIRST } else { (top / 2, top) };
         self.failures = self.failures.saturating_add(1);
@@ -43,12 +43,12 @@ impl Backoff {
     }
 
     /// Returns how often it failed in a row.
-    pub(super) fn failures(&self) -> u32 {
+    pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
 
     /// Forgets the failures: it worked for a while, or everything is different now.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }
@@ -59,7 +59,7 @@ pub(super) fn after_sign(random: f64) -> Duration {
 }
 
 /// Returns a random number from 0 to 1.
-pub(super) fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     // Without random numbers the waits are merely not spread.
     getrandom::u32().map_or(0.5, |number| f64::from(number) / f64::from(u32::MAX))
 }

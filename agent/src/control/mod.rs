@@ -20,7 +20,7 @@
 
 mod address;
 mod attempt;
-mod backoff;
+pub(crate) mod backoff;
 mod book;
 mod client;
 mod clock;

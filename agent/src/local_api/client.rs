@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, header};
 use hyper_util::rt::TokioIo;
 use mesh_proto::{netreport::NetReport, status::Status};
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, time::timeout};
 
-use super::{ApiError, HOST, PingReply, Report, Why};
+use super::{ApiError, Beside, HOST, PingReply, Report, Why};
 
 /// How long an agent may take for an answer, beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -107,11 +107,22 @@ impl Client {
         parse(&self.request(Method::POST, &path, wait + PATIENCE).await?)
     }
 
-    async fn request(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
-        timeout(patience, self.exchange(method, path)).await.map_err(|_| ClientError::Timeout)?
+    /// Says what a pod beside the agent does for it.
+    ///
+    /// # Errors
+    /// When there is no good answer.
+    pub async fn set_kubernetes(&self, beside: &Beside) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(beside).map_err(|error| ClientError::Malformed(error.to_string()))?;
+        let exchange = self.exchange(Method::PUT, "/v1/kubernetes", Bytes::from(body));
+        timeout(PATIENCE, exchange).await.map_err(|_| ClientError::Timeout)?.map(drop)
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+    async fn request(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
+        let exchange = self.exchange(method, path, Bytes::new());
+        timeout(patience, exchange).await.map_err(|_| ClientError::Timeout)?
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
@@ -122,7 +133,7 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, HOST)
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| ClientError::Malformed(error.to_string()))?;
         let answer = async {
             let answer = sender.send_request(request).await.map_err(malformed)?;

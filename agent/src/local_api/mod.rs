@@ -7,6 +7,7 @@
 //! | `POST /v1/netcheck` | [`mesh_proto::netreport::NetReport`] | anyone on this host |
 //! | `POST /v1/ping/NODE?timeout_ms=N` | [`PingReply`] | anyone on this host |
 //! | `GET /v1/live` | 204 | anyone on this host |
+//! | `PUT /v1/kubernetes` with [`Beside`] | 204 | [`Caller::Operator`] |
 //! | `GET /v1/report` | [`Report`] | [`Caller::Operator`] |
 //!
 //! NODE is a name or a mesh address. Errors are an [`ApiError`] with a fitting status code. A request with
@@ -25,7 +26,7 @@ use mesh_proto::{netreport::NetReport, status::Status};
 
 pub use client::{Client, ClientError};
 pub use server::{Caller, serve};
-pub use types::{ApiError, HOST, PingReply, Report, StateFileInfo, Why, WhyDecision, WhyPath};
+pub use types::{ApiError, Beside, HOST, PingReply, Report, StateFileInfo, Why, WhyDecision, WhyPath};
 
 /// What the daemon answers with.
 pub trait Agent: Send + Sync + 'static {
@@ -41,6 +42,9 @@ pub trait Agent: Send + Sync + 'static {
 
     /// Tells why a peer, by name or mesh address, is on the path it is on.
     fn why(&self, node: &str) -> impl Future<Output = Result<Why, ApiError>> + Send;
+
+    /// Takes over what a pod beside this agent does for it.
+    fn set_kubernetes(&self, beside: Beside) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Tells what a report of a problem needs of the process itself.
     fn report(&self) -> impl Future<Output = anyhow::Result<Report>> + Send;

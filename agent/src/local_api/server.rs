@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -20,7 +20,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream, unix::UCred},
     sync::Semaphore,
@@ -36,6 +36,8 @@ const MAX_CONNECTIONS: usize = 32;
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(75);
 /// Longest time that a ping may ask to wait.
 const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest document that is taken, in bytes.
+const MAX_BODY: usize = 64 << 10;
 /// How long a ping waits when it does not say.
 const DEFAULT_PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everyone on the host may connect and read; what changes things asks for the caller's credentials.
@@ -155,7 +157,7 @@ async fn serve_connection(stream: UnixStream, agent: Arc<impl Agent>) {
 }
 
 async fn answer(request: Request<Incoming>, agent: &impl Agent, caller: Caller) -> Answer {
-    match route(&request, agent, caller).await {
+    match route(request, agent, caller).await {
         Ok(answer) => answer,
         Err(error) => {
             let status = match &error {
@@ -170,11 +172,12 @@ async fn answer(request: Request<Incoming>, agent: &impl Agent, caller: Caller) 
     }
 }
 
-async fn route(request: &Request<Incoming>, agent: &impl Agent, caller: Caller) -> Result<Answer, ApiError> {
-    check_headers(request)?;
+async fn route(request: Request<Incoming>, agent: &impl Agent, caller: Caller) -> Result<Answer, ApiError> {
+    check_headers(&request)?;
     tracing::trace!(?caller, "local api request");
-    let segments: Vec<_> = request.uri().path().split('/').skip(1).collect();
-    match (request.method(), segments.as_slice()) {
+    let (request, body) = request.into_parts();
+    let segments: Vec<_> = request.uri.path().split('/').skip(1).collect();
+    match (&request.method, segments.as_slice()) {
         (&Method::GET, ["v1", "live"]) => Ok(empty(StatusCode::NO_CONTENT)),
         (&Method::GET, ["v1", "status"]) => {
             Ok(json(StatusCode::OK, &agent.status().await.map_err(internal)?))
@@ -183,14 +186,28 @@ async fn route(request: &Request<Incoming>, agent: &impl Agent, caller: Caller) 
             Caller::Operator => Ok(json(StatusCode::OK, &agent.report().await.map_err(internal)?)),
             Caller::Reader => Err(ApiError::Forbidden),
         },
+        (&Method::PUT, ["v1", "kubernetes"]) => match caller {
+            Caller::Operator => {
+                agent.set_kubernetes(read(body).await?).await?;
+                Ok(empty(StatusCode::NO_CONTENT))
+            }
+            Caller::Reader => Err(ApiError::Forbidden),
+        },
         (&Method::GET, ["v1", "why", node]) => Ok(json(StatusCode::OK, &agent.why(node).await?)),
         (&Method::POST, ["v1", "netcheck"]) => Ok(json(StatusCode::OK, &agent.netcheck().await?)),
         (&Method::POST, ["v1", "ping", node]) => {
-            let timeout = ping_timeout(request.uri().query().unwrap_or_default())?;
+            let timeout = ping_timeout(request.uri.query().unwrap_or_default())?;
             Ok(json(StatusCode::OK, &agent.ping(node, timeout).await?))
         }
         _ => Err(ApiError::BadRequest { message: "there is nothing here".to_owned() }),
     }
+}
+
+/// Reads a document.
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    let bad = |message: String| ApiError::BadRequest { message };
+    let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| bad(error.to_string()))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(error.to_string()))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "taken by map_err")]

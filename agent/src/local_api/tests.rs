@@ -2,7 +2,11 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use mesh_proto::{netreport::NetReport, status::Status};
+use mesh_proto::{
+    kubernetes::{ApiStatus, KubernetesStatus, NetworkPolicies, PodNetworkState},
+    netreport::NetReport,
+    status::Status,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -10,7 +14,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Agent, ApiError, Client, ClientError, HOST, PingReply, Report, Why, serve};
+use super::{Agent, ApiError, Beside, Client, ClientError, HOST, PingReply, Report, Why, serve};
 use crate::view;
 
 struct MadeUp(Status);
@@ -26,6 +30,13 @@ impl Agent for MadeUp {
 
     async fn ping(&self, node: &str, _: Duration) -> Result<PingReply, ApiError> {
         Err(ApiError::Timeout { node: node.to_owned() })
+    }
+
+    async fn set_kubernetes(&self, beside: Beside) -> Result<(), ApiError> {
+        match beside.pods {
+            Some(pods) if pods.is_empty() => Ok(()),
+            Some(_) | None => Err(ApiError::BadRequest { message: "made up".to_owned() }),
+        }
     }
 
     async fn report(&self) -> anyhow::Result<Report> {
@@ -70,6 +81,18 @@ async fn documents_and_errors_cross() {
         client.why("../status").await.unwrap_err(),
         ClientError::Api(ApiError::BadRequest { .. })
     ));
+    let status = KubernetesStatus {
+        node: "pi".to_owned(),
+        state: PodNetworkState::Ready,
+        pod_ranges: vec![],
+        api: ApiStatus::default(),
+        from_cache: false,
+        network_policies: NetworkPolicies::None,
+        problems: vec![],
+    };
+    client.set_kubernetes(&Beside { pods: Some(vec![]), status: status.clone() }).await.unwrap();
+    let error = client.set_kubernetes(&Beside { pods: None, status }).await.unwrap_err();
+    assert!(matches!(error, ClientError::Api(ApiError::BadRequest { .. })), "{error}");
     cancel.cancel();
     tracker.close();
     tracker.wait().await;

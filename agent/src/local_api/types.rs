@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use mesh_proto::{
+    kubernetes::KubernetesStatus,
     netmap::NetworkMap,
     status::{PathReason, Timestamp},
 };
@@ -24,6 +26,15 @@ pub struct PingReply {
     pub relay: Option<String>,
     /// Round-trip time, in milliseconds.
     pub rtt_ms: f64,
+}
+
+/// What a pod beside this agent does for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beside {
+    /// The ranges of this node's pods, which are to be offered to the mesh; `None` while they are not known.
+    pub pods: Option<Vec<IpNet>>,
+    /// What is to be shown.
+    pub status: KubernetesStatus,
 }
 
 /// Why a peer is on the path it is on.

@@ -12,6 +12,7 @@ use mesh_engine::{
     snapshot::{PathSnapshot, PeerSnapshot, RelaySnapshot, Snapshot},
 };
 use mesh_proto::{
+    kubernetes::KubernetesStatus,
     nat64::Nat64Prefix,
     netmap::{NetworkMap, Node, RelayId},
     route::{RouteAnswer, RouteState},
@@ -62,6 +63,8 @@ pub struct Input<'a> {
     pub advertised: Vec<RouteAnswer>,
     /// What a person should know, worst first.
     pub warnings: Vec<String>,
+    /// The pod network, if it is on.
+    pub kubernetes: Option<KubernetesStatus>,
 }
 
 /// Builds the status document; peers are in order of their names.
@@ -114,6 +117,11 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
         warnings: warnings(input),
         drops: own_drops(input),
         engines: engines(input),
+        ranges: [input.map.mesh.ipv4.into(), input.map.mesh.ipv6.into()]
+            .into_iter()
+            .filter(is_range)
+            .collect(),
+        kubernetes: input.kubernetes.clone(),
     }
 }
 
@@ -129,6 +137,11 @@ fn family(input: &Input<'_>, family: Family) -> FamilyState {
     }
 }
 
+/// Before the first map, the ranges of the mesh are not known.
+fn is_range(range: &IpNet) -> bool {
+    range.prefix_len() > 0
+}
+
 /// What a person should know: a mapping that only those beside the router reach comes last, for there is the relay.
 fn warnings(input: &Input<'_>) -> Vec<String> {
     let mapped = input.port_mapping.mapped.filter(Mapped::is_behind_another_nat);
@@ -136,11 +149,18 @@ fn warnings(input: &Input<'_>) -> Vec<String> {
         let address = mapped.external.ip();
         format!("the port is mapped at {address} only: there is another NAT before the router")
     });
-    let refused = input.advertised.iter().filter(|route| route.state != RouteState::Approved).map(|route| {
+    // What became of the pods' ranges is among the pod network's own problems.
+    let pods = input.kubernetes.as_ref().map_or(&[][..], |kubernetes| &kubernetes.problems);
+    let is_said = |route: &&RouteAnswer| {
+        let prefix = route.prefix.to_string();
+        pods.iter().any(|problem| problem.contains(&prefix))
+    };
+    let open = |route: &&RouteAnswer| route.state != RouteState::Approved && !is_said(route);
+    let refused = input.advertised.iter().filter(open).map(|route| {
         let reason = route.reason.as_deref().unwrap_or("the coordinator does not say why");
         format!("the route {} is {}: {reason}", route.prefix, route.state)
     });
-    input.warnings.iter().cloned().chain(refused).chain(double).collect()
+    input.warnings.iter().chain(pods).cloned().chain(refused).chain(double).collect()
 }
 
 fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> PeerStatus {
@@ -359,6 +379,7 @@ pub(crate) mod tests {
             routes: &[],
             advertised: vec![],
             warnings: vec![],
+            kubernetes: None,
         })
     }
 

@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 
-use mesh_proto::status::{
-    ConnectionState, ControlTransport, CoordinatorStatus, FamilyState, Mapping, PathKind, PeerStatus,
-    PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
+use mesh_proto::{
+    kubernetes::KubernetesStatus,
+    status::{
+        ConnectionState, ControlTransport, CoordinatorStatus, FamilyState, Mapping, PathKind, PeerStatus,
+        PortMapping, RelayStatus, RelayTransport, SelfStatus, Status,
+    },
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -26,6 +29,9 @@ type Row = [String; COLUMNS];
 #[must_use]
 pub fn status(status: &Status, now: OffsetDateTime) -> String {
     let mut out = self_lines(&status.this);
+    if let Some(kubernetes) = &status.this.kubernetes {
+        out.push_str(&kubernetes_line(kubernetes));
+    }
     out.push('\n');
     let rows: Vec<Row> = status.peers.iter().map(|peer| row(peer, now)).collect();
     let widths = widths(&rows);
@@ -99,6 +105,15 @@ fn self_lines(this: &SelfStatus) -> String {
         port_mapping(this.nat.port_mapping),
         if this.nat.udp_blocked { ", udp blocked" } else { "" },
     )
+}
+
+fn kubernetes_line(kubernetes: &KubernetesStatus) -> String {
+    let ranges: Vec<_> = kubernetes.pod_ranges.iter().map(ToString::to_string).collect();
+    let pods = if ranges.is_empty() { String::new() } else { format!(", pods {}", ranges.join(" ")) };
+    let api = kubernetes.api.state.as_str();
+    let line =
+        format!("kubernetes   {}: {}{pods}, api server {api}", kubernetes.node, kubernetes.state.as_str());
+    cut(&line, WIDTH) + "\n"
 }
 
 pub(super) fn coordinator(coordinator: &CoordinatorStatus) -> String {

@@ -11,6 +11,7 @@ use mesh_proto::{
     },
     disco,
     key::{NodeKey, PublicKey},
+    kubernetes::{ApiState, ApiStatus, KubernetesStatus, NetworkPolicies, PodNetworkState},
     lend::{LendMe, Lent},
     netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Relay, RelayId, Version},
     netreport::{
@@ -335,6 +336,8 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         warnings: vec![],
         drops: [].into(),
         engines: None,
+        ranges: vec![],
+        kubernetes: None,
     };
     let direct = PeerStatus {
         name: "country".into(),
@@ -424,6 +427,21 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
             tun_reads_handed_over: 3,
             datagrams: 4000,
             datagrams_handed_over: 5,
+        }),
+        ranges: vec![net("10.90.0.0/16"), net("fd5d:1:2::/48")],
+        kubernetes: Some(KubernetesStatus {
+            node: "pi".into(),
+            state: PodNetworkState::NotReady,
+            pod_ranges: vec![net("10.244.0.0/24")],
+            api: ApiStatus {
+                state: ApiState::Silent,
+                address: Some("10.90.0.1:6443".into()),
+                error: Some("connection refused".into()),
+                last_answer: since(),
+            },
+            from_cache: true,
+            network_policies: NetworkPolicies::NotEnforced,
+            problems: vec!["the mesh is not ready".into()],
         }),
         ..this.clone()
     };
