@@ -71,9 +71,9 @@ pub struct ApiStatus {
 pub enum ApiState {
     /// It does.
     Answers,
-    /// It does not, or somebody else does.
+    /// It does not.
     Silent,
-    /// It does not take this node's credentials, or does not permit what is needed.
+    /// It does not take this node's credentials, does not permit what is needed, or is not the one that they are for.
     Refuses,
     /// It was not asked yet, or a state that this version does not know.
     #[default]

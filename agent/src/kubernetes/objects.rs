@@ -121,7 +121,7 @@ pub(super) struct NewEvent<'a> {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NewMetadata<'a> {
-    pub(super) generate_name: String,
+    pub(super) name: String,
     pub(super) namespace: &'a str,
 }
 

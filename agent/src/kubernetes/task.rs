@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 use mesh_proto::{
     kubernetes::{ApiState, ApiStatus, KubernetesStatus, NetworkPolicies, PodNetworkState},
-    status::Status,
+    status::{ConnectionState, Status},
 };
 use time::format_description::well_known::Rfc3339;
 use tokio::{
@@ -36,7 +36,9 @@ use crate::os::{Host as _, linux::Netlink};
 
 /// How often everything is looked at without any news.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// The same while something is on its way.
+/// The same while something is not as it should be.
+const INTERVAL_TROUBLED: Duration = Duration::from_secs(10);
+/// The same while the coordinator's answer is on its way.
 const INTERVAL_PENDING: Duration = Duration::from_secs(2);
 /// News that come together are looked at together.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -154,7 +156,7 @@ impl<M: Mesh> Task<M> {
             Ok(status) => status,
             Err(error) => {
                 tracing::debug!(error = format!("{error:#}"), "the mesh says nothing of itself");
-                return INTERVAL_PENDING;
+                return INTERVAL_TROUBLED;
             }
         };
         let mut look = self.look_at_node(&seen, &answers, &status).await;
@@ -176,9 +178,18 @@ impl<M: Mesh> Task<M> {
             *current = wanted;
             is_news
         });
-        let state = look.state;
+        let is_connected = status.this.coordinator.state == ConnectionState::Connected;
+        let wait = match look.state {
+            PodNetworkState::Ready => INTERVAL,
+            PodNetworkState::NotReady if look.usable.is_empty() && is_connected => INTERVAL_PENDING,
+            PodNetworkState::Waiting
+            | PodNetworkState::NoPodRanges
+            | PodNetworkState::Refused
+            | PodNetworkState::NotReady
+            | PodNetworkState::Unknown => INTERVAL_TROUBLED,
+        };
         self.show(&seen, &answers, Look { notices: Vec::new(), ..look });
-        if state == PodNetworkState::Ready { INTERVAL } else { INTERVAL_PENDING }
+        wait
     }
 
     /// Takes what was seen of the Node, and has mesh and host follow.

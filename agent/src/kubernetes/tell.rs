@@ -12,6 +12,7 @@ use std::{
 use ipnet::IpNet;
 use mesh_proto::kubernetes::{ApiState, NetworkPolicies};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{
     sync::watch,
@@ -41,6 +42,8 @@ const EVENTS_WINDOW: Duration = Duration::from_secs(600);
 const INQUIRY_INTERVAL: Duration = Duration::from_secs(600);
 /// Longest message of an Event that the API server takes, in bytes.
 const MAX_MESSAGE: usize = 1024;
+/// Bytes that tell one Event on a Node from another.
+const EVENT_NAME_LEN: usize = 8;
 /// Who tells.
 const COMPONENT: &str = "mesh-agent";
 
@@ -212,7 +215,7 @@ impl Teller {
             api_version: "v1",
             kind: "Event",
             metadata: NewMetadata {
-                generate_name: format!("{}.", self.name),
+                name: event_name(&self.name, &node.metadata.uid, notice),
                 namespace: Api::events_namespace(),
             },
             involved_object: InvolvedObject {
@@ -295,6 +298,12 @@ fn next_condition(current: Option<&Condition>, network: &Network, now: &str) -> 
         last_transition_time: Some(since.unwrap_or_else(|| now.to_owned())),
     };
     (!current.is_some_and(|current| is_same(current, &next))).then_some(next)
+}
+
+/// Names an Event by what it says, so that one that is there already is not made again by the next run of the agent.
+fn event_name(node: &str, uid: &str, notice: &Notice) -> String {
+    let digest = Sha256::digest(format!("{uid} {} {}", notice.reason, notice.message));
+    format!("{node}.{}", hex::encode(&digest[..EVENT_NAME_LEN]))
 }
 
 fn is_same(one: &Condition, other: &Condition) -> bool {

@@ -65,6 +65,9 @@ pub enum ApiError {
     /// There is no such thing.
     #[error("the API server does not have what was asked for: {0}")]
     NotFound(String),
+    /// What should be made is there already.
+    #[error("the API server has it already")]
+    Exists,
     /// What a watch should go on from is too old.
     #[error("what was seen last is too old for the API server")]
     Gone,
@@ -83,12 +86,15 @@ impl ApiError {
     /// Returns what this says of the server.
     pub(in super::super) fn state(&self) -> ApiState {
         match self {
-            Self::Access(_) | Self::Unauthorized(_) | Self::Forbidden { .. } => ApiState::Refuses,
-            Self::NotFound(_) | Self::Gone => ApiState::Answers,
-            Self::Name { .. }
-            | Self::Unreachable { .. }
+            // What will not mend itself.
+            Self::Access(_)
             | Self::OtherAuthority { .. }
             | Self::Untrusted { .. }
+            | Self::Unauthorized(_)
+            | Self::Forbidden { .. } => ApiState::Refuses,
+            Self::NotFound(_) | Self::Exists | Self::Gone => ApiState::Answers,
+            Self::Name { .. }
+            | Self::Unreachable { .. }
             | Self::Failed(_)
             | Self::Malformed(_)
             | Self::Silent(_) => ApiState::Silent,
@@ -106,6 +112,7 @@ impl ApiError {
             401 => Self::Unauthorized(unauthorized(target)),
             403 => Self::Forbidden { what: what.to_owned(), message },
             404 => Self::NotFound(message),
+            409 => Self::Exists,
             410 => Self::Gone,
             _ => Self::Failed(message),
         }

@@ -90,11 +90,14 @@ impl Api {
         self.ask::<Anything>(request, &what).await.map(drop)
     }
 
-    /// Makes an Event.
+    /// Makes an Event, unless there is one of that name, which the server forgets after an hour.
     pub(super) async fn create_event(&mut self, event: &NewEvent<'_>) -> Result<(), ApiError> {
         let body = serde_json::to_vec(event).map_err(|error| ApiError::Malformed(error.to_string()))?;
         let events = Requests::new(format!("/api/v1/namespaces/{EVENTS_NAMESPACE}/events"));
-        self.ask::<Anything>(events.create(&PostParams::default(), body), "create Events").await.map(drop)
+        match self.ask::<Anything>(events.create(&PostParams::default(), body), "create Events").await {
+            Ok(_) | Err(ApiError::Exists) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns whether there is any NetworkPolicy.
