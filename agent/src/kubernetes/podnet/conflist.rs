@@ -140,7 +140,7 @@ pub(super) fn others_present(dir: &Path) -> bool {
     paths.any(|path| is_configuration(&path) && path.file_name() != Some(FILE.as_ref()))
 }
 
-/// What [`write`] does with a file that is not there.
+/// What [`write()`] does with a file that is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IfMissing {
     /// It is made: the network carries packets.
