@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod registry;
 pub mod relay;
 pub mod serve;
+mod shared;
 pub mod standalone;
 pub mod store;
 pub mod tcp;

@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
-use mesh_proto::control::{ClientMessage, RefusalCode, ServerMessage, Welcome};
+use mesh_proto::control::{ClientMessage, EXPLICIT_REMOVALS, RefusalCode, ServerMessage, Welcome};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -75,7 +75,8 @@ impl<S: Service> Door<S> {
     }
 
     /// Takes a place for a connection over TCP, whose source address is proved; `None` if there is none.
-    pub(crate) fn try_enter_tcp(&self, source: IpAddr) -> Option<Place> {
+    #[must_use]
+    pub fn try_enter_tcp(&self, source: IpAddr) -> Option<Place> {
         match self.try_enter(source, AddressProof::Proved) {
             Admission::Enter(place) => Some(place),
             Admission::ProveAddress | Admission::Full => None,
@@ -88,7 +89,7 @@ impl<S: Service> Door<S> {
 
     /// Serves a connection to its end. `open` takes it from its first byte to a proved key, or fails; it is given up
     /// at the deadline, wherever it is.
-    pub(crate) async fn serve(
+    pub async fn serve(
         self,
         place: Place,
         open: impl Future<Output = Option<Link>>,
@@ -120,7 +121,7 @@ async fn greet(mut link: Link, stats: &ControlStats, observer_ports: &[u16]) -> 
             tracing::debug!(version = hello.version, "hello");
             let welcome = Welcome {
                 version: VERSION.to_owned(),
-                features: Vec::new(),
+                features: vec![EXPLICIT_REMOVALS.to_owned()],
                 observed: link.remote,
                 observer_ports: observer_ports.to_vec(),
             };

@@ -3,8 +3,9 @@
 //! Carriers (QUIC, TLS in a WebSocket) hand in the two halves of their stream; nothing above
 //! this file knows which carrier it is.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
 use mesh_proto::{
     control::frame::{self, Decoder, FrameError},
     key::NodeKey,
@@ -14,6 +15,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::Instant,
 };
+
+use crate::shared::SharedMessage;
 
 /// A message that has begun must be whole after this: a sender that trickles is cut off.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -58,7 +61,15 @@ struct FrameReader {
 
 /// Writes messages.
 struct FrameWriter {
-    stream: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    stream: Outbound,
+}
+
+/// Where messages go.
+enum Outbound {
+    /// Takes over what it is given, and copies nothing.
+    Quic(quinn::SendStream),
+    /// Any other.
+    Stream(Box<dyn AsyncWrite + Send + Sync + Unpin>),
 }
 
 /// Why a connection cannot go on.
@@ -89,6 +100,26 @@ impl Link {
         reader: impl AsyncRead + Send + Sync + Unpin + 'static,
         writer: impl AsyncWrite + Send + Sync + Unpin + 'static,
     ) -> Self {
+        Self::over(node_key, remote, reader, Outbound::Stream(Box::new(writer)))
+    }
+
+    /// Makes a link of a stream over QUIC.
+    #[must_use]
+    pub fn over_quic(
+        node_key: NodeKey,
+        remote: SocketAddr,
+        recv: quinn::RecvStream,
+        send: quinn::SendStream,
+    ) -> Self {
+        Self::over(node_key, remote, recv, Outbound::Quic(send))
+    }
+
+    fn over(
+        node_key: NodeKey,
+        remote: SocketAddr,
+        reader: impl AsyncRead + Send + Sync + Unpin + 'static,
+        stream: Outbound,
+    ) -> Self {
         let reader = FrameReader {
             stream: Box::new(reader),
             decoder: Decoder::default(),
@@ -96,7 +127,7 @@ impl Link {
             partial_since: None,
             allowance: None,
         };
-        let writer = FrameWriter { stream: Box::new(writer) };
+        let writer = FrameWriter { stream };
         Self { node_key, remote, carrier: Carrier::Udp, reader, writer }
     }
 
@@ -125,6 +156,14 @@ impl Link {
     /// When the connection cannot go on.
     pub async fn send(&mut self, message: &impl Serialize) -> Result<(), LinkError> {
         self.writer.send(message).await
+    }
+
+    /// Sends a message that is shared with others. Not cancel-safe.
+    ///
+    /// # Errors
+    /// When the connection cannot go on.
+    pub(crate) async fn send_shared(&mut self, message: SharedMessage) -> Result<(), LinkError> {
+        self.writer.send_pieces(message.into_pieces()).await
     }
 
     /// Sends a last message and waits a little for the other side to have read it.
@@ -172,11 +211,35 @@ impl FrameReader {
 
 impl FrameWriter {
     async fn send(&mut self, message: &impl Serialize) -> Result<(), LinkError> {
-        let bytes = frame::encode(message)?;
-        tokio::time::timeout(WRITE_DEADLINE, self.stream.write_all(&bytes))
+        self.send_pieces(vec![frame::encode(message)?.into()]).await
+    }
+
+    async fn send_pieces(&mut self, pieces: Vec<Bytes>) -> Result<(), LinkError> {
+        tokio::time::timeout(WRITE_DEADLINE, self.stream.write(pieces))
             .await
             .map_err(|_elapsed| LinkError::Slow)??;
         Ok(())
+    }
+}
+
+impl Outbound {
+    async fn write(&mut self, mut pieces: Vec<Bytes>) -> io::Result<()> {
+        match self {
+            Self::Quic(stream) => Ok(stream.write_all_chunks(&mut pieces).await?),
+            Self::Stream(stream) => {
+                for piece in pieces {
+                    stream.write_all(&piece).await?;
+                }
+                stream.flush().await
+            }
+        }
+    }
+
+    async fn shutdown(&mut self) -> io::Result<()> {
+        match self {
+            Self::Quic(stream) => stream.shutdown().await,
+            Self::Stream(stream) => stream.shutdown().await,
+        }
     }
 }
 

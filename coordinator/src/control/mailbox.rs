@@ -1,12 +1,11 @@
-//! What the hub has for one session: the latest of everything, so that it is bounded without losing news.
+//! What the hub has for one session alone: the latest of everything, so that it is bounded without losing news.
 //!
-//! A peer whose state changes ten times before the session comes to it is told of once. A mailbox therefore
-//! holds at most one state and one call per peer, however slow its session is.
+//! A mailbox holds at most one call per peer, however slow its session is.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,7 +13,7 @@ use std::{
 
 use mesh_proto::{
     candidate::Candidate,
-    control::{Knock, PeerState, Refusal},
+    control::{Knock, Refusal},
     netmap::NodeId,
 };
 use tokio::sync::{Notify, watch};
@@ -45,8 +44,6 @@ pub(super) struct Life {
 /// What was in a mailbox.
 #[derive(Debug, Default)]
 pub(super) struct Mail {
-    /// The latest state of each peer with news.
-    pub(super) states: BTreeMap<NodeId, Arc<PeerState>>,
     /// The latest call of each peer that called.
     pub(super) calls: BTreeMap<NodeId, Vec<Candidate>>,
     /// Where the node is asked to knock.
@@ -60,12 +57,6 @@ pub(super) struct Mail {
 }
 
 impl Mailbox {
-    pub(super) fn put_state(&self, state: Arc<PeerState>) {
-        self.put(|mail| {
-            mail.states.insert(state.id, state);
-        });
-    }
-
     pub(super) fn put_call(&self, from: NodeId, candidates: Vec<Candidate>) {
         self.put(|mail| {
             mail.calls.insert(from, candidates);
@@ -136,8 +127,7 @@ impl Mailbox {
 
 impl Mail {
     fn is_empty(&self) -> bool {
-        self.states.is_empty()
-            && self.calls.is_empty()
+        self.calls.is_empty()
             && self.knocks.is_empty()
             && self.question.is_none()
             && !self.copied
@@ -147,6 +137,8 @@ impl Mail {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -172,26 +164,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_latest_state_of_a_peer_replaces_the_older() {
+    async fn the_latest_call_of_a_peer_replaces_the_older() {
         let mailbox = Mailbox::default();
-        for round in 0..1000_u32 {
+        for round in 0..1000_u16 {
             for id in 0..3 {
-                let online = round % 2 == 1;
-                let state = PeerState {
-                    id: NodeId(id),
-                    online,
-                    candidates: vec![],
-                    relays: vec![],
-                    home: None,
-                    observed: None,
-                };
-                mailbox.put_state(Arc::new(state));
+                let address = ([192, 0, 2, 1], round).into();
+                let candidate = Candidate { address, kind: mesh_proto::candidate::CandidateKind::Host };
+                mailbox.put_call(NodeId(id), vec![candidate]);
             }
         }
         let mail = mailbox.take().await;
-        assert_eq!(mail.states.len(), 3);
-        assert!(mail.states.values().all(|state| state.online));
-        let pending = tokio::time::timeout(std::time::Duration::from_millis(5), mailbox.take()).await;
+        assert_eq!(mail.calls.len(), 3);
+        assert!(mail.calls.values().all(|candidates| candidates[0].address.port() == 999));
+        let pending = tokio::time::timeout(Duration::from_millis(5), mailbox.take()).await;
         assert!(pending.is_err());
     }
 }

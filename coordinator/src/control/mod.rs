@@ -3,7 +3,7 @@
 //! ```text
 //!  quinn --> server: TLS --\
 //!  TCP port (crate::tcp) ----+-> door: place, deadline, Hello/Welcome --> enter: Join | Connect --> session (one per node)
-//!                                                                            |  ^ mailbox
+//!                                                                            |  ^ mailbox, board
 //!                                     registry -- changes --> every session  v  |
 //!                                            \--------------> hub: who is online, candidates, calls
 //!                                                              \--> relay: which nodes there are
@@ -15,10 +15,11 @@
 //! accepting, receiving a message (what was read is kept), taking mail, receiving a change or a command.
 //!
 //! A session follows the registry by itself: it subscribes to changes, sends the map, and then the changes
-//! after it, so no change is lost or sent twice. News of peers come through the hub, which puts them into
-//! the session's mailbox, where newer news replaces older. A client that does not read is cut off by the
-//! deadline of a write, and has to connect again.
+//! after it, so no change is lost or sent twice. News of peers come through the hub, which puts them up at a board that
+//! all sessions read, where newer news replaces older; what is for one session alone comes into its mailbox. A client
+//! that does not read is cut off by the deadline of a write, and has to connect again.
 
+mod board;
 mod door;
 mod enter;
 mod gate;

@@ -118,7 +118,7 @@ async fn open(incoming: Incoming, stats: &ControlStats) -> Option<Link> {
     };
     let node_key = tls::node_key_of(&connection)?;
     let (send, recv) = connection.accept_bi().await.ok()?;
-    Some(Link::new(node_key, connection.remote_address(), recv, send))
+    Some(Link::over_quic(node_key, connection.remote_address(), recv, send))
 }
 
 /// Returns whether the other side offered no version of the protocol that this side speaks (RFC 7301, section 3.2).

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use mesh_proto::{
     control::{
-        ClientMessage, InstanceId, Knock, Knocking, PeerState, Refusal, RefusalCode, RelayChannel,
-        ServerMessage,
+        ClientMessage, InstanceId, Knock, Knocking, Refusal, RefusalCode, RelayChannel, ServerMessage,
     },
-    netmap::{NodeId, RelayId, Version},
+    netmap::{MapDelta, NodeId, RelayId, Version},
+    route::RouteOffer,
 };
 use tokio::{
     sync::broadcast::{self, error::RecvError},
@@ -16,12 +16,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    board::News,
     enter::refusal_of,
-    hub::{Admission, Arrival, Attachment, HubHandle, Reach, Seen},
+    hub::{Admission, Arrival, Attachment, HubHandle, Incumbent, Newcomer, Post, Reach, Seen},
     link::{Link, LinkError},
     mailbox::Mail,
     pong, refusal,
-    server::{refuse, refuse_broken},
+    server::{IDLE_TIMEOUT, refuse, refuse_broken},
     stats::ControlStats,
 };
 use crate::{
@@ -36,11 +37,12 @@ use crate::{
 const MESSAGE_RATE: Rate = Rate { per_second: 200, burst: 2000 };
 /// Knocks that one client may ask for: a check of its network takes three.
 const KNOCK_RATE: Rate = Rate { per_second: 2, burst: 8 };
-/// Peers in one PeerStates: with the most candidates each has some 3 KiB, and a message may have 1 MiB.
-const STATES_PER_MESSAGE: usize = 256;
 /// How long an agent may take to answer that it is there still: a few round trips over a bad link. So long a restarted one
 /// waits for its session, if the one before it was killed; its tunnels do not wait.
 const PROOF_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one may that another run was there beside already: longer than it takes until the connection of an agent that
+/// is gone has ended, so that only this decides.
+const COPY_PATIENCE: Duration = IDLE_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// How long a copy waits before it asks again, in milliseconds: it changes nothing until somebody has mended it.
 const DUPLICATE_RETRY_MS: u64 = 60_000;
 /// The relay inside the coordinator.
@@ -75,13 +77,20 @@ enum End {
     Refused(Refusal),
 }
 
+/// Whether the client was told what became of the routes that it offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnRoutes {
+    Sent,
+    NotSent,
+}
+
 /// Serves a session until its connection, the node or the coordinator is gone.
 pub(super) async fn run(mut session: Session, mut link: Link, cancel: CancellationToken) {
     let end = match session.attach(Seen::of(&link)).await {
-        Ok(attachment) => {
+        Ok(mut attachment) => {
             tracing::debug!(node = session.node.0, "connected");
             let end = match session.send_map_or_changes(&mut link).await {
-                Ok(()) => session.serve(&mut link, &attachment, &cancel).await,
+                Ok(()) => session.serve(&mut link, &mut attachment, &cancel).await,
                 Err(end) => end,
             };
             session.hub.detach(attachment).await;
@@ -105,13 +114,16 @@ impl Session {
             let admission = self.hub.attach(self.node, arrival).await;
             match admission.map_err(|_| End::Refused(shutting_down()))? {
                 Admission::Attached(attachment) => return Ok(attachment),
-                Admission::Occupied(incumbent) if incumbent.mailbox.is_alive(PROOF_PATIENCE).await => {
+                Admission::Occupied(incumbent) if incumbent.mailbox.is_alive(patience(&incumbent)).await => {
                     tracing::warn!(
                         node = self.node.0,
                         "two agents have this node's keys: the second one is refused; remove the state directory of the \
                          copy and join it again"
                     );
                     incumbent.mailbox.put_copied();
+                    if let Some(instance) = self.instance {
+                        self.hub.note_copy(self.node, instance).await;
+                    }
                     return Err(End::Refused(duplicate()));
                 }
                 Admission::Occupied(incumbent) => past = Some(incumbent.session),
@@ -119,9 +131,14 @@ impl Session {
         }
     }
 
-    /// Serves until something ends the session. Changes go before mail: a peer is in the map before there
+    /// Serves until something ends the session. Changes go before what the hub has: a peer is in the map before there
     /// is news of it.
-    async fn serve(&mut self, link: &mut Link, attachment: &Attachment, cancel: &CancellationToken) -> End {
+    async fn serve(
+        &mut self,
+        link: &mut Link,
+        attachment: &mut Attachment,
+        cancel: &CancellationToken,
+    ) -> End {
         let mut bucket = TokenBucket::new(std::time::Instant::now());
         let mut read_from = Instant::now();
         loop {
@@ -129,7 +146,10 @@ impl Session {
                 biased;
                 () = cancel.cancelled() => Err(End::Refused(shutting_down())),
                 change = self.changes.recv() => self.handle_change(link, change).await,
-                mail = attachment.mailbox().take() => self.handle_mail(link, mail).await,
+                post = attachment.take() => match post {
+                    Post::Mail(mail) => self.handle_mail(link, mail).await,
+                    Post::News(news) => self.handle_news(link, &news).await,
+                },
                 message = recv_from(link, read_from) => match message {
                     Ok(message) => {
                         if let Err(wait) = bucket.try_take(std::time::Instant::now(), MESSAGE_RATE, 1) {
@@ -150,22 +170,35 @@ impl Session {
     async fn send_map_or_changes(&mut self, link: &mut Link) -> Result<(), End> {
         let Some(version) = self.version else { return self.send_map(link).await };
         self.seen = version;
-        self.send_changes(link).await
+        self.send_changes(link).await?;
+        Ok(())
     }
 
+    /// Sends a whole map. What was removed since the one that the client has is said before that: so nobody has to believe
+    /// that a map has got smaller by itself.
     async fn send_map(&mut self, link: &mut Link) -> Result<(), End> {
-        let map = Box::new(self.registry.map_for(self.node).await?);
-        self.seen = map.version;
-        self.version = Some(map.version);
+        if let Some(known) = self.version {
+            let removed = self.registry.removed_since(known);
+            if !removed.is_empty() {
+                let (this, changed, relays) = (None, vec![], None);
+                let delta = MapDelta { from: known, to: known, this, changed, removed, relays };
+                self.stats.deltas.increment();
+                link.send(&ServerMessage::Delta { delta }).await?;
+            }
+        }
+        let (version, message) = self.registry.map_message_for(self.node)?;
+        self.seen = version;
+        self.version = Some(version);
         self.stats.maps.increment();
-        link.send(&ServerMessage::Map { map }).await?;
+        link.send_shared(message.map_err(LinkError::from)?).await?;
         Ok(())
     }
 
     /// Sends what changed since the last time, as far as it concerns the client.
-    async fn send_changes(&mut self, link: &mut Link) -> Result<(), End> {
+    async fn send_changes(&mut self, link: &mut Link) -> Result<OwnRoutes, End> {
         let Some(changes) = self.registry.changes_since(self.seen).await? else {
-            return self.send_map(link).await;
+            self.send_map(link).await?;
+            return Ok(OwnRoutes::NotSent);
         };
         if changes.iter().any(|change| change.kind == ChangeKind::NodeRemoved(self.node)) {
             return Err(RegistryError::NotRegistered.into());
@@ -180,12 +213,24 @@ impl Session {
             self.stats.deltas.increment();
             link.send(&ServerMessage::Delta { delta }).await?;
         }
-        if own_routes { self.send_routes(link).await } else { Ok(()) }
+        if own_routes { self.send_routes(link).await } else { Ok(OwnRoutes::NotSent) }
     }
 
-    async fn send_routes(&mut self, link: &mut Link) -> Result<(), End> {
+    async fn send_routes(&mut self, link: &mut Link) -> Result<OwnRoutes, End> {
         let routes = self.registry.route_answers(self.node);
         link.send(&ServerMessage::Routes { routes }).await?;
+        Ok(OwnRoutes::Sent)
+    }
+
+    /// Takes over what the client offers, and answers once: what that has changed is among the changes.
+    async fn handle_advertise(&mut self, link: &mut Link, routes: Vec<RouteOffer>) -> Result<(), End> {
+        self.registry.advertise(self.node, routes).await?;
+        match self.send_changes(link).await? {
+            OwnRoutes::Sent => {}
+            OwnRoutes::NotSent => {
+                self.send_routes(link).await?;
+            }
+        }
         Ok(())
     }
 
@@ -200,16 +245,13 @@ impl Session {
             return Err(End::Refused(shutting_down()));
         }
         self.changes = self.changes.resubscribe();
-        self.send_changes(link).await
+        self.send_changes(link).await?;
+        Ok(())
     }
 
     async fn handle_mail(&self, link: &mut Link, mail: Mail) -> Result<(), End> {
         if let Some(refusal) = mail.end {
             return Err(End::Refused(refusal));
-        }
-        let states: Vec<PeerState> = mail.states.into_values().map(Arc::unwrap_or_clone).collect();
-        for peers in states.chunks(STATES_PER_MESSAGE) {
-            link.send(&ServerMessage::PeerStates { peers: peers.to_vec() }).await?;
         }
         if let Some(id) = mail.question {
             link.send(&ServerMessage::AreYouThere { id }).await?;
@@ -222,6 +264,13 @@ impl Session {
         }
         for (from, candidates) in mail.calls {
             link.send(&ServerMessage::CallMeMaybe { from, candidates }).await?;
+        }
+        Ok(())
+    }
+
+    async fn handle_news(&self, link: &mut Link, news: &News) -> Result<(), End> {
+        if let Some(message) = news.message_to(self.node).map_err(LinkError::from)? {
+            link.send_shared(message).await?;
         }
         Ok(())
     }
@@ -262,10 +311,7 @@ impl Session {
                 Ok(())
             }
             ClientMessage::Knock(knock) => self.handle_knock(link, knock).await,
-            ClientMessage::Advertise { routes } => {
-                self.registry.advertise(self.node, routes).await?;
-                self.send_routes(link).await
-            }
+            ClientMessage::Advertise { routes } => self.handle_advertise(link, routes).await,
             ClientMessage::Hello(_) | ClientMessage::Join { .. } | ClientMessage::Connect { .. } => {
                 Err(End::Refused(refusal(RefusalCode::Protocol, "this connection is a node's already")))
             }
@@ -300,6 +346,14 @@ impl From<LinkError> for End {
 impl From<RegistryError> for End {
     fn from(error: RegistryError) -> Self {
         Self::Refused(refusal_of(&error))
+    }
+}
+
+/// Returns how long an agent may be silent before another run of it takes over.
+fn patience(incumbent: &Incumbent) -> Duration {
+    match incumbent.newcomer {
+        Newcomer::New => PROOF_PATIENCE,
+        Newcomer::Copy => COPY_PATIENCE,
     }
 }
 

@@ -68,7 +68,22 @@ pub(super) fn node_key(key: &NodeKey) -> String {
 }
 
 pub(super) fn removed_key(key: &NodeKey) -> String {
-    format!("removed-keys/{key}")
+    format!("{REMOVED_KEYS}{key}")
+}
+
+/// Where the nodes are that were removed, by their ids.
+pub(super) const REMOVED_NODES: &str = "removed-nodes/";
+
+/// Where they are by their node keys, until those join again.
+pub(super) const REMOVED_KEYS: &str = "removed-keys/";
+
+pub(super) fn removed_node(id: NodeId) -> String {
+    format!("{REMOVED_NODES}{:010}", id.0)
+}
+
+/// The inverse of [`removed_node`].
+pub(super) fn parse_removed_node(key: &str) -> Option<NodeId> {
+    key.strip_prefix(REMOVED_NODES)?.parse().ok().map(NodeId)
 }
 
 /// In hexadecimal: base64 has slashes.

@@ -5,9 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_proto::netmap::{MapDelta, NetworkMap, Node, NodeId, Version};
+use mesh_proto::{
+    control::frame::FrameError,
+    netmap::{MapDelta, Mesh, NetworkMap, Node, NodeId, Version},
+};
+use serde::Serialize;
 
 use super::{Change, ChangeKind, view::View};
+use crate::shared::{SharedList, SharedMessage};
+
+/// What a map begins with.
+#[derive(Serialize)]
+struct Head<'a> {
+    version: Version,
+    mesh: &'a Mesh,
+    this: &'a Node,
+}
 
 /// Makes the whole map of one node; `None` if there is no such node.
 pub(super) fn map(view: &View, receiver: NodeId) -> Option<NetworkMap> {
@@ -19,6 +32,28 @@ pub(super) fn map(view: &View, receiver: NodeId) -> Option<NetworkMap> {
         peers: view.nodes().filter(|node| node.id != receiver && !node.is_relay()).cloned().collect(),
         relays: view.relays().to_vec(),
     })
+}
+
+/// Makes the message that has the whole map of one node. The peers, nearly all of it, are shared between receivers.
+pub(super) fn message(view: &View, receiver: NodeId) -> Option<Result<SharedMessage, FrameError>> {
+    let this = view.node(receiver)?;
+    let head = Head { version: view.version(), mesh: view.mesh(), this };
+    let join = || {
+        let head = serde_json::to_string(&head)?;
+        // More fields follow.
+        let open = head.strip_suffix('}').unwrap_or(&head);
+        let head = format!(r#"{{"type":"map","map":{open},"peers":["#);
+        let tail = format!(r#"],"relays":{}}}}}"#, serde_json::to_string(view.relays())?);
+        SharedMessage::new(head.as_bytes(), view.peers(), receiver, tail.as_bytes())
+    };
+    Some(join())
+}
+
+/// Writes what may be anybody's peers.
+pub(super) fn peers<'a>(nodes: impl Iterator<Item = &'a Node>) -> SharedList {
+    SharedList::new(nodes.filter(|node| !node.is_relay()).map(|node| {
+        (node.id, serde_json::to_vec(node).expect("a node has no map with keys other than text"))
+    }))
 }
 
 /// Folds changes, oldest first, into the delta that brings one node's map from the version `from` to that of
@@ -71,8 +106,9 @@ pub fn concerns(receiver: NodeId, change: &Change) -> bool {
 #[cfg(test)]
 mod tests {
     use mesh_proto::{
+        control::{ServerMessage, frame},
         key::{NodeKey, PublicKey},
-        netmap::{Mesh, Relay, RelayId},
+        netmap::{Relay, RelayId},
     };
     use proptest::prelude::*;
 
@@ -133,6 +169,12 @@ mod tests {
             Step::NotInMaps => (keys::token("1"), Some(vec![])),
         };
         Event { revision, key, value }
+    }
+
+    fn relay(id: u32) -> Event {
+        let relay = Node { tags: vec![mesh_proto::netmap::RELAY_TAG.to_owned()], ..node(id, 7) };
+        let value = Some(serde_json::to_vec(&relay).unwrap());
+        Event { revision: Revision(2), key: keys::node(relay.id), value }
     }
 
     /// A view with the receiver alone.
@@ -202,6 +244,26 @@ mod tests {
             let changes = old.replace(new);
             known.apply(delta(receiver, known.version, &changes)).unwrap();
             prop_assert_eq!(&known, &NetworkMap { version: known.version, ..whole });
+        }
+    }
+
+    proptest! {
+        /// What is put together of shared pieces are the bytes of the map.
+        #[test]
+        fn a_map_that_is_sent_is_the_map(steps in prop::collection::vec(step(), 0..20)) {
+            let mut view = view();
+            for (revision, step) in (2..).map(Revision).zip(&steps) {
+                view.apply(revision, &[event(revision, step)]).unwrap();
+                if revision.0 == 5 {
+                    view.apply(revision, &[relay(NODES)]).unwrap();
+                }
+                for receiver in (1..=NODES).map(NodeId) {
+                    let map = map(&view, receiver).map(Box::new);
+                    let whole = map.map(|map| frame::encode(&ServerMessage::Map { map }).unwrap());
+                    let sent = message(&view, receiver);
+                    prop_assert_eq!(sent.map(|sent| sent.unwrap().into_pieces().concat()), whole);
+                }
+            }
         }
     }
 

@@ -174,6 +174,7 @@ impl Decision for Remove {
         draft.delete(keys::node(node.id));
         draft.delete(keys::relay(relays::relay_id(node.id)));
         draft.put(keys::removed_key(&node.node_key), &node.id)?;
+        draft.put(keys::removed_node(node.id), &node.node_key)?;
         Ok(node.id)
     }
 }

@@ -12,6 +12,7 @@
 //! names/<name>         the id of the node with this name
 //! addresses/<ipv4>     the id of the node with this address
 //! removed-keys/<hex>   this node key was removed: older tokens do not admit it
+//! removed-nodes/<id>   this node was removed: its node key
 //! relays/<id>          a relay
 //! routes/<id>          what a node offers beyond its addresses, and what became of it
 //! meta/route-changes   rises with every change of routes
@@ -28,6 +29,7 @@ use std::{path::Path, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net};
 use mesh_proto::{
+    control::frame::FrameError,
     key::{NodeKey, PublicKey},
     name::NodeName,
     netmap::{NetworkMap, Node, NodeId, Relay, Version},
@@ -50,7 +52,10 @@ pub use self::{
     routes::{RouteEntry, RoutePolicy},
     tokens::TokenSpec,
 };
-use crate::store::{Outcome, Revision, Snapshot, Store, sqlite::SqliteStore};
+use crate::{
+    shared::SharedMessage,
+    store::{Outcome, Revision, Snapshot, Store, sqlite::SqliteStore},
+};
 
 mod addresses;
 mod draft;
@@ -216,6 +221,20 @@ impl Registry {
         mapgen::map(&self.inner.view.read(), id).ok_or(RegistryError::NotRegistered)
     }
 
+    /// Makes the message with the map of one node, and returns the map's version. Most of the message is shared with those
+    /// of other nodes.
+    ///
+    /// # Errors
+    /// When the node is not registered; inside, when the map is too long to be sent.
+    pub(crate) fn map_message_for(
+        &self,
+        id: NodeId,
+    ) -> Result<(Version, Result<SharedMessage, FrameError>), RegistryError> {
+        let view = self.inner.view.read();
+        let message = mapgen::message(&view, id).ok_or(RegistryError::NotRegistered)?;
+        Ok((view.version(), message))
+    }
+
     /// Returns the version that [`Registry::map_for`] would give now.
     #[must_use]
     pub fn version(&self) -> Version {
@@ -229,6 +248,12 @@ impl Registry {
     /// None at present: the changes are kept in memory.
     pub async fn changes_since(&self, version: Version) -> Result<Option<Vec<Change>>, RegistryError> {
         Ok(self.inner.view.read().changes_since(version))
+    }
+
+    /// Returns the nodes that were removed after a version of this epoch, however long ago that was.
+    #[must_use]
+    pub fn removed_since(&self, version: Version) -> Vec<NodeId> {
+        self.inner.view.read().removed_since(version)
     }
 
     /// Returns the changes from now on, in order. A receiver that lags must send whole maps.

@@ -239,6 +239,28 @@ async fn everything_survives_a_restart_and_returning_nodes_get_what_they_missed(
 }
 
 #[tokio::test]
+async fn who_was_removed_is_known_after_a_restart_and_a_new_join() {
+    let (registry, store) = in_memory().await;
+    let token = registry.create_token(spec(5)).await.unwrap();
+    join(&registry, 1, &token).await.unwrap();
+    let (second, third) =
+        (join(&registry, 2, &token).await.unwrap(), join(&registry, 3, &token).await.unwrap());
+    let before = registry.version();
+    registry.remove_node(&second.name).await.unwrap();
+    let between = registry.version();
+    registry.remove_node(&third.name).await.unwrap();
+    let token = registry.create_token(spec(5)).await.unwrap();
+    assert_eq!(join(&registry, 2, &token).await.unwrap().id, NodeId(4));
+    let again = Registry::with_store(store, options()).await.unwrap();
+    for registry in [registry, again] {
+        assert_eq!(registry.removed_since(before), [second.id, third.id]);
+        assert_eq!(registry.removed_since(between), [third.id]);
+        assert_eq!(registry.removed_since(registry.version()), []);
+        assert_eq!(registry.removed_since(Version { epoch: 9, serial: 0 }), []);
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_value_is_named() {
     let (_, store) = in_memory().await;
     let ops = vec![crate::store::Op::Put { key: "nodes/0000000001".to_owned(), value: b"{".to_vec() }];

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use mesh_proto::{
@@ -10,8 +10,11 @@ use mesh_proto::{
     netmap::{Mesh, Node, NodeId, Relay, Version},
 };
 
-use super::{Change, ChangeKind, NodeRoutes, RegistryError, corrupt, draft::parse, keys};
-use crate::store::{Event, Revision, Store};
+use super::{Change, ChangeKind, NodeRoutes, RegistryError, corrupt, draft::parse, keys, mapgen};
+use crate::{
+    shared::SharedList,
+    store::{Event, Revision, Store},
+};
 
 /// How many changes are kept to bring returning nodes up to date; who was away for longer gets a whole map.
 const MAX_CHANGES: usize = 4096;
@@ -27,7 +30,11 @@ pub(super) struct View {
     revision: Revision,
     mesh: Mesh,
     nodes: BTreeMap<NodeId, Node>,
+    /// The nodes as maps have them, once somebody has asked.
+    peers: OnceLock<SharedList>,
     by_key: BTreeMap<NodeKey, NodeId>,
+    /// The nodes that were removed, and when.
+    removed: BTreeMap<NodeId, Revision>,
     relays: Vec<Relay>,
     routes: BTreeMap<NodeId, NodeRoutes>,
     changes: VecDeque<Change>,
@@ -57,7 +64,9 @@ impl View {
             revision,
             mesh,
             nodes: BTreeMap::new(),
+            peers: OnceLock::new(),
             by_key: BTreeMap::new(),
+            removed: BTreeMap::new(),
             relays: Vec::new(),
             routes: BTreeMap::new(),
             changes: VecDeque::new(),
@@ -83,6 +92,11 @@ impl View {
             } else if entry.key.starts_with(keys::ROUTES) {
                 let routes = parse(&entry.key, &entry.value)?;
                 view.routes.insert(node_of_routes(&entry.key)?, routes);
+            } else if let Some(id) = keys::parse_removed_node(&entry.key) {
+                view.removed.insert(id, entry.mod_revision);
+            } else if entry.key.starts_with(keys::REMOVED_KEYS) {
+                // Older programs wrote nothing else.
+                view.removed.entry(parse(&entry.key, &entry.value)?).or_insert(entry.mod_revision);
             }
         }
         Ok(view)
@@ -120,6 +134,11 @@ impl View {
         self.nodes.values()
     }
 
+    /// Returns what may be anybody's peers, as maps have it.
+    pub(super) fn peers(&self) -> &SharedList {
+        self.peers.get_or_init(|| mapgen::peers(self.nodes()))
+    }
+
     pub(super) fn changes_since(&self, version: Version) -> Option<Vec<Change>> {
         let known =
             version.epoch == self.epoch && (self.changes_after.0..=self.revision.0).contains(&version.serial);
@@ -127,6 +146,11 @@ impl View {
             let newer = self.changes.partition_point(|change| change.version.serial <= version.serial);
             self.changes.range(newer..).cloned().collect()
         })
+    }
+
+    pub(super) fn removed_since(&self, version: Version) -> Vec<NodeId> {
+        let is_later = |removed: &Revision| version.epoch == self.epoch && removed.0 > version.serial;
+        self.removed.iter().filter(|(_, removed)| is_later(removed)).map(|(id, _)| *id).collect()
     }
 
     /// Follows the store to a revision and returns what changed in the map.
@@ -185,6 +209,7 @@ impl View {
             None if key.starts_with(keys::NODES) => {
                 let id = keys::parse_node(key).ok_or_else(|| corrupt(key, "it is not the key of a node"))?;
                 self.remove_node(id);
+                self.removed.insert(id, *revision);
                 Some(ChangeKind::NodeRemoved(id))
             }
             Some(value) if key.starts_with(keys::RELAYS) => {
@@ -219,11 +244,13 @@ impl View {
     }
 
     fn set_node(&mut self, node: Node) {
+        self.peers.take();
         self.by_key.insert(node.node_key, node.id);
         self.nodes.insert(node.id, node);
     }
 
     fn remove_node(&mut self, id: NodeId) {
+        self.peers.take();
         if let Some(node) = self.nodes.remove(&id) {
             self.by_key.remove(&node.node_key);
         }

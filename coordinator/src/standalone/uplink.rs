@@ -283,7 +283,7 @@ impl Uplink {
             endpoint.connect_with(self.config.clone(), address, "coordinator").map_err(io::Error::other)?;
         let connection = connecting.await?;
         let (send, recv) = connection.open_bi().await?;
-        let mut link = Link::new(self.identity.node_key, address, recv, send);
+        let mut link = Link::over_quic(self.identity.node_key, address, recv, send);
         let hello = Hello { version: VERSION.to_owned(), features: Vec::new() };
         link.send(&ClientMessage::Hello(hello)).await.map_err(io::Error::other)?;
         match link.recv().await.map_err(io::Error::other)? {

@@ -7,6 +7,7 @@ use mesh_proto::{
     control::{ClientMessage, InstanceId, PeerState, RefusalCode, ServerMessage},
     key::KeyPin,
     netmap::{NodeId, RelayId, Version},
+    route::{RouteAnswer, RouteKind, RouteOffer, RouteState},
     token::JoinToken,
 };
 
@@ -95,6 +96,33 @@ async fn a_client_that_has_the_latest_map_gets_only_what_it_missed() {
 }
 
 #[tokio::test]
+async fn removals_are_said_before_a_whole_map_that_lacks_the_nodes() {
+    let rig = Rig::start().await;
+    let (agent, lost) = (Agent::new("pi"), Agent::new("lost"));
+    rig.join(&agent).await;
+    let lost = rig.join(&lost).await;
+    rig.server.registry().remove_node(&lost.name).await.unwrap();
+    let now = rig.server.registry().version();
+    // Of what was so long ago no changes are known.
+    let first = Version { serial: 0, ..now };
+    let mut client = rig.hello(&agent).await;
+    let map = Some(first);
+    client.say(&ClientMessage::Connect { public_key: agent.public_key, map, instance: None }).await;
+    match client.hear().await {
+        ServerMessage::Delta { delta } => {
+            assert_eq!((delta.from, delta.to), (first, first));
+            assert_eq!((delta.removed, delta.changed.len()), (vec![lost.id], 0));
+        }
+        other => panic!("expected the removal, got {other:?}"),
+    }
+    match client.hear().await {
+        ServerMessage::Map { map } => assert_eq!(map.version, now),
+        other => panic!("expected a map, got {other:?}"),
+    }
+    rig.server.stop().await;
+}
+
+#[tokio::test]
 async fn peers_learn_of_each_other_and_of_an_end_and_addresses_are_remembered() {
     let rig = Rig::start().await;
     let (first, second) = (Agent::new("home-a"), Agent::new("home-b"));
@@ -169,6 +197,32 @@ async fn of_two_agents_with_the_same_keys_the_first_one_stays() {
 }
 
 #[tokio::test]
+async fn a_copy_does_not_take_over_from_an_agent_that_is_silent_for_a_moment() {
+    let rig = Rig::start().await;
+    let agent = Agent::new("twin");
+    rig.join(&agent).await;
+    let mut first = connect_as(&rig, &agent, 1).await;
+    first.hear_until(is_map).await;
+    let mut copy = connect_as(&rig, &agent, 2).await;
+    let id = first.hear_until(question).await;
+    first.say(&ClientMessage::StillHere { id }).await;
+    assert_eq!(copy.hear_until(refusal).await, RefusalCode::Duplicate);
+    // It comes again while the first one is between two networks.
+    let mut copy = connect_as(&rig, &agent, 2).await;
+    let id = first.hear_until(question).await;
+    let taken = tokio::time::timeout(Duration::from_secs(3), copy.hear_until(is_map)).await;
+    assert!(taken.is_err(), "twice as long as a restarted agent waits");
+    first.say(&ClientMessage::StillHere { id }).await;
+    assert_eq!(copy.hear_until(refusal).await, RefusalCode::Duplicate);
+    // Only once it is gone.
+    let mut copy = connect_as(&rig, &agent, 2).await;
+    first.hear_until(question).await;
+    first.connection.close(0_u32.into(), b"");
+    copy.hear_until(is_map).await;
+    rig.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_restarted_agent_takes_over_from_one_that_is_silent_or_gone() {
     let rig = Rig::start().await;
     let agent = Agent::new("restarted");
@@ -184,6 +238,46 @@ async fn a_restarted_agent_takes_over_from_one_that_is_silent_or_gone() {
     second.hear_until(question).await;
     second.connection.close(0_u32.into(), b"");
     third.hear_until(is_map).await;
+    rig.server.stop().await;
+}
+
+#[tokio::test]
+async fn routes_that_are_offered_are_answered_once() {
+    let rig = Rig::start().await;
+    let agent = Agent::new("office");
+    rig.join(&agent).await;
+    let (mut client, _) = rig.connect(&agent).await;
+    let offer = |prefix: &str| RouteOffer { prefix: prefix.parse().unwrap(), kind: RouteKind::Subnet };
+    // New, the same again, and none.
+    for routes in [vec![offer("192.168.7.0/24")], vec![offer("192.168.7.0/24")], vec![]] {
+        let offered = routes.len();
+        client.say(&ClientMessage::Advertise { routes }).await;
+        client.say(&ClientMessage::Ping { id: 6 }).await;
+        let mut answers = Vec::new();
+        client
+            .hear_until(|message| match message {
+                ServerMessage::Routes { routes } => {
+                    answers.push(routes.len());
+                    None
+                }
+                ServerMessage::Pong { id: 6, .. } => Some(()),
+                _ => None,
+            })
+            .await;
+        assert_eq!(answers, [offered]);
+    }
+    // What the operator says of them is told without being asked for.
+    client.say(&ClientMessage::Advertise { routes: vec![offer("192.168.7.0/24")] }).await;
+    let approved = "192.168.7.0/24".parse().unwrap();
+    client.hear_until(|message| matches!(message, ServerMessage::Routes { .. }).then_some(())).await;
+    rig.server.registry().approve_route(&"office".parse().unwrap(), approved).await.unwrap();
+    let is_approved = |routes: &[RouteAnswer]| routes[0].state == RouteState::Approved;
+    client
+        .hear_until(|message| match message {
+            ServerMessage::Routes { routes } => is_approved(routes).then_some(()),
+            _ => None,
+        })
+        .await;
     rig.server.stop().await;
 }
 

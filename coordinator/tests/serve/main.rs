@@ -6,6 +6,7 @@ mod control;
 mod returning;
 mod rig;
 mod standalone;
+#[expect(dead_code, reason = "the bench uses the rest")]
 mod storm;
 mod stream;
 mod udp;

@@ -6,7 +6,7 @@ use mesh_proto::netmap::Version;
 
 use super::{
     rig::{Agent, DEADLINE, Rig},
-    storm::{News, all_come_back},
+    storm::{Knows, News, all_come_back},
 };
 
 /// Nodes: more than may be at the door at once without proving their address.
@@ -23,23 +23,28 @@ async fn joined(rig: &Rig) -> (Vec<Arc<Agent>>, Version) {
     (agents, registry.version())
 }
 
+/// The agents, all with a map of this version.
+fn with(agents: &[Arc<Agent>], map: Option<Version>) -> Vec<(Arc<Agent>, Option<Version>)> {
+    agents.iter().map(|agent| (agent.clone(), map)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everybody_comes_back_and_is_sent_what_it_lacks() {
     let rig = Rig::start().await;
     let (agents, version) = joined(&rig).await;
-    let first = all_come_back(rig.address(), &agents, rig.server.pin(), None).await;
+    let first = all_come_back(rig.address(), with(&agents, None), rig.server.pin()).await;
     assert!(first.iter().all(|returned| returned.news == News::Whole(version)));
     drop(first);
     let rig = rig.restart_elsewhere().await;
 
     let pin = rig.server.pin();
     let began = Instant::now();
-    let mut again = all_come_back(rig.address(), &agents, pin, Some(version)).await;
+    let mut again = all_come_back(rig.address(), with(&agents, Some(version)), pin).await;
     assert!(again.iter().all(|returned| returned.news == News::Nothing), "all had the latest map");
     let last = again.iter().map(|returned| returned.at - began).max();
     println!("{NODES} are back after {:?}", last.unwrap());
     for returned in &mut again {
-        returned.meet(NODES - 1, DEADLINE).await;
+        returned.meet(Knows { others: NODES - 1, reach: true }, DEADLINE).await;
     }
 
     // While they are away a node gets another name, and one leaves.
@@ -49,12 +54,12 @@ async fn everybody_comes_back_and_is_sent_what_it_lacks() {
     let now = registry.version();
     drop(again);
     let rig = rig.restart_elsewhere().await;
-    let others = all_come_back(rig.address(), &agents[2..], pin, Some(version)).await;
+    let others = all_come_back(rig.address(), with(&agents[2..], Some(version)), pin).await;
     assert!(others.iter().all(|returned| returned.news == News::Delta(now)));
 
     // A version of another epoch, or of the future, is no base for a delta.
     for known in [Version { epoch: version.epoch + 1, ..now }, Version { serial: now.serial + 1, ..now }] {
-        let returned = all_come_back(rig.address(), &agents[1..2], pin, Some(known)).await;
+        let returned = all_come_back(rig.address(), with(&agents[1..2], Some(known)), pin).await;
         assert_eq!(returned[0].news, News::Whole(now), "{known:?}");
     }
     let failures: BTreeMap<u32, usize> = others.iter().fold(BTreeMap::new(), |mut counts, returned| {

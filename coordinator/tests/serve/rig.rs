@@ -185,7 +185,8 @@ pub(crate) async fn dial(
 ) -> Result<(quinn::Endpoint, quinn::Connection), quinn::ConnectionError> {
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let connecting = endpoint.connect_with(config, address, "coordinator").unwrap();
-    let connection = within(connecting).await?;
+    let connected = tokio::time::timeout(DEADLINE, connecting).await;
+    let connection = connected.map_err(|_elapsed| quinn::ConnectionError::TimedOut)??;
     Ok((endpoint, connection))
 }
 

@@ -1,8 +1,9 @@
 //! Everybody comes back at the same moment: what a restart of the coordinator does to it.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,7 +32,17 @@ pub(crate) struct Returned {
     pub(crate) at: Instant,
     /// Attempts that failed before.
     pub(crate) failures: u32,
-    online: BTreeSet<NodeId>,
+    /// Who is online, and whether it is known where.
+    online: BTreeMap<NodeId, bool>,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Knows {
+    /// So many others are online.
+    pub(crate) others: usize,
+    /// It is known where they may be reached.
+    pub(crate) reach: bool,
 }
 
 /// What a node that comes back is told of the map.
@@ -44,16 +55,42 @@ pub(crate) enum News {
 }
 
 impl Returned {
-    /// Waits until as many others are known to be connected.
-    pub(crate) async fn meet(&mut self, others: usize, patience: Duration) {
+    /// Waits until enough is known of others.
+    pub(crate) async fn meet(&mut self, knows: Knows, patience: Duration) {
         let deadline = Instant::now() + patience;
-        while self.online.len() < others {
+        while self.online.values().filter(|reach| **reach || !knows.reach).count() < knows.others {
             let left = deadline.saturating_duration_since(Instant::now());
             let message = self.client.try_hear_within(left).await.expect("the session goes on");
             if let ServerMessage::PeerStates { peers } = message {
                 note(&mut self.online, &peers);
             }
         }
+    }
+
+    /// Returns the version that it knows, if it was told one.
+    pub(crate) fn known(&self) -> Option<Version> {
+        match self.news {
+            News::Whole(version) | News::Delta(version) => Some(version),
+            News::Nothing => None,
+        }
+    }
+
+    /// Returns how many bytes of datagrams it was sent.
+    pub(crate) fn received(&self) -> u64 {
+        self.client.connection.stats().udp_rx.bytes
+    }
+
+    /// Says that it may be reached somewhere else.
+    pub(crate) async fn move_elsewhere(&mut self) {
+        let candidate = Candidate { address: ([192, 0, 2, 2], 51820).into(), kind: CandidateKind::Host };
+        let message =
+            ClientMessage::Candidates { candidates: vec![candidate; 2], relays: vec![], home: None };
+        self.client.say(&message).await;
+    }
+
+    /// Hears what is said until nothing comes for a while.
+    pub(crate) async fn hear_until_quiet(&mut self, quiet: Duration) {
+        while let Ok(Some(_)) = tokio::time::timeout(quiet, self.client.try_hear()).await {}
     }
 }
 
@@ -82,7 +119,7 @@ async fn attempt(
     agent: &Agent,
     pin: KeyPin,
     map: Option<Version>,
-) -> Option<(Client, News, BTreeSet<NodeId>)> {
+) -> Option<(Client, News, BTreeMap<NodeId, bool>)> {
     let mut client = Client::dial(address, agent, pin).await.ok()?;
     let hello = Hello { version: "test".to_owned(), features: vec![] };
     client.try_say(&ClientMessage::Hello(hello)).await?;
@@ -90,7 +127,9 @@ async fn attempt(
     client.try_say(&ClientMessage::Connect { public_key: agent.public_key, map, instance: None }).await?;
     let candidates = ClientMessage::Candidates { candidates: vec![candidate; 2], relays: vec![], home: None };
     client.try_say(&candidates).await?;
-    let mut online = BTreeSet::new();
+    client.try_say(&ClientMessage::RelayOpen).await?;
+    client.try_say(&ClientMessage::Advertise { routes: vec![] }).await?;
+    let mut online = BTreeMap::new();
     loop {
         match client.try_hear_within(2 * ATTEMPT).await? {
             ServerMessage::Map { map } => return Some((client, News::Whole(map.version), online)),
@@ -106,21 +145,20 @@ async fn attempt(
     }
 }
 
-/// Comes back with many others, and says how each was received.
+/// Comes back with many others, each with the map that it knows, and says how each was received.
 pub(crate) async fn all_come_back(
     address: SocketAddr,
-    agents: &[std::sync::Arc<Agent>],
+    agents: Vec<(Arc<Agent>, Option<Version>)>,
     pin: KeyPin,
-    map: Option<Version>,
 ) -> Vec<Returned> {
     let mut coming = tokio::task::JoinSet::new();
-    for agent in agents {
-        let agent = agent.clone();
+    for (agent, map) in agents {
         coming.spawn(async move { come_back(address, &agent, pin, map).await });
     }
     coming.join_all().await
 }
 
-fn note(online: &mut BTreeSet<NodeId>, peers: &[mesh_proto::control::PeerState]) {
-    online.extend(peers.iter().filter(|peer| peer.online).map(|peer| peer.id));
+fn note(online: &mut BTreeMap<NodeId, bool>, peers: &[mesh_proto::control::PeerState]) {
+    let present = peers.iter().filter(|peer| peer.online);
+    online.extend(present.map(|peer| (peer.id, !peer.candidates.is_empty())));
 }

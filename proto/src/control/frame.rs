@@ -9,7 +9,8 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Longest message, in bytes, without its length.
 pub const MAX_MESSAGE_LEN: usize = 1 << 20;
 
-const LENGTH_LEN: usize = 4;
+/// Bytes of the length before each message.
+pub const LENGTH_LEN: usize = 4;
 
 /// Cuts a byte stream into messages.
 ///
@@ -39,13 +40,20 @@ pub enum FrameError {
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut out = vec![0; LENGTH_LEN];
     serde_json::to_writer(&mut out, message)?;
-    let len = out.len() - LENGTH_LEN;
+    let prefix = length(out.len() - LENGTH_LEN)?;
+    out[..LENGTH_LEN].copy_from_slice(&prefix);
+    Ok(out)
+}
+
+/// Returns what goes before a message of so many bytes.
+///
+/// # Errors
+/// When it is longer than [`MAX_MESSAGE_LEN`].
+pub fn length(len: usize) -> Result<[u8; LENGTH_LEN], FrameError> {
     if len > MAX_MESSAGE_LEN {
         return Err(FrameError::TooLong(len));
     }
-    let prefix = u32::try_from(len).expect("MAX_MESSAGE_LEN fits in 32 bits").to_be_bytes();
-    out[..LENGTH_LEN].copy_from_slice(&prefix);
-    Ok(out)
+    Ok(u32::try_from(len).expect("MAX_MESSAGE_LEN fits in 32 bits").to_be_bytes())
 }
 
 impl Decoder {

@@ -42,5 +42,9 @@ pub use message::{
     ServerMessage, Welcome,
 };
 
+/// Feature of a coordinator: a map of the same epoch has no fewer peers than the one before it, but for those whose removal
+/// was said in a delta. Where one of them is sent whole, a delta that changes no version says it before.
+pub const EXPLICIT_REMOVALS: &str = "explicit-removals";
+
 /// ALPN of control protocol version 1, spoken by coordinators and stand-alone relays.
 pub const ALPN: &[u8] = b"mesh-control/1";
