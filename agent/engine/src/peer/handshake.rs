@@ -95,6 +95,7 @@ impl Peer {
             }
             Ok(Handshake::Cookie) => {}
             Ok(Handshake::Responded | Handshake::Established) => {
+                tracing::trace!(peer = self.config.id.0, ?from, "handshake");
                 self.last_handshake = Some(now);
                 local.send(self.config.id, from, &reply);
                 if let Some(relay) = self.paths.second_way(from, now) {
@@ -148,6 +149,7 @@ impl Peer {
         let Some(initiation) = session.initiate(now) else { return };
         let retries = session.retries();
         let targets = self.paths.handshake_targets(retries, now);
+        tracing::trace!(peer = self.config.id.0, retries, ?targets, "initiation");
         let sent = targets.into_iter().filter(|path| local.send(self.config.id, *path, &initiation)).count();
         self.unsent = sent == 0;
     }

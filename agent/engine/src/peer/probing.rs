@@ -60,6 +60,7 @@ impl Peer {
     /// The peer asks to be probed.
     pub(crate) fn handle_call(&mut self, candidates: &[Candidate], local: &mut Local, now: Instant) {
         let candidates = local.filter_candidates(candidates);
+        tracing::trace!(peer = self.config.id.0, candidates = candidates.len(), "called");
         self.paths.add_candidates(&candidates);
         self.paths.on_call(&candidates, now);
         let rested = |at: Instant| now.saturating_duration_since(at) >= CALLED_INTERVAL;
@@ -282,6 +283,7 @@ impl Peer {
 
     fn probe(&mut self, path: PathAddress, local: &mut Local, now: Instant) -> TxId {
         let txid = local.random();
+        tracing::trace!(peer = self.config.id.0, ?path, "ping");
         self.say(&Message::Ping { txid, padding: PING_PADDING }, path, local);
         self.paths.on_probe_sent(path, txid, now);
         txid
@@ -299,6 +301,7 @@ impl Peer {
             self.handle_hit(from, &txid, now);
             return self.send_probes(local, now);
         };
+        tracing::trace!(peer = self.config.id.0, ?path, ?rtt, "pong");
         if let (PathAddress::Direct(peer), Some(mapped)) = (path, observed) {
             let is_called = self.paths.get(path).is_some_and(|path| path.is_called);
             let observer = if is_called { Observer::Caller } else { Observer::Peer };
@@ -337,6 +340,7 @@ impl Peer {
         let is_way =
             |path: &&Path| !path.is_direct() || (Some(path.address) == primary && path.is_trusted(now));
         let ways: Vec<_> = self.paths.iter().filter(is_way).map(|path| path.address).collect();
+        tracing::trace!(peer = self.config.id.0, candidates = candidates.len(), ?ways, "calling");
         let message = Message::CallMeMaybe { candidates: candidates.clone() };
         for path in ways {
             self.say(&message, path, local);

@@ -43,8 +43,24 @@ const RETRY_WAITS: [Duration; 6] = [
     Duration::from_millis(3000),
     Duration::from_millis(5000),
 ];
-/// So many Binds in a row without an answer, and the relay is down.
+/// The same after the network has changed: a link may be up for a while before it carries anything, or the system has yet
+/// to find the router (it asks once a second), and whenever that ends, the channel is to be bound at once. Then it goes on
+/// as above.
+const RETRY_WAITS_ANEW: [Duration; 10] = [
+    Duration::from_millis(100),
+    Duration::from_millis(100),
+    Duration::from_millis(100),
+    Duration::from_millis(150),
+    Duration::from_millis(150),
+    Duration::from_millis(150),
+    Duration::from_millis(150),
+    Duration::from_millis(150),
+    Duration::from_millis(150),
+    Duration::from_millis(200),
+];
+/// So many Binds in a row without an answer, and the relay is down; as long as that takes after a change of the network.
 const MAX_UNANSWERED: usize = 3;
+const MAX_UNANSWERED_ANEW: usize = RETRY_WAITS_ANEW.len();
 /// A channel that the relay doesn't know is tried again this often; meanwhile a new one is being opened.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(5);
 /// Least time between Binds that are sent because something is suspicious.
@@ -67,6 +83,8 @@ pub(crate) struct RelayClient {
     counter: u64,
     outstanding: Vec<Sent>,
     unanswered: usize,
+    /// Whether the network has changed and no Bind was answered since.
+    anew: bool,
     next_bind: Option<Instant>,
     last_bind: Option<Instant>,
     rtt: Option<Duration>,
@@ -118,6 +136,7 @@ impl RelayClient {
             counter: 0,
             outstanding: Vec::new(),
             unanswered: 0,
+            anew: false,
             next_bind: Some(now),
             last_bind: None,
             rtt: None,
@@ -288,6 +307,7 @@ impl RelayClient {
     /// The network changed: starts over, without being down until proved so.
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.unanswered = 0;
+        self.anew = true;
         self.outstanding.clear();
         self.next_bind = Some(now);
     }
@@ -303,7 +323,8 @@ impl RelayClient {
             return false;
         }
         let was_up = self.is_up();
-        if self.unanswered >= MAX_UNANSWERED && self.state != State::Binding {
+        let most = if self.anew { MAX_UNANSWERED_ANEW } else { MAX_UNANSWERED };
+        if self.unanswered >= most && self.state != State::Binding {
             self.state = State::Binding;
         }
         for via in self.ways() {
@@ -313,14 +334,23 @@ impl RelayClient {
             if self.outstanding.len() >= MAX_OUTSTANDING {
                 self.outstanding.remove(0);
             }
+            tracing::trace!(relay = self.config.id.0, counter, ?via, "bind");
             self.outstanding.push(Sent { counter, via, at: now });
             send(via, Frame::Bind { channel, counter, mac }.encode());
         }
-        let wait = RETRY_WAITS[self.unanswered.min(RETRY_WAITS.len() - 1)];
+        let wait = self.retry_wait();
         self.unanswered += 1;
         self.last_bind = Some(now);
         self.next_bind = Some(now + wait);
         was_up && !self.is_up()
+    }
+
+    /// Returns how long a Bind that is being sent now is waited for.
+    fn retry_wait(&self) -> Duration {
+        let quick = RETRY_WAITS_ANEW.get(self.unanswered).filter(|_| self.anew);
+        let passed = if self.anew { RETRY_WAITS_ANEW.len() - MAX_UNANSWERED } else { 0 };
+        let step = self.unanswered.saturating_sub(passed).min(RETRY_WAITS.len() - 1);
+        quick.copied().unwrap_or(RETRY_WAITS[step])
     }
 
     /// Returns the address that handshakes through this relay are limited by.
@@ -344,12 +374,14 @@ impl RelayClient {
         };
         let sent = self.outstanding.swap_remove(index);
         let rtt = now.saturating_duration_since(sent.at);
+        tracing::trace!(relay = self.config.id.0, counter, ?rtt, "bound");
         self.rtt = Some(self.rtt.map_or(rtt, |smoothed| (smoothed * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
         if self.samples.len() >= LATENCY_SAMPLES {
             self.samples.pop_front();
         }
         self.samples.push_back(rtt);
         self.unanswered = 0;
+        self.anew = false;
         self.lost_reported = None;
         let observer = match sent.via {
             Via::Udp { remote, .. } => Some(remote),
@@ -510,6 +542,25 @@ mod tests {
         }
         assert_eq!(went_down, 1);
         assert!((8..20).contains(&wakeups), "{wakeups}");
+    }
+
+    #[test]
+    fn after_a_change_of_network_binds_come_quickly_for_a_while() {
+        let now = Instant::now();
+        let mut client = RelayClient::new(config(&["192.0.2.1:1"]), now);
+        let sent = binds(&mut client, now);
+        bound(&mut client, sent[0].0, sent[0].1, now);
+        client.on_network_changed(now);
+        let (mut times, mut down_at) = (Vec::new(), None);
+        while let Some(at) = client.poll_timeout().filter(|at| *at < now + Duration::from_secs(20)) {
+            times.push((at - now).as_millis());
+            if client.handle_timeout(at, |_, _| {}) {
+                down_at = times.last().copied();
+            }
+        }
+        assert_eq!(times[..11], [0, 100, 200, 300, 450, 600, 750, 900, 1050, 1200, 1400]);
+        assert_eq!(times[11..], [2900, 5900, 10_900, 15_900]);
+        assert_eq!(down_at, Some(1400), "no sooner than otherwise");
     }
 
     #[test]
