@@ -313,6 +313,7 @@ impl Wiring {
             }
         };
         let (old, new) = (before.underlay(), self.following.networks().underlay());
+        tracing::trace!(?changes, ?old, ?new, "the host's networks are looked at");
         let lost = old.interfaces.iter().any(|interface| changes.lost.contains(&interface.index));
         if lost || old != new {
             tracing::debug!("the network changed");

@@ -2,12 +2,14 @@
 //!
 //! A change of network is a burst of news (link, addresses, routes) that takes its time. Whoever waits for its end reacts
 //! late; whoever reacts to each of them reacts to nothing else. So the first one is passed on at once, with all that
-//! has come with it, and while the burst lasts what follows is gathered until it has calmed down:
+//! has come with it, and while the burst lasts what follows is gathered until it has calmed down. That there is a new way
+//! out does not wait: it comes last, after link and address, and from then on everything can be said anew.
 //!
 //! ```text
-//! news      |  | ||   |                        |
-//! told      |            |                     |
-//!           at once      after QUIET, or LONGEST while it goes on
+//! news      |  | ||   |        |  | w          |
+//! told      |            |        | |          |
+//!           at once      |        at once      at once: the burst is over
+//!                        after QUIET, or LONGEST while it goes on
 //! ```
 
 use std::{collections::BTreeSet, pin::Pin, time::Duration};
@@ -34,6 +36,8 @@ pub struct Changes {
 pub(super) enum News {
     /// An interface lost its carrier, an address, or itself.
     Lost(u32),
+    /// There is a new default route.
+    WayOut,
     /// Something else changed.
     Other,
 }
@@ -52,6 +56,9 @@ struct Pace {
     /// When the first and the last of what has not been told yet have come.
     gathering: Option<(Instant, Instant)>,
     told_at: Option<Instant>,
+    /// When the first new way out came that has not been told yet.
+    way_out: Option<Instant>,
+    way_out_told_at: Option<Instant>,
 }
 
 impl Bursts {
@@ -73,32 +80,43 @@ impl Bursts {
                     }
                 },
             };
-            self.pace.handle_news(Instant::now());
+            self.pace.handle_news(news, Instant::now());
             match news {
                 News::Lost(index) => {
                     self.gathered.lost.insert(index);
                 }
-                News::Other => {}
+                News::WayOut | News::Other => {}
             }
         }
     }
 }
 
 impl Pace {
-    fn handle_news(&mut self, now: Instant) {
+    fn handle_news(&mut self, news: News, now: Instant) {
         let since = self.gathering.map_or(now, |(since, _)| since);
         self.gathering = Some((since, now));
+        match news {
+            News::WayOut => self.way_out = self.way_out.or(Some(now)),
+            News::Lost(_) | News::Other => {}
+        }
     }
 
     fn handle_told(&mut self, now: Instant) {
-        *self = Self { gathering: None, told_at: Some(now) };
+        let way_out_told_at = self.way_out.map(|_| now).or(self.way_out_told_at);
+        *self = Self { gathering: None, told_at: Some(now), way_out: None, way_out_told_at };
     }
 
     /// Returns when to tell what is gathered, if there is something.
     fn due(&self) -> Option<Instant> {
         let (since, last) = self.gathering?;
         let in_burst = self.told_at.is_some_and(|told| since.duration_since(told) < LONGEST);
-        Some(if in_burst { (last + QUIET).min(since + LONGEST) } else { since })
+        if !in_burst {
+            return Some(since);
+        }
+        let calm = (last + QUIET).min(since + LONGEST);
+        // Who sets a route again and again is told of as of all else.
+        let rested = |at: &Instant| self.way_out_told_at.is_none_or(|told| at.duration_since(told) >= QUIET);
+        Some(self.way_out.filter(rested).map_or(calm, |at| at.min(calm)))
     }
 }
 
@@ -110,19 +128,24 @@ mod tests {
 
     /// For news that come at these milliseconds: when how many are told.
     fn told(times: &[u64]) -> Vec<(u64, usize)> {
+        told_of(&times.iter().map(|at| (*at, News::Other)).collect::<Vec<_>>())
+    }
+
+    fn told_of(news: &[(u64, News)]) -> Vec<(u64, usize)> {
         let start = Instant::now();
-        let mut news = times.iter().map(|at| start + Duration::from_millis(*at)).peekable();
+        let mut news = news.iter().map(|(at, news)| (start + Duration::from_millis(*at), *news)).peekable();
         let (mut pace, mut gathered, mut told) = (Pace::default(), 0, Vec::new());
         loop {
             match (pace.due(), news.peek().copied()) {
                 (None, None) => return told,
-                (Some(due), next) if next.is_none_or(|next| next > due) => {
+                (Some(due), next) if next.is_none_or(|(next, _)| next > due) => {
                     pace.handle_told(due);
                     let at = u64::try_from((due - start).as_millis()).unwrap();
                     told.push((at, std::mem::take(&mut gathered)));
                 }
                 (_, next) => {
-                    pace.handle_news(next.unwrap());
+                    let (at, of) = next.unwrap();
+                    pace.handle_news(of, at);
                     news.next();
                     gathered += 1;
                 }
@@ -143,6 +166,13 @@ mod tests {
     #[test]
     fn the_next_burst_is_told_at_once_again() {
         assert_eq!(told(&[0, 10, 1000]), [(0, 1), (60, 1), (1000, 1)]);
+    }
+
+    #[test]
+    fn a_new_way_out_is_told_at_once_but_not_again_and_again() {
+        use News::{Lost, Other, WayOut};
+        let roamed = [(100, Lost(2)), (110, Other), (120, Other), (125, WayOut), (126, Other), (130, WayOut)];
+        assert_eq!(told_of(&roamed), [(100, 1), (125, 3), (180, 2)]);
     }
 
     #[test]

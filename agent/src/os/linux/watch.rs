@@ -45,6 +45,7 @@ fn news_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> News {
         }
         RouteNetlinkMessage::DelLink(link) => News::Lost(link.header.index),
         RouteNetlinkMessage::DelAddress(address) => News::Lost(address.header.index),
+        RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => News::WayOut,
         _ => News::Other,
     }
 }

@@ -145,6 +145,9 @@ impl Message {
             }
             Self::Link { .. } | Self::Address { .. } => Some(News::Other),
             Self::Route { flags, .. } if flags & (RTF_LLINFO | RTF_WASCLONED) != 0 => None,
+            Self::Route { prefix_len: Some(0), change: Change::Added | Change::Changed, .. } => {
+                Some(News::WayOut)
+            }
             Self::Route { .. } => Some(News::Other),
             Self::Other(_) => None,
         }

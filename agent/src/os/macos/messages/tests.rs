@@ -93,7 +93,7 @@ fn routes_come_and_go() {
         gateway: Some(ip("192.168.1.1")),
         change: Change::Added,
     };
-    assert_eq!((new.news(), new), (Some(News::Other), want));
+    assert_eq!((new.news(), new), (Some(News::WayOut), want));
     let gone = one(&bytes(GONE_ROUTE));
     assert!(
         matches!(&gone, Message::Route { destination, prefix_len: Some(8), change: Change::Removed, .. }
