@@ -9,6 +9,7 @@ use mesh_proto::status::ConnectionState;
 use nix::sys::signal::Signal;
 
 use super::overlay::Overlay as _;
+use super::slowest::Slowest;
 use super::{Kind, PATIENCE, Pair, Sample, out_of_step, progress};
 
 /// The one that sleeps, and where it wakes up, in turns.
@@ -32,9 +33,11 @@ pub(super) fn wake(village: &Village, trials: usize) -> anyhow::Result<(Vec<Samp
     let network = village.network();
     let pair = Pair::start(village, network, [SLEEPER, PEER])?;
     let mut samples = Vec::new();
+    let mut slowest = Slowest::new(Kind::Wake, village.daemons());
     for trial in 0..trials {
         village.settle([SLEEPER, PEER])?;
         progress(Kind::Wake, trial, &samples);
+        slowest.begin();
         std::thread::sleep(out_of_step(trial));
         pair.set_silent(true);
         village.node(SLEEPER)?.kill(Signal::SIGSTOP)?;
@@ -54,7 +57,9 @@ pub(super) fn wake(village: &Village, trials: usize) -> anyhow::Result<(Vec<Samp
         let since = Instant::now();
         village.node(SLEEPER)?.kill(Signal::SIGCONT)?;
         pair.probe.set_silent(false);
-        samples.push(Sample { reply: pair.wait(since), direct: None });
+        let sample = Sample { reply: pair.wait(since), direct: None };
+        slowest.end(trial, &sample)?;
+        samples.push(sample);
         pair.set_silent(false);
     }
     Ok((samples, pair.finish()))
@@ -67,14 +72,18 @@ pub(super) fn cold_start(village: &Village, trials: usize) -> anyhow::Result<(Ve
     std::thread::sleep(WRITTEN);
     village.coordinator().kill(Signal::SIGKILL)?;
     let mut samples = Vec::new();
+    let mut slowest = Slowest::new(Kind::ColdStart, village.daemons());
     for trial in 0..trials {
         village.settle([VICTIM, OTHER])?;
         progress(Kind::ColdStart, trial, &samples);
+        slowest.begin();
         std::thread::sleep(out_of_step(trial));
         village.node(VICTIM)?.kill(Signal::SIGKILL)?;
         let since = Instant::now();
         village.node(VICTIM)?.start()?;
-        samples.push(Sample { reply: pair.wait(since), direct: None });
+        let sample = Sample { reply: pair.wait(since), direct: None };
+        slowest.end(trial, &sample)?;
+        samples.push(sample);
     }
     let whole = pair.finish();
     village.start_coordinator()?;

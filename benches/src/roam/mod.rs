@@ -33,6 +33,7 @@ mod overlay;
 mod relays;
 pub mod report;
 mod script;
+mod slowest;
 mod village;
 
 use overlay::Overlay;
@@ -223,7 +224,7 @@ fn series(who: &str, kind: Kind, samples: &[Sample], whole: bool, budget: Budget
 
 /// A pause that differs from one time to the next, so that no clock of the agents keeps step with the trials: up to a second,
 /// by a multiplicative hash of the number.
-fn out_of_step(trial: usize) -> Duration {
+pub(crate) fn out_of_step(trial: usize) -> Duration {
     const MULTIPLIER: u32 = 2_654_435_761;
     let number = u32::try_from(trial).unwrap_or(u32::MAX).wrapping_mul(MULTIPLIER);
     Duration::from_millis(u64::from(number % 1000))

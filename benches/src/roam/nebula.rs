@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, ensure};
-use mesh_lab::mesh::wait_until;
+use mesh_lab::mesh::{Daemon, wait_until};
 use mesh_lab::{Host, Lab, Network, Process, village};
 use serde_json::json;
 
@@ -111,6 +111,10 @@ impl Overlay for Nebula {
             ensure!(seen.received() == REPLIES as usize, "{} of {REPLIES} replies", seen.received());
             Ok(true)
         })
+    }
+
+    fn daemons(&self) -> Vec<&Daemon> {
+        Vec::new()
     }
 
     fn look(&self, _pair: [&str; 2]) -> Option<Before> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use mesh_lab::mesh::wait_until;
+use mesh_lab::mesh::{Daemon, wait_until};
 use mesh_lab::topology::Reach;
 use mesh_lab::{Mesh, Network};
 
@@ -30,6 +30,9 @@ pub(super) trait Overlay {
 
     /// Waits until a pair is as it should be, after what was done to it.
     fn settle(&self, pair: [&str; 2]) -> anyhow::Result<()>;
+
+    /// Its daemons whose logs say what they did, if there are such.
+    fn daemons(&self) -> Vec<&Daemon>;
 
     /// What is known of the paths of a pair, to see them change, if the mesh tells.
     fn look(&self, pair: [&str; 2]) -> Option<Before>;
@@ -71,6 +74,10 @@ impl Overlay for mesh_lab::Village {
 
     fn settle(&self, pair: [&str; 2]) -> anyhow::Result<()> {
         settle(self, pair)
+    }
+
+    fn daemons(&self) -> Vec<&Daemon> {
+        self.mesh().daemons()
     }
 
     fn look(&self, pair: [&str; 2]) -> Option<Before> {

@@ -9,6 +9,7 @@ use mesh_lab::village::{self, COORDINATOR_HOST, COORDINATOR_NAME, NODES};
 use mesh_lab::{Lab, Mesh, MeshOptions, Site, Village};
 use nix::sys::signal::Signal;
 
+use super::slowest::Slowest;
 use super::{Kind, PATIENCE, Pair, Sample, out_of_step, progress};
 
 /// A pair that is relayed.
@@ -29,16 +30,20 @@ pub(super) fn run(lab: &Lab, trials: usize) -> anyhow::Result<(Vec<Sample>, bool
     let relays: BTreeMap<_, _> = relays.into_iter().collect::<anyhow::Result<_>>()?;
     let pair = Pair::start(&village, village.network(), PAIR)?;
     let mut samples = Vec::new();
+    let mut slowest = Slowest::new(Kind::RelayDies, village.daemons());
     for trial in 0..trials {
         wait_known(&village)?;
         progress(Kind::RelayDies, trial, &samples);
+        slowest.begin();
         std::thread::sleep(out_of_step(trial));
         let used = through(&village)?;
         let relay = RELAYS.into_iter().find(|name| used.ends_with(name));
         let relay = &relays[relay.with_context(|| format!("the pair goes by {used}"))?];
         relay.kill(Signal::SIGKILL)?;
         let since = Instant::now();
-        samples.push(Sample { reply: pair.wait(since), direct: None });
+        let sample = Sample { reply: pair.wait(since), direct: None };
+        slowest.end(trial, &sample)?;
+        samples.push(sample);
         relay.start()?;
     }
     Ok((samples, pair.finish()))

@@ -51,7 +51,7 @@ pub struct Series {
 
 impl Series {
     /// Sums times up; none stands for what did not come in time.
-    pub(super) fn new(
+    pub(crate) fn new(
         who: &str,
         kind: &'static str,
         what: &'static str,

@@ -3,10 +3,12 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::Context as _;
 use mesh_lab::Host;
 use mesh_lab::topology::{OBSERVERS, Reach};
 
 use super::overlay::Overlay;
+use super::slowest::Slowest;
 use super::{Kind, Pair, Sample, out_of_step, progress};
 
 /// The host that moves, where it moves in turns, and whom it talks to.
@@ -23,6 +25,8 @@ const DEAD: [Duration; 4] =
 /// How long a host may take to find its router, and how often that is looked at.
 const USABLE_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(1);
+/// Where the kernel's default route stands in its table, by its destination and mask.
+const DEFAULT: &str = "00000000";
 /// The flags of a neighbour whose address is known, in the kernel's table (`ATF_COM`).
 const COMPLETE: &str = "0x2";
 /// For how long nobody says anything before a change that is to be noticed without it.
@@ -54,8 +58,10 @@ pub(super) fn run(kind: Kind, overlay: &dyn Overlay, trials: usize) -> anyhow::R
     };
     overlay.settle(pair)?;
     let mut samples = Vec::new();
+    let mut slowest = Slowest::new(kind, overlay.daemons());
     for trial in 0..trials {
         progress(kind, trial, &samples);
+        slowest.begin();
         std::thread::sleep(out_of_step(trial));
         let ends: Vec<&Pair<'_>> = std::iter::once(&running).chain(&reverse).collect();
         let asks = ends[trial % ends.len()];
@@ -78,7 +84,9 @@ pub(super) fn run(kind: Kind, overlay: &dyn Overlay, trials: usize) -> anyhow::R
             (Some(before), Some(_)) if moved && is_easy => Some(overlay.wait_direct(pair, &before, since)),
             _ => None,
         };
-        samples.push(Sample { reply, direct });
+        let sample = Sample { reply, direct };
+        slowest.end(trial, &sample)?;
+        samples.push(sample);
         for end in &ends {
             end.set_silent(false);
         }
@@ -113,8 +121,9 @@ fn change(kind: Kind, overlay: &dyn Overlay, trial: usize) -> anyhow::Result<()>
     }
 }
 
-/// Waits until a host that has been plugged in has found its router: before that nothing of it gets out. A bridge may
-/// take a second to notice a new port on a busy machine, which no mesh can help.
+/// Waits until a host that has been plugged in has found its router: before that nothing of it gets out, though it may
+/// have found others on its LAN. A bridge may take a second to notice a new port on a busy machine, and the kernel asks for
+/// its router once a second, which no mesh can help.
 fn wait_usable(host: &Host) -> anyhow::Result<()> {
     host.netns().enter(|| {
         let deadline = Instant::now() + USABLE_PATIENCE;
@@ -122,12 +131,29 @@ fn wait_usable(host: &Host) -> anyhow::Result<()> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         while Instant::now() < deadline {
             socket.send_to(&[0], OBSERVERS[0].to_string() + ":9")?;
+            let router = router()?.to_string();
             let known = std::fs::read_to_string("/proc/thread-self/net/arp")?;
-            if known.lines().any(|line| line.split_whitespace().nth(2) == Some(COMPLETE)) {
+            let is_found = |line: &str| {
+                let mut fields = line.split_whitespace();
+                fields.next() == Some(&router) && fields.nth(1) == Some(COMPLETE)
+            };
+            if known.lines().any(is_found) {
                 return Ok(());
             }
             std::thread::sleep(LOOK);
         }
         anyhow::bail!("{} does not find its router", host.name())
     })?
+}
+
+/// The router of the host in whose namespace this is called.
+fn router() -> anyhow::Result<Ipv4Addr> {
+    let routes = std::fs::read_to_string("/proc/thread-self/net/route")?;
+    let router = routes.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, DEFAULT, gateway, _, _, _, _, DEFAULT, ..] = fields[..] else { return None };
+        u32::from_str_radix(gateway, 16).ok()
+    });
+    // The kernel prints the four bytes as a number of this machine's.
+    Ok(Ipv4Addr::from(router.context("there is no default route")?.to_ne_bytes()))
 }

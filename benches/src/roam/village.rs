@@ -10,6 +10,7 @@ use mesh_lab::{Lab, MeshOptions, Village};
 use mesh_proto::status::{ConnectionState, RelayTransport};
 
 use super::overlay::Overlay as _;
+use super::slowest::Slowest;
 use super::{Kind, PATIENCE, Pair, Sample, out_of_step, progress};
 
 /// Who talks through what happens.
@@ -40,13 +41,17 @@ pub(super) fn udp_blocked(village: &Village, trials: usize) -> anyhow::Result<(V
     let pair = Pair::start(village, network, PAIR)?;
     let host = network.host(PAIR[0])?;
     let mut samples = Vec::new();
+    let mut slowest = Slowest::new(Kind::UdpBlocked, village.daemons());
     for trial in 0..trials {
         village.settle(PAIR)?;
         progress(Kind::UdpBlocked, trial, &samples);
+        slowest.begin();
         std::thread::sleep(out_of_step(trial));
         network.set_egress(&host.site(), Egress::NoUdp)?;
         let since = Instant::now();
-        samples.push(Sample { reply: pair.wait(since), direct: None });
+        let sample = Sample { reply: pair.wait(since), direct: None };
+        slowest.end(trial, &sample)?;
+        samples.push(sample);
         network.set_egress(&host.site(), Egress::Open)?;
         // By itself UDP is tried once a minute; a change of the network has it tried at once.
         wait_until(PATIENCE, "UDP is used again", || {
@@ -66,8 +71,10 @@ pub(super) fn udp_blocked(village: &Village, trials: usize) -> anyhow::Result<(V
 pub(super) fn dns(village: &Village, trials: usize) -> anyhow::Result<(Vec<Sample>, bool)> {
     let pair = Pair::start(village, village.network(), HARD)?;
     let mut samples = Vec::new();
+    let mut slowest = Slowest::new(Kind::Dns, village.daemons());
     for trial in 0..trials {
         progress(Kind::Dns, trial, &samples);
+        slowest.begin();
         wait_connected(village, HOMES[(trial + 1) % HOMES.len()], trial > 0)?;
         std::thread::sleep(out_of_step(trial) * 4);
         village.move_home(HOMES[trial % HOMES.len()])?;
@@ -76,7 +83,9 @@ pub(super) fn dns(village: &Village, trials: usize) -> anyhow::Result<(Vec<Sampl
         wait_connected(village, HOMES[trial % HOMES.len()], true)?;
         // Whichever of the two took longer.
         let took = reply.map(|_| moved.elapsed().saturating_sub(TTL));
-        samples.push(Sample { reply: took, direct: None });
+        let sample = Sample { reply: took, direct: None };
+        slowest.end(trial, &sample)?;
+        samples.push(sample);
     }
     Ok((samples, pair.finish()))
 }

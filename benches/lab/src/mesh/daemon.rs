@@ -123,9 +123,14 @@ impl Daemon {
     ///
     /// If it was never started.
     pub fn log(&self) -> anyhow::Result<String> {
-        let path = self.network.lab().directory().join("logs").join(format!("{}.log", self.log));
+        let path = self.log_path();
         let bytes = std::fs::read(&path).with_context(|| format!("log {}", path.display()))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The file that it logs to, over all its lives; it is there once it was started.
+    pub fn log_path(&self) -> PathBuf {
+        self.network.lab().directory().join("logs").join(format!("{}.log", self.log))
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
