@@ -11,7 +11,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 # What a cluster takes beside them. Go is not among it: Debian's is too old to build Kubernetes.
 CLUSTER_PACKAGES := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static
 
-.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -93,6 +93,10 @@ bench-soak: bins
 bench-relay: bins
 	@.ci/setup turnserver:coturn
 	$(CARGO) bench --locked -p mesh-benches --bench relay
+
+## bench-restart: for how long nothing arrives when an agent is restarted under traffic, or killed; TRIALS=50
+bench-restart: bins
+	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) bench --locked -p mesh-benches --bench restart
 
 ## bench-roam: how soon a pair talks again after its network has changed, beside nebula; TRIALS=200 KINDS=roam,wake PEERS=none
 bench-roam: bins

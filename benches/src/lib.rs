@@ -5,6 +5,7 @@
 //! depend on the machine: what has a peer is measured beside it, in the same run, and judged as a ratio.
 //!
 //! [`roam`] is how soon a pair talks again after its network has changed: `make bench-roam`.
+//! [`restart`] is for how long nothing arrives when an agent is restarted: `make bench-restart`.
 //! [`wire`] is the data plane beside other tunnels: `make bench-wire`.
 
 pub mod agent;
@@ -14,6 +15,7 @@ pub mod footprint;
 pub mod memory;
 pub mod procfs;
 pub mod relay;
+pub mod restart;
 pub mod roam;
 pub mod shards;
 pub mod soak;
