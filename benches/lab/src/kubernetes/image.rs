@@ -1,4 +1,4 @@
-//! Container images without a registry: OCI archives of static binaries, as `ctr images import` takes them.
+//! Container images without a registry: OCI archives of a few binaries, as `ctr images import` takes them.
 //!
 //! ```text
 //!   oci-layout, index.json -> blobs/sha256/<manifest> -> <configuration>, <layer: a tar of the files>
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 pub const TOOLS: &str = "lab.invalid/tools:1";
 /// An image with CoreDNS.
 pub const COREDNS: &str = "lab.invalid/coredns:1";
-/// Debian's package of it is linked statically.
+/// Debian has it in two packages, of which one is linked statically.
 const BUSYBOX: &str = "/bin/busybox";
 /// The server's answer: who asks, and who answers.
 const WHO: &str =
@@ -29,8 +29,12 @@ pub(super) fn make_all(directory: &Path, coredns: &Path) -> anyhow::Result<Vec<P
     for path in ["bin", "tmp", "www/cgi-bin"] {
         std::fs::create_dir_all(root.join(path))?;
     }
-    std::fs::copy(BUSYBOX, root.join("bin/busybox"))
-        .with_context(|| format!("{BUSYBOX} of busybox-static"))?;
+    std::fs::copy(BUSYBOX, root.join("bin/busybox")).with_context(|| format!("{BUSYBOX} is not there"))?;
+    for library in libraries(Path::new(BUSYBOX))? {
+        let to = root.join(library.strip_prefix("/").unwrap_or(&library));
+        std::fs::create_dir_all(to.parent().unwrap_or(&root))?;
+        std::fs::copy(&library, to)?;
+    }
     let applets = Command::new(BUSYBOX).arg("--list").output()?;
     for applet in String::from_utf8(applets.stdout)?.lines().filter(|applet| *applet != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
@@ -114,6 +118,14 @@ impl Blob {
     fn descriptor(&self) -> Value {
         json!({"mediaType": self.kind, "digest": self.digest, "size": self.size})
     }
+}
+
+/// What a program is linked to, its loader included; nothing, if it is static.
+fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("ldd cannot be run")?;
+    let said = String::from_utf8(output.stdout)?;
+    let paths = said.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).filter(|path| path.is_file()).collect())
 }
 
 /// The machine's, as Go calls it.

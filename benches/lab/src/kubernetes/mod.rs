@@ -44,7 +44,8 @@ pub use worker::Worker;
 use self::control_plane::ControlPlane;
 use self::pki::Pki;
 use self::worker::Shared;
-use crate::mesh::{Mesh, wait_until};
+use crate::mesh::{Mesh, MeshOptions, wait_until};
+use crate::run::Lab;
 use crate::topology::Network;
 
 /// The range of all pods; each worker has a part of it.
@@ -72,6 +73,15 @@ impl fmt::Display for ProxyMode {
     }
 }
 
+/// Who connects the pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodNetwork {
+    /// The agents themselves: they learn of the ranges and do the rest.
+    Agents,
+    /// Nobody: see [`bridge`].
+    ByHand,
+}
+
 /// What a cluster consists of.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -96,6 +106,29 @@ pub struct Cluster {
     control_plane: OnceLock<(IpAddr, ControlPlane)>,
 }
 
+/// Lets the agents of these workers be their pod network, with what kubelets ask the API server with.
+///
+/// # Errors
+///
+/// If the binaries are missing.
+pub fn announce(lab: &Lab, options: &mut MeshOptions, workers: &[&str]) -> anyhow::Result<()> {
+    let plugins = Binaries::find()?;
+    options.coordinator_args.push(format!("--pod-range={POD_RANGE}"));
+    for worker in workers {
+        let kubeconfig = pki::kubeconfig_of(&directory(lab), &worker::kubelet(worker));
+        let args = options.agent_args_of.entry((*worker).to_owned()).or_default();
+        args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
+        args.push(format!("--kubernetes-cni-plugin-source={}", plugins.directory().display()));
+        args.push(format!("--kubernetes-service-ranges={SERVICE_RANGE}"));
+    }
+    Ok(())
+}
+
+/// Where a run keeps what is its cluster's.
+fn directory(lab: &Lab) -> PathBuf {
+    lab.directory().join("k8s")
+}
+
 impl Cluster {
     /// Prepares a cluster: keys, images, and directories of the workers' own, which agents that are started from now on
     /// see, too. Nothing is started.
@@ -106,8 +139,8 @@ impl Cluster {
     pub fn prepare(network: &Arc<Network>, options: ClusterOptions) -> anyhow::Result<Self> {
         let binaries = Binaries::find()?;
         cgroups::sweep(network.lab().id());
-        let directory = network.lab().directory().join("k8s");
-        let pki = Pki::make(&directory.join("pki"))?;
+        let directory = directory(network.lab());
+        let pki = Pki::make(&directory)?;
         let images = image::make_all(&directory, &binaries.path("coredns"))?;
         let mut cluster = Self {
             network: Arc::clone(network),

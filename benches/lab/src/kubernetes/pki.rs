@@ -8,6 +8,8 @@ use serde_json::json;
 
 /// Nothing comes from the machine's own configuration, which would make each certificate one of an authority.
 const CONFIGURATION: &str = "[req]\ndistinguished_name = dn\nprompt = no\n[dn]\n";
+/// In the directory of a cluster.
+const DIRECTORY: &str = "pki";
 /// Longer than any run.
 const DAYS: &str = "2";
 
@@ -34,11 +36,16 @@ pub(super) struct Subject<'a> {
     pub(super) serves: &'a [String],
 }
 
+/// Where the kubeconfig of a user will be, by the directory of its cluster and what its files are called.
+pub(super) fn kubeconfig_of(cluster: &Path, file: &str) -> PathBuf {
+    cluster.join(DIRECTORY).join(format!("{file}.kubeconfig"))
+}
+
 impl Pki {
-    /// Makes an authority, and the key by which service accounts are vouched for.
-    pub(super) fn make(directory: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        let pki = Self { directory: directory.to_owned() };
+    /// Makes an authority, and the key by which service accounts are vouched for, in the directory of a cluster.
+    pub(super) fn make(cluster: &Path) -> anyhow::Result<Self> {
+        let pki = Self { directory: cluster.join(DIRECTORY) };
+        std::fs::create_dir_all(&pki.directory)?;
         std::fs::write(pki.file("openssl.cnf"), CONFIGURATION)?;
         let [certificate, key] = [pki.authority(), pki.file("ca.key")];
         pki.request(
@@ -111,7 +118,10 @@ impl Pki {
             "current-context": "lab",
         });
         let path = self.file(&format!("{file}.kubeconfig"));
-        std::fs::write(&path, config.to_string())?;
+        // Whoever waits for it finds all of it.
+        let part = path.with_extension("part");
+        std::fs::write(&part, config.to_string())?;
+        std::fs::rename(part, &path)?;
         Ok(path)
     }
 

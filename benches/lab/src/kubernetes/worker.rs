@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,7 +19,7 @@ use super::cgroups;
 use super::image::TOOLS;
 use super::pki::{Identity, Pki, Subject};
 use super::{CLUSTER_DNS, POD_RANGE, ProxyMode, control_plane};
-use crate::mesh::Daemon;
+use crate::mesh::{Daemon, wait_until};
 use crate::netns;
 use crate::topology::Network;
 
@@ -27,6 +28,8 @@ const DIRECTORIES: [&str; 4] = ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/
 /// Which of these a reboot empties.
 const VOLATILE: &str = "/run/cni";
 
+/// How long the kernel may take to remove what has ended.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The devices that a host is built with.
 const DEVICES: [&str; 2] = ["lo", "eth0"];
 
@@ -95,8 +98,9 @@ impl Worker {
         let node = format!("system:node:{}", self.name);
         let serves = [format!("IP:{address}"), format!("DNS:{}", self.name)];
         let subject = Subject { name: &node, group: Some("system:nodes"), serves: &serves };
-        let kubelet = pki.kubeconfig(&format!("kubelet-{}", self.name), &server, &subject)?;
-        let identity = pki.identity(&format!("kubelet-{}", self.name));
+        let files = kubelet(&self.name);
+        let kubelet = pki.kubeconfig(&files, &server, &subject)?;
+        let identity = pki.identity(&files);
         let subject = Subject { name: "system:kube-proxy", group: None, serves: &[] };
         let proxy = pki.kubeconfig(&format!("proxy-{}", self.name), &server, &subject)?;
         std::fs::write(self.state.join("containerd.toml"), containerd())?;
@@ -164,11 +168,17 @@ impl Worker {
         std::fs::create_dir_all(&volatile)?;
         let host = self.network.host(&self.name)?;
         host.netns().nft("flush ruleset\n")?;
-        let links = host.command("ip").args(["-j", "link", "show"]).output()?.success()?;
-        let links: Vec<serde_json::Value> = serde_json::from_str(&links.stdout)?;
-        let names = links.iter().filter_map(|link| link["ifname"].as_str());
-        let made_later = names.filter(|name| !DEVICES.contains(name));
-        host.netns().ip(&made_later.map(|name| format!("link del {name}\n")).collect::<String>())
+        // Those of pods go with their namespaces, some time after their processes.
+        wait_until(PATIENCE, "the devices of pods are gone", || {
+            let links = host.command("ip").args(["-j", "link", "show"]).output()?.success()?;
+            let links: Vec<serde_json::Value> = serde_json::from_str(&links.stdout)?;
+            let names = links.iter().filter_map(|link| link["ifname"].as_str());
+            let made_later: Vec<&str> = names.filter(|name| !DEVICES.contains(name)).collect();
+            for name in &made_later {
+                host.netns().ip(&format!("link del {name}\n"))?;
+            }
+            Ok(made_later.is_empty())
+        })
     }
 
     /// Kills a program of it by its name, as `kubelet`; the init starts it again.
@@ -188,6 +198,11 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// What the files of a worker's kubelet are called.
+pub(super) fn kubelet(worker: &str) -> String {
+    format!("kubelet-{worker}")
 }
 
 /// Where a host's own directory is.

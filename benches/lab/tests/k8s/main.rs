@@ -2,7 +2,6 @@
 
 mod access;
 mod adjacency;
-mod churn;
 mod outages;
 mod rig;
 mod story;

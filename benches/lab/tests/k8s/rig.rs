@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use mesh_lab::{
     Lab, MeshOptions, Village,
-    kubernetes::{Cluster, ClusterOptions, ProxyMode, RunningPod, bridge, pods},
+    kubernetes::{self, Cluster, ClusterOptions, PodNetwork, ProxyMode, RunningPod, bridge, pods},
     nat::Protocol,
     village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES},
 };
@@ -30,13 +30,17 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// Starts everything, and prints how long a worker takes from `join` until its Node is Ready.
-    pub(crate) fn start(proxy: ProxyMode) -> anyhow::Result<Self> {
+    pub(crate) fn start(pods: PodNetwork, proxy: ProxyMode) -> anyhow::Result<Self> {
         let started = Instant::now();
         let lab = Lab::new("k8s")?;
         let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
-        bridge::announce(&mut options, &WORKERS);
-        let village = Village::prepare_with(&lab, options)?;
         // As people have it who want to be reached from everywhere.
+        options.coordinator_args.push("--listen-tcp=443".to_owned());
+        match pods {
+            PodNetwork::Agents => kubernetes::announce(&lab, &mut options, &WORKERS)?,
+            PodNetwork::ByHand => bridge::announce(&mut options, &WORKERS),
+        }
+        let village = Village::prepare_with(&lab, options)?;
         let network = village.network();
         network
             .set_nat(CONTROL_PLANE, network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, 443, CONTROL_PLANE))?;
@@ -53,7 +57,7 @@ impl Rig {
         rig.wait_agent(CONTROL_PLANE)?;
         rig.cluster.start_control_plane(&rig.village)?;
         rig.said("the control plane runs");
-        for (number, worker) in WORKERS.iter().enumerate() {
+        for (number, worker) in WORKERS.iter().enumerate().filter(|_| pods == PodNetwork::ByHand) {
             rig.cluster.connect_by_hand(worker, number)?;
         }
         let took = std::thread::scope(|scope| {
