@@ -11,7 +11,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 # What a cluster takes beside them. Go is not among it: Debian's is too old to build Kubernetes.
 CLUSTER_PACKAGES := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static
 
-.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s test-machines deb matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -44,6 +44,18 @@ test-k8s: bins
 	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) \
 		$(CARGO) test --locked -p mesh-lab --features kubernetes --test k8s -- --nocapture --test-threads=1
 
+## test-machines: the packages on Debians with a systemd of their own, in the village; installs Debian once, for later runs too
+test-machines: deb
+	@.ci/setup debootstrap:debootstrap systemd-nspawn:systemd-container
+	MESH_PACKAGES=$(abspath target/debian) MESH_BIN_DIR=$(abspath $(BIN)) \
+		$(CARGO) test --locked -p mesh-lab --features machines --test machines -- --nocapture --test-threads=1
+
+## deb: a Debian package of each daemon, in target/debian
+deb: bins
+	@command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb@3.8.0
+	$(CARGO) deb --no-build -p mesh-agent
+	$(CARGO) deb --no-build -p mesh-coordinator
+
 ## matrix: the 81 pairs of NAT types on real kernels, one after the other; RUNS=1 SEED=1 IPV6=
 matrix: bins
 	$(BIN)/mesh-lab matrix --runs $(or $(RUNS),1) --seed $(or $(SEED),1) $(if $(IPV6),--ipv6)
@@ -73,7 +85,7 @@ lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-engine --all-targets --features virtual-time -- -D warnings
-	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes -- -D warnings
+	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes,machines -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/deny
 

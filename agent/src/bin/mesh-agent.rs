@@ -5,6 +5,7 @@
 use std::{
     io::{self, IsTerminal},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -21,6 +22,11 @@ use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt as _, util::
 /// What is logged when `MESH_LOG` says nothing. The libraries speak of addresses, and of trouble that is counted here.
 const DEFAULT_LOG: &str = "info,boringtun=off,quinn_udp=error,netlink_proto=error,rustls=error,\
                            hickory_net=off,hickory_resolver=off,hickory_proto=off";
+/// A service manager starts the agent again at once, for the sake of connections; one that has lived no longer than this
+/// cannot start at all.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// What such a one waits before it says so.
+const PAUSE: Duration = Duration::from_secs(1);
 /// What was wrong with the usage.
 const WRONG_USAGE: u8 = 2;
 
@@ -35,6 +41,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let under_service_manager = std::env::var_os("NOTIFY_SOCKET").is_some();
+    let started = Instant::now();
     let logs = RecentLogs::default();
     tracing_subscriber::registry()
         .with(filter)
@@ -45,6 +53,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
+            if under_service_manager && started.elapsed() < SHORT_LIFE {
+                std::thread::sleep(PAUSE);
+            }
             if error.is::<Problems>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
@@ -60,6 +71,9 @@ fn run(command: AgentCommand, logs: RecentLogs) -> anyhow::Result<()> {
     match command {
         AgentCommand::Join(args) => {
             let config = JoinConfig::resolve(&args)?;
+            // An administrator joins for a service that is a user of its own.
+            mesh_durable::act_as_owner_of(&config.state_dir)
+                .with_context(|| format!("cannot write into {}", config.state_dir.display()))?;
             let request = JoinRequest {
                 state_dir: config.state_dir,
                 coordinators: config.coordinators,

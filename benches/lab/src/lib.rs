@@ -10,12 +10,14 @@
 //! - [`dns`]: a small authoritative name server whose records can move at run time.
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
+//! - [`machine`]: hosts with a Debian of their own: systemd as process 1, packages, reboots.
 //! - [`pods`]: namespaces behind a bridge of a node, as Kubernetes has them.
 //! - [`kubernetes`]: a real Kubernetes whose workers are nodes of a mesh.
 //! - [`capture`]: a sniffer that judges checksums.
 //! - [`traffic`]: echoes between all pairs, and a file over TCP, from inside the namespaces.
 //! - [`village`]: the reference deployment, and the supervisor that leaves it running in the background.
 //! - [`events`]: what may happen to the village, at random, and the model that says what must be well afterwards.
+//! - [`told`]: how much random tests do, and from which seed.
 //! - [`report`]: a page with a picture of all that, for people.
 //! - [`demo`]: the village's story, told and checked.
 //! - [`cli`]: the command `mesh-lab`.
@@ -44,6 +46,7 @@ pub mod dns;
 pub mod events;
 pub mod kubernetes;
 pub mod linksim;
+pub mod machine;
 pub mod matrix;
 pub mod mesh;
 pub mod nat;
@@ -52,6 +55,7 @@ pub mod pods;
 pub mod process;
 pub mod report;
 pub mod run;
+pub mod told;
 pub mod topology;
 pub mod traffic;
 pub mod village;

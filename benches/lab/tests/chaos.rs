@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_lab::mesh::Daemon;
+use mesh_lab::told::{Told, told};
 use mesh_lab::traffic::Echo;
 use mesh_lab::{Lab, Village};
 use nix::sys::signal::Signal;
@@ -28,9 +29,8 @@ const EXPECTED: [&str; 1] = ["the coordinator is not reached"];
 
 #[test]
 fn every_pair_comes_back_after_every_kill() {
-    let kills = number("MESH_CHAOS_KILLS").map_or(KILLS, |kills| u32::try_from(kills).unwrap());
-    let seed = number("MESH_CHAOS_SEED").unwrap_or_else(|| rand_core::OsRng.next_u64());
-    println!("MESH_CHAOS_SEED={seed} MESH_CHAOS_KILLS={kills}");
+    let Told { amount, seed } = told("MESH_CHAOS_KILLS", "MESH_CHAOS_SEED").unwrap();
+    let kills = amount.map_or(KILLS, |kills| u32::try_from(kills).unwrap());
     let mut random = ChaCha8Rng::seed_from_u64(seed);
 
     let lab = Lab::new("chaos").unwrap();
@@ -86,9 +86,4 @@ fn sleep(random: &mut ChaCha8Rng, longest_ms: u64) {
 /// A number from 0 to `end`, without it.
 fn below(random: &mut ChaCha8Rng, end: u64) -> u64 {
     random.next_u64() % end
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }

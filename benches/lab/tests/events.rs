@@ -5,7 +5,7 @@
 
 use mesh_lab::Lab;
 use mesh_lab::events::{Course, Run};
-use rand_core::RngCore as _;
+use mesh_lab::told::{Told, told};
 
 /// Events unless told otherwise: what `make test` has the time for.
 const EVENTS: u64 = 20;
@@ -14,9 +14,8 @@ const CHECKPOINT: u64 = 25;
 
 #[test]
 fn all_is_well_after_every_event() {
-    let events = number("MESH_EVENTS").unwrap_or(EVENTS);
-    let seed = number("MESH_EVENTS_SEED").unwrap_or_else(|| rand_core::OsRng.next_u64());
-    println!("MESH_EVENTS_SEED={seed} MESH_EVENTS={events}");
+    let Told { amount, seed } = told("MESH_EVENTS", "MESH_EVENTS_SEED").unwrap();
+    let events = amount.unwrap_or(EVENTS);
     let lab = Lab::new("events").unwrap();
     let mut run = Run::start(&lab, seed, Course::Everything).unwrap();
     for event in 1..=events {
@@ -26,9 +25,4 @@ fn all_is_well_after_every_event() {
         }
     }
     run.finish().unwrap();
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }

@@ -9,8 +9,8 @@ use anyhow::ensure;
 use mesh_lab::Lab;
 use mesh_lab::events::{Course, Event, Run};
 use mesh_lab::mesh::wait_until;
+use mesh_lab::told::{Told, told};
 use mesh_proto::status::ConnectionState;
-use rand_core::RngCore as _;
 
 /// Events unless a time is told: what `make test` has the time for.
 const EVENTS: u64 = 5;
@@ -20,14 +20,14 @@ const BEFORE: Duration = Duration::from_secs(60);
 const CHECKPOINT: u64 = 25;
 /// In which timers of idle NATs, and attempts that are ever farther apart, have their time.
 const PAUSE: Duration = Duration::from_secs(45);
+/// How soon a node knows that nothing answers: the longest attempt, and one more by a node that roamed meanwhile.
+const TOLD: Duration = Duration::from_secs(40);
 /// How soon the coordinator sees everyone again.
 const SEEN: Duration = Duration::from_secs(60);
 
 #[test]
 fn agents_live_without_their_coordinator_and_it_comes_back() {
-    let minutes = number("MESH_SOAK_MINUTES");
-    let seed = number("MESH_EVENTS_SEED").unwrap_or_else(|| rand_core::OsRng.next_u64());
-    println!("MESH_EVENTS_SEED={seed} MESH_SOAK_MINUTES={minutes:?}");
+    let Told { amount: minutes, seed } = told("MESH_SOAK_MINUTES", "MESH_EVENTS_SEED").unwrap();
     let lab = Lab::new("soak").unwrap();
     let started = Instant::now();
     // At first only `country` talks, to everyone; other pairs never did.
@@ -63,10 +63,14 @@ fn agents_live_without_their_coordinator_and_it_comes_back() {
     live(&mut run, 1.0);
 
     for node in run.village().nodes() {
+        // One that has just started finds out first.
+        wait_until(TOLD, "a node says why it has no coordinator", || {
+            Ok(node.status()?.this.coordinator.error.is_some())
+        })
+        .unwrap_or_else(|error| panic!("{}: {error:#}", node.name()));
         let status = node.status().unwrap();
         let coordinator = &status.this.coordinator;
         assert_ne!(coordinator.state, ConnectionState::Connected, "{} says {coordinator:?}", node.name());
-        assert!(coordinator.error.is_some(), "{} does not say why: {coordinator:?}", node.name());
         assert_eq!(
             status.this.warnings,
             Vec::<String>::new(),
@@ -89,9 +93,4 @@ fn agents_live_without_their_coordinator_and_it_comes_back() {
     })
     .unwrap();
     run.finish().unwrap();
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }

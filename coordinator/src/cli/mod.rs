@@ -127,6 +127,9 @@ fn restore(state_dir: &Path, file: &Path) -> anyhow::Result<()> {
     let text =
         fs::read(file).map(Zeroizing::new).with_context(|| format!("cannot read {}", file.display()))?;
     let backup = Backup::decode(&text).with_context(|| format!("cannot restore {}", file.display()))?;
+    // An administrator restores for a service that is a user of its own.
+    mesh_durable::act_as_owner_of(state_dir)
+        .with_context(|| format!("cannot write into {}", state_dir.display()))?;
     let restored = backup::restore(state_dir, backup, OffsetDateTime::now_utc())?;
     if let Some(kept) = restored.kept {
         eprintln!("mesh-coordinator: the state that was there is in {}", kept.display());

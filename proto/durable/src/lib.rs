@@ -14,6 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod owner;
+
+pub use owner::act_as_owner_of;
+
 /// Writes a file in place of one that is there: until this returns it is the one or the other.
 ///
 /// # Errors

@@ -179,6 +179,12 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// What a program left that was not run by a [`HostCommand`].
+    pub(crate) fn new(what: String, output: &std::process::Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { what, status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
     /// The exit code, or 128 and the signal's number as a shell says it.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
