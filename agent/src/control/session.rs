@@ -12,7 +12,7 @@ use std::{
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
     candidate::{Candidate, MAX_CANDIDATES},
-    control::{ClientMessage, Knock, PeerState, Refusal, RelayChannel, ServerMessage},
+    control::{ClientMessage, EXPLICIT_REMOVALS, Knock, PeerState, Refusal, RelayChannel, ServerMessage},
     netmap::{NetworkMap, NodeId, RelayId},
     stun,
 };
@@ -29,7 +29,7 @@ use super::{
     race::QuicAttempt,
     upgrade::{Progress, Upgrade},
 };
-use crate::netmap::{Rejection, Update};
+use crate::netmap::{Rejection, Removals, Update};
 
 /// The relay inside the coordinator.
 const OWN_RELAY: RelayId = RelayId(0);
@@ -236,6 +236,9 @@ impl Session<'_> {
         match message {
             ServerMessage::Welcome(welcome) => {
                 debug!(version = welcome.version, "connected");
+                let is_explicit = welcome.features.iter().any(|feature| feature == EXPLICIT_REMOVALS);
+                let removals = if is_explicit { Removals::Explicit } else { Removals::Implied };
+                self.client.store.set_removals(removals);
                 if !self.link.is_pipe() {
                     self.client.book.handle_observed(welcome.observed);
                     self.client.book.set_observer_ports(welcome.observer_ports);

@@ -20,8 +20,19 @@ const DOUBTFUL_FROM: usize = 4;
 pub struct Store {
     node_key: NodeKey,
     map: Option<Arc<NetworkMap>>,
+    removals: Removals,
     /// The peers of a whole map that was not believed.
     doubted: Option<BTreeSet<NodeId>>,
+}
+
+/// How the coordinator says that a peer is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Removals {
+    /// By a delta, always; by a whole map only in a new epoch.
+    Explicit,
+    /// By a whole map that lacks it, too, as older coordinators do.
+    #[default]
+    Implied,
 }
 
 /// What became of a map or a delta.
@@ -53,8 +64,8 @@ pub enum Rejection {
         /// Peers that were known.
         known: usize,
     },
-    /// Peers are gone although the version is the same: what is known is kept.
-    #[error("a map of the known version lacks {lost} peers")]
+    /// Peers are gone that were not removed: what is known is kept.
+    #[error("a whole map lacks {lost} peers that were not removed")]
     Shrunk {
         /// Peers that are gone.
         lost: usize,
@@ -69,7 +80,7 @@ impl Store {
     #[must_use]
     pub fn new(node_key: NodeKey, cached: Option<Arc<NetworkMap>>) -> Self {
         let map = cached.filter(|map| map.this.node_key == node_key);
-        Self { node_key, map, doubted: None }
+        Self { node_key, map, removals: Removals::default(), doubted: None }
     }
 
     /// Returns the latest map.
@@ -82,6 +93,11 @@ impl Store {
     #[must_use]
     pub fn version(&self) -> Option<Version> {
         self.map.as_ref().map(|map| map.version)
+    }
+
+    /// Sets how the coordinator that is spoken to says that peers are gone.
+    pub fn set_removals(&mut self, removals: Removals) {
+        self.removals = removals;
     }
 
     /// Takes a whole map.
@@ -100,7 +116,11 @@ impl Store {
             }
             let peers: BTreeSet<_> = map.peers.iter().map(|peer| peer.id).collect();
             let lost = known.peers.iter().filter(|peer| !peers.contains(&peer.id)).count();
-            if lost > 0 && map.version == known.version {
+            let may_lose = match self.removals {
+                Removals::Explicit => map.version.epoch > known.version.epoch,
+                Removals::Implied => map.version > known.version,
+            };
+            if lost > 0 && !may_lose {
                 return Err(Rejection::Shrunk { lost });
             }
             let total = known.peers.len();
@@ -208,6 +228,24 @@ mod tests {
             ..map(5, 2..=7)
         };
         assert!(matches!(store.handle_map(moved), Ok(Update::Changed(_))));
+    }
+
+    #[test]
+    fn where_removals_are_said_no_whole_map_of_the_epoch_may_shrink() {
+        let mut store = store();
+        store.set_removals(Removals::Explicit);
+        // However often it is said.
+        for serial in [6, 6, 7] {
+            assert_eq!(store.handle_map(map(serial, 2..=6)), Err(Rejection::Shrunk { lost: 1 }));
+        }
+        let removal = MapDelta { removed: vec![NodeId(7)], ..delta(5, 5) };
+        assert!(matches!(store.handle_delta(removal), Ok(Update::Changed(_))));
+        assert!(matches!(store.handle_map(map(7, 2..=6)), Ok(Update::Changed(_))));
+        // A restore is deliberate; but one that loses most is to be said twice still.
+        let restored = |peers| NetworkMap { version: Version { epoch: 2, serial: 1 }, ..map(0, peers) };
+        assert!(matches!(store.handle_map(restored(2..=2)), Err(Rejection::Doubtful { lost: 4, .. })));
+        assert!(matches!(store.handle_map(restored(2..=5)), Ok(Update::Changed(_))));
+        assert_eq!(ids(&store), [2, 3, 4, 5]);
     }
 
     #[test]
