@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(told.iter().map(|(_, count)| count).sum::<usize>(), 50);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn nothing_is_lost_when_nobody_waits() {
         let news = stream::iter([News::Lost(1), News::Lost(2)]).chain(stream::once(async {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -13,6 +13,7 @@ use mesh_proto::{
     key::{NodeKey, PublicKey},
     token::JoinToken,
 };
+use tokio::sync::Notify;
 
 use crate::rig::Serving;
 
@@ -23,11 +24,14 @@ const KILLED_AFTER_MS: [u64; 12] = [1, 2, 3, 5, 7, 11, 16, 23, 37, 53, 71, 97];
 const NAME: &str = "pi.example";
 
 /// Makes tokens until the coordinator is killed, and returns those that were acknowledged.
-async fn make_tokens(client: Client, killed: &AtomicBool) -> Vec<JoinToken> {
+async fn make_tokens(client: Client, killed: &AtomicBool, acknowledged: &Notify) -> Vec<JoinToken> {
     let mut tokens = Vec::new();
     loop {
         match client.create_token(&TokenRequest { ttl_s: 3600, uses: 1, tags: vec![] }).await {
-            Ok(reply) => tokens.push(reply.join.split(' ').nth(4).unwrap().parse().unwrap()),
+            Ok(reply) => {
+                tokens.push(reply.join.split(' ').nth(4).unwrap().parse().unwrap());
+                acknowledged.notify_one();
+            }
             Err(error) => {
                 assert!(killed.load(Ordering::SeqCst), "{error}");
                 return tokens;
@@ -43,12 +47,17 @@ async fn acknowledged_changes_survive_kills() {
     for patience in KILLED_AFTER_MS {
         let serving = Serving::start(dir.path(), &[NAME]);
         let killed = AtomicBool::new(false);
+        let acknowledged = Notify::new();
         let kill = async {
+            // On a slow disk nothing is acknowledged so soon: the last one lives until something was.
+            if patience == KILLED_AFTER_MS[KILLED_AFTER_MS.len() - 1] {
+                acknowledged.notified().await;
+            }
             tokio::time::sleep(Duration::from_millis(patience)).await;
             killed.store(true, Ordering::SeqCst);
             serving.kill();
         };
-        let (tokens, ()) = tokio::join!(make_tokens(Client::new(dir.path()), &killed), kill);
+        let (tokens, ()) = tokio::join!(make_tokens(Client::new(dir.path()), &killed, &acknowledged), kill);
 
         let options = MeshOptions {
             ipv4: "10.90.0.0/16".parse().unwrap(),

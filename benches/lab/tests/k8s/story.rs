@@ -7,7 +7,7 @@ use crate::{access, adjacency, outages};
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
-    let rig = Rig::start(PodNetwork::ByHand, ProxyMode::Nftables).unwrap();
+    let rig = Rig::start(PodNetwork::Agents, ProxyMode::Nftables).unwrap();
     rig.start_pods().unwrap();
     rig.said("all pods are ready");
     adjacency::every_pod_sees_every_pod(&rig).unwrap();
