@@ -14,6 +14,7 @@
 //! ```
 
 pub mod app;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod driver;

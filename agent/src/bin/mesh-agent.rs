@@ -8,14 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use mesh_agent::{
-    app,
-    config::{AgentCli, AgentCommand, JoinConfig, Problems, RunConfig},
-    control::{self, JOIN_PATIENCE, JoinError, JoinRequest},
+    command,
+    config::{AgentCli, Problems},
     logs::RecentLogs,
-    nat64::Nat64,
 };
 use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -49,7 +46,7 @@ fn main() -> ExitCode {
         .with(fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()))
         .with(fmt::layer().with_writer(logs.clone()).with_ansi(false))
         .init();
-    match run(cli.command, logs) {
+    match command::execute(cli.command, logs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -57,45 +54,6 @@ fn main() -> ExitCode {
                 std::thread::sleep(PAUSE);
             }
             if error.is::<Problems>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
-        }
-    }
-}
-
-fn run(command: AgentCommand, logs: RecentLogs) -> anyhow::Result<()> {
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("the system gives no event queue")
-    };
-    match command {
-        AgentCommand::Join(args) => {
-            let config = JoinConfig::resolve(&args)?;
-            // An administrator joins for a service that is a user of its own.
-            mesh_durable::act_as_owner_of(&config.state_dir)
-                .with_context(|| format!("cannot write into {}", config.state_dir.display()))?;
-            let request = JoinRequest {
-                state_dir: config.state_dir,
-                coordinators: config.coordinators,
-                // A text that is no token is refused as a wrong one is: with the same words.
-                token: config.token.map_err(JoinError::from)?,
-                pin: config.pin,
-                name: config.name,
-                stream: config.stream,
-                nat64: Nat64::new(config.nat64),
-                patience: JOIN_PATIENCE,
-            };
-            let node = runtime()?.block_on(control::join(request))?;
-            println!("joined as {}; now run: mesh-agent run", node.name);
-            Ok(())
-        }
-        AgentCommand::Run(args) => {
-            let config = RunConfig::resolve(&args)?;
-            runtime()?.block_on(app::run(config, logs))
-        }
-        AgentCommand::Completions { shell } => {
-            clap_complete::generate(shell, &mut AgentCli::command(), "mesh-agent", &mut io::stdout());
-            Ok(())
         }
     }
 }

@@ -19,12 +19,14 @@ pub struct AgentCli {
 
 /// What `mesh-agent` can do.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, made once")]
 pub enum AgentCommand {
     /// Makes this host a node of a mesh; paste the line that `mesh-coordinator token create` prints.
     Join(JoinArgs),
     /// Runs the agent in the foreground.
     Run(RunArgs),
+    /// Takes back what made this host a part of a cluster's pod network: for a node that leaves it, once `run` has stopped.
+    /// The same flags, variables and file.
+    RemovePodNetwork(RunArgs),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
@@ -41,6 +43,9 @@ pub struct JoinArgs {
     /// The coordinator: HOST or HOST:PORT.
     #[arg(value_name = "HOST[:PORT]")]
     pub coordinator: String,
+    /// Does nothing where this host is a node already, whatever else is said: for what runs at every start.
+    #[arg(long)]
+    pub unless_joined: bool,
     /// The join token [env: MESH_TOKEN].
     #[arg(long, hide_env_values = true)]
     pub token: Option<String>,

@@ -188,6 +188,17 @@ impl JoinConfig {
         Self::from_sources(args, environment, &host)
     }
 
+    /// Resolves where keys and the membership go, and nothing else.
+    ///
+    /// # Errors
+    /// When that is no path.
+    pub fn resolve_state_dir(args: &JoinArgs) -> Result<PathBuf, Problems> {
+        let mut settings = Settings::new(environment, "")?;
+        let state_dir = settings.take("state-dir", args.state_dir.as_deref(), parse_path);
+        settings.finish()?;
+        Ok(state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()))
+    }
+
     fn from_sources(
         args: &JoinArgs,
         environment: impl Fn(&str) -> Option<OsString>,

@@ -25,6 +25,7 @@ mod objects;
 #[cfg(target_os = "linux")]
 pub mod podnet;
 mod ranges;
+#[cfg(target_os = "linux")]
 mod task;
 mod tell;
 #[cfg(test)]
@@ -51,6 +52,9 @@ use crate::identity::StateDir;
 use access::Access;
 use api::Api;
 use memory::Memory;
+#[cfg(target_os = "linux")]
+use podnet::{Places, PodNetwork};
+#[cfg(target_os = "linux")]
 use task::{Parts, Task};
 use tell::{Answers, Teller, Wanted};
 use watch::{Seen, Watcher};
@@ -151,10 +155,32 @@ pub struct Start<M> {
     pub socket: PathBuf,
 }
 
+impl KubernetesConfig {
+    /// Where the container runtime of this host looks, and where plugins come from.
+    #[cfg(target_os = "linux")]
+    fn places(&self) -> Places {
+        let usual = Places::default();
+        Places {
+            cni_conf_dir: self.cni_conf_dir.clone(),
+            cni_bin_dir: self.cni_bin_dir.clone(),
+            plugin_sources: self.cni_plugin_source.iter().cloned().chain(usual.plugin_sources).collect(),
+            host_local_dir: usual.host_local_dir,
+        }
+    }
+}
+
+/// Takes everything back that made this host a part of the pod network, and returns what could not be. For a node that
+/// leaves its cluster, with the agent stopped and its pods gone.
+#[cfg(target_os = "linux")]
+pub async fn remove(config: &KubernetesConfig, interface: &str) -> Vec<podnet::Problem> {
+    PodNetwork::new(config.places()).remove(interface).await
+}
+
 /// Starts it.
 ///
 /// # Errors
 /// When the host's networks cannot be looked at.
+#[cfg(target_os = "linux")]
 pub fn spawn<M: Mesh>(
     start: Start<M>,
     cancel: &CancellationToken,
@@ -178,4 +204,13 @@ pub fn spawn<M: Mesh>(
     tracker.spawn(teller.run(cancel.clone()));
     tracker.spawn(task.run(cancel.clone()));
     Ok(())
+}
+
+/// Refuses: pods run on Linux.
+///
+/// # Errors
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn spawn<M: Mesh>(_: Start<M>, _: &CancellationToken, _: &TaskTracker) -> anyhow::Result<()> {
+    anyhow::bail!("[kubernetes] is for Linux: no pods run here")
 }

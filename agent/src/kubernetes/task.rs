@@ -34,10 +34,8 @@ use super::{
 };
 use crate::os::{Host as _, linux::Netlink};
 
-/// How often everything is looked at without any news.
-const INTERVAL: Duration = Duration::from_secs(30);
-/// The same while something is not as it should be.
-const INTERVAL_TROUBLED: Duration = Duration::from_secs(10);
+/// How often everything is looked at without any news: what others change on this host is put right as soon.
+const INTERVAL: Duration = Duration::from_secs(5);
 /// The same while the coordinator's answer is on its way.
 const INTERVAL_PENDING: Duration = Duration::from_secs(2);
 /// News that come together are looked at together.
@@ -99,13 +97,7 @@ impl<M: Mesh> Task<M> {
     /// # Errors
     /// When the system does not let the host's networks be looked at.
     pub(super) fn new(config: KubernetesConfig, mesh: Arc<M>, parts: Parts) -> anyhow::Result<Self> {
-        let usual = podnet::Places::default();
-        let pods = PodNetwork::new(podnet::Places {
-            cni_conf_dir: config.cni_conf_dir.clone(),
-            cni_bin_dir: config.cni_bin_dir.clone(),
-            plugin_sources: config.cni_plugin_source.iter().cloned().chain(usual.plugin_sources).collect(),
-            host_local_dir: usual.host_local_dir,
-        });
+        let pods = PodNetwork::new(config.places());
         let node = parts.memory.known().map(Remembered::node);
         Ok(Self {
             config,
@@ -156,7 +148,7 @@ impl<M: Mesh> Task<M> {
             Ok(status) => status,
             Err(error) => {
                 tracing::debug!(error = format!("{error:#}"), "the mesh says nothing of itself");
-                return INTERVAL_TROUBLED;
+                return INTERVAL;
             }
         };
         let mut look = self.look_at_node(&seen, &answers, &status).await;
@@ -180,13 +172,13 @@ impl<M: Mesh> Task<M> {
         });
         let is_connected = status.this.coordinator.state == ConnectionState::Connected;
         let wait = match look.state {
-            PodNetworkState::Ready => INTERVAL,
             PodNetworkState::NotReady if look.usable.is_empty() && is_connected => INTERVAL_PENDING,
-            PodNetworkState::Waiting
+            PodNetworkState::Ready
+            | PodNetworkState::Waiting
             | PodNetworkState::NoPodRanges
             | PodNetworkState::Refused
             | PodNetworkState::NotReady
-            | PodNetworkState::Unknown => INTERVAL_TROUBLED,
+            | PodNetworkState::Unknown => INTERVAL,
         };
         self.show(&seen, &answers, Look { notices: Vec::new(), ..look });
         wait

@@ -15,7 +15,7 @@ use crate::mesh::{Daemon, wait_until};
 use crate::topology::Network;
 
 /// Where the API server listens.
-const PORT: u16 = 6443;
+pub(super) const PORT: u16 = 6443;
 /// The first address of [`SERVICE_RANGE`], which the API server gives to itself.
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// How long the API server may take, on a busy machine.

@@ -25,9 +25,9 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 mod binaries;
-pub mod bridge;
 mod cgroups;
 mod control_plane;
+pub mod daemon_set;
 pub mod image;
 mod kubectl;
 mod pki;
@@ -78,8 +78,8 @@ impl fmt::Display for ProxyMode {
 pub enum PodNetwork {
     /// The agents themselves: they learn of the ranges and do the rest.
     Agents,
-    /// Nobody: see [`bridge`].
-    ByHand,
+    /// A pod beside each agent: see [`daemon_set`].
+    DaemonSet,
 }
 
 /// What a cluster consists of.
@@ -91,6 +91,8 @@ pub struct ClusterOptions {
     pub workers: Vec<String>,
     /// What kube-proxy does on all of them.
     pub proxy: ProxyMode,
+    /// Archives of images that they have beside the lab's own.
+    pub images: Vec<PathBuf>,
 }
 
 /// A cluster on a mesh.
@@ -106,20 +108,30 @@ pub struct Cluster {
     control_plane: OnceLock<(IpAddr, ControlPlane)>,
 }
 
-/// Lets the agents of these workers be their pod network, with what kubelets ask the API server with.
+/// Tells coordinator and agents who connects the pods of these workers; agents ask the API server as their kubelet does.
 ///
 /// # Errors
 ///
 /// If the binaries are missing.
-pub fn announce(lab: &Lab, options: &mut MeshOptions, workers: &[&str]) -> anyhow::Result<()> {
+pub fn announce(
+    lab: &Lab,
+    options: &mut MeshOptions,
+    workers: &[&str],
+    pods: PodNetwork,
+) -> anyhow::Result<()> {
     let plugins = Binaries::find()?;
     options.coordinator_args.push(format!("--pod-range={POD_RANGE}"));
-    for worker in workers {
-        let kubeconfig = pki::kubeconfig_of(&directory(lab), &worker::kubelet(worker));
-        let args = options.agent_args_of.entry((*worker).to_owned()).or_default();
-        args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
-        args.push(format!("--kubernetes-cni-plugin-source={}", plugins.directory().display()));
-        args.push(format!("--kubernetes-service-ranges={SERVICE_RANGE}"));
+    match pods {
+        PodNetwork::DaemonSet => {}
+        PodNetwork::Agents => {
+            for worker in workers {
+                let kubeconfig = pki::kubeconfig_of(&directory(lab), &worker::kubelet(worker));
+                let args = options.agent_args_of.entry((*worker).to_owned()).or_default();
+                args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
+                args.push(format!("--kubernetes-cni-plugin-source={}", plugins.directory().display()));
+                args.push(format!("--kubernetes-service-ranges={SERVICE_RANGE}"));
+            }
+        }
     }
     Ok(())
 }
@@ -141,7 +153,8 @@ impl Cluster {
         cgroups::sweep(network.lab().id());
         let directory = directory(network.lab());
         let pki = Pki::make(&directory)?;
-        let images = image::make_all(&directory, &binaries.path("coredns"))?;
+        let mut images = image::make_all(&directory, &binaries.path("coredns"))?;
+        images.extend(options.images.iter().cloned());
         let mut cluster = Self {
             network: Arc::clone(network),
             options,

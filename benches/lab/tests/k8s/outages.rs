@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::pods::POD_PORT;
-use mesh_lab::kubernetes::{RunningPod, Stream};
+use mesh_lab::kubernetes::{RunningPod, Stream, daemon_set};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Egress;
 use mesh_proto::status::PathKind;
@@ -34,6 +34,30 @@ pub(crate) fn streams_outlive_agents(rig: &Rig) -> anyhow::Result<()> {
     })?;
     stream.finish().context("the stream")?;
     println!("gap at an agent's restart: {gaps:.0?}; at kill -9: {killed:.0?}");
+    Ok(())
+}
+
+/// Nobody who talks notices that the DaemonSet is rolled out anew.
+pub(crate) fn streams_outlive_a_rollout(rig: &Rig) -> anyhow::Result<()> {
+    let web = rig.cluster.pods("web")?;
+    let stream = stream(rig, &web["office"], &web["home-b"])?;
+    let kubectl = rig.cluster.kubectl()?;
+    let gap = gap(&stream, || {
+        kubectl.run(["--namespace", daemon_set::NAMESPACE, "rollout", "restart", daemon_set::NAME])?;
+        wait_until(PATIENCE, "the rollout is over", || {
+            let status = [
+                "--namespace",
+                daemon_set::NAMESPACE,
+                "rollout",
+                "status",
+                "--watch=false",
+                daemon_set::NAME,
+            ];
+            Ok(kubectl.run(status)?.contains("successfully rolled out"))
+        })
+    })?;
+    stream.finish().context("the stream")?;
+    println!("gap during a rollout of the DaemonSet: {gap:.0?}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use mesh_lab::{
     Lab, MeshOptions, Village,
-    kubernetes::{self, Cluster, ClusterOptions, PodNetwork, ProxyMode, RunningPod, bridge, pods},
+    kubernetes::{self, Cluster, ClusterOptions, PodNetwork, ProxyMode, RunningPod, daemon_set, pods},
     nat::Protocol,
     village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES},
 };
@@ -25,7 +25,7 @@ pub(crate) struct Rig {
     pub(crate) cluster: Cluster,
     pub(crate) village: Village,
     started: Instant,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Rig {
@@ -36,10 +36,7 @@ impl Rig {
         let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
         // As people have it who want to be reached from everywhere.
         options.coordinator_args.push("--listen-tcp=443".to_owned());
-        match pods {
-            PodNetwork::Agents => kubernetes::announce(&lab, &mut options, &WORKERS)?,
-            PodNetwork::ByHand => bridge::announce(&mut options, &WORKERS),
-        }
+        kubernetes::announce(&lab, &mut options, &WORKERS, pods)?;
         let village = Village::prepare_with(&lab, options)?;
         let network = village.network();
         network
@@ -48,17 +45,25 @@ impl Rig {
             control_plane: CONTROL_PLANE.to_owned(),
             workers: WORKERS.map(str::to_owned).to_vec(),
             proxy,
+            images: match pods {
+                PodNetwork::Agents => Vec::new(),
+                PodNetwork::DaemonSet => vec![daemon_set::image(&lab)?],
+            },
         };
         let cluster = Cluster::prepare(village.network(), options)?;
-        let rig = Self { cluster, village, started, _lab: lab };
+        let rig = Self { cluster, village, started, lab };
         rig.said("the network is built");
         rig.village.start_coordinator()?;
         rig.village.join(CONTROL_PLANE)?;
         rig.wait_agent(CONTROL_PLANE)?;
         rig.cluster.start_control_plane(&rig.village)?;
         rig.said("the control plane runs");
-        for (number, worker) in WORKERS.iter().enumerate().filter(|_| pods == PodNetwork::ByHand) {
-            rig.cluster.connect_by_hand(worker, number)?;
+        match pods {
+            PodNetwork::Agents => {}
+            PodNetwork::DaemonSet => {
+                daemon_set::prepare(&rig.village, &WORKERS)?;
+                daemon_set::apply(&rig.cluster, &rig.lab)?;
+            }
         }
         let took = std::thread::scope(|scope| {
             let join = |worker: &'static str| -> anyhow::Result<Duration> {
@@ -74,6 +79,7 @@ impl Rig {
             threads.into_iter().map(took).collect::<anyhow::Result<BTreeMap<_, _>>>()
         })?;
         println!("from join to Ready, all at the same time: {took:.1?}");
+        rig.wait_network()?;
         Ok(rig)
     }
 
@@ -83,6 +89,18 @@ impl Rig {
         self.wait_agent(worker)?;
         self.cluster.start_worker(&self.village, worker)?;
         self.cluster.wait_ready(&[worker], PATIENCE)
+    }
+
+    /// Waits until every Node says that its network is there.
+    pub(crate) fn wait_network(&self) -> anyhow::Result<()> {
+        mesh_lab::mesh::wait_until(PATIENCE, "NetworkUnavailable is False everywhere", || {
+            let nodes = self.cluster.kubectl()?.get(["nodes"])?;
+            let is_there = |node| {
+                kubernetes::condition(node, "NetworkUnavailable")
+                    .is_some_and(|told| told["status"] == "False")
+            };
+            Ok(kubernetes::items(&nodes).filter(|node| is_there(node)).count() == WORKERS.len())
+        })
     }
 
     pub(crate) fn wait_agent(&self, node: &str) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
 
 use crate::rig::Rig;
-use crate::{access, adjacency, outages};
+use crate::{access, adjacency, leaving, outages};
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
@@ -24,4 +24,19 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("streams outlive agents and networks");
     outages::everybody_goes_on_without_control(&rig).unwrap();
     rig.said("the coordinator and the API server were away");
+    leaving::nothing_is_left(&rig, "home-b").unwrap();
+    rig.said("a node that left is as it was before");
+}
+
+#[test]
+fn a_daemon_set_does_the_cluster_s_part_beside_agents_of_the_hosts() {
+    let rig = Rig::start(PodNetwork::DaemonSet, ProxyMode::Iptables).unwrap();
+    rig.start_pods().unwrap();
+    rig.said("all pods are ready");
+    adjacency::every_pod_sees_every_pod(&rig).unwrap();
+    rig.said("pods reach pods, and are seen as who they are");
+    adjacency::services_reach_every_backend(&rig).unwrap();
+    rig.said("Services reach every backend from everywhere, by address, by name and by port");
+    outages::streams_outlive_a_rollout(&rig).unwrap();
+    rig.said("a stream outlives a rollout of the DaemonSet");
 }

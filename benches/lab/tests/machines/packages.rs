@@ -45,6 +45,9 @@ fn a_package_from_its_installation_to_its_purge() {
     machine.shell("systemctl start mesh-agent").unwrap();
     wait_ready(&machine);
 
+    let said = machine.shell("mesh-agent join nobody.example --unless-joined").unwrap();
+    assert_eq!(said, "joined already as server-again");
+
     println!("a restart, a crash and an upgrade keep the interface");
     let interface = machine.shell("cat /sys/class/net/mesh0/ifindex").unwrap();
     machine.shell("echo '#mine' >>/etc/mesh/agent.toml").unwrap();
