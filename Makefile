@@ -38,10 +38,10 @@ test-unit: setup
 test-lab: bins
 	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
 
-## test-k8s: a real Kubernetes in the village; needs Go 1.24, and builds Kubernetes the first time: about ten minutes
+## test-k8s: a real Kubernetes in the village; needs Go 1.24, and builds Kubernetes the first time: about ten minutes; ROUNDS=1 of 40 pods
 test-k8s: bins
 	@.ci/setup $(CLUSTER_PACKAGES)
-	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) \
+	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) MESH_POD_ROUNDS=$(or $(ROUNDS),1) \
 		$(CARGO) test --locked -p mesh-lab --features kubernetes --test k8s -- --nocapture --test-threads=1
 
 ## test-machines: the packages on Debians with a systemd of their own, in the village; installs Debian once, for later runs too

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::binaries::Binaries;
@@ -20,7 +19,6 @@ use super::image::TOOLS;
 use super::pki::{Identity, Pki, Subject};
 use super::{CLUSTER_DNS, POD_RANGE, ProxyMode, control_plane};
 use crate::mesh::{Daemon, wait_until};
-use crate::netns;
 use crate::topology::Network;
 
 /// What a host with pods has for itself; `/run/cni` is gone after a reboot.
@@ -123,11 +121,6 @@ impl Worker {
         &self.name
     }
 
-    /// Where this host has what others have in a directory of [`DIRECTORIES`].
-    pub fn directory(&self, path: &str) -> PathBuf {
-        own(&self.state, path)
-    }
-
     /// The addresses that its pods have, as the plugin that gives them away knows it.
     ///
     /// # Errors
@@ -179,24 +172,6 @@ impl Worker {
             }
             Ok(made_later.is_empty())
         })
-    }
-
-    /// Kills a program of it by its name, as `kubelet`; the init starts it again.
-    ///
-    /// # Errors
-    ///
-    /// If it does not run.
-    pub fn kill_program(&self, program: &str) -> anyhow::Result<()> {
-        let namespace = self.network.host(&self.name)?.netns().name().to_owned();
-        let is_named = |pid: &i32| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == program)
-        };
-        let pids: Vec<i32> = netns::processes(&namespace).into_iter().filter(is_named).collect();
-        anyhow::ensure!(!pids.is_empty(), "{program} does not run on {}", self.name);
-        for pid in pids {
-            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        }
-        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod adjacency;
+mod churn;
 mod leaving;
 mod outages;
 mod rig;

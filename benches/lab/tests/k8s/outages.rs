@@ -1,7 +1,7 @@
 //! What happens to a cluster in its first year, to pods that talk meanwhile. No connection may break; how long one is
 //! silent is printed and not asserted: TCP waits longer than the network, and the machine may be busy.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::pods::POD_PORT;
@@ -35,6 +35,28 @@ pub(crate) fn streams_outlive_agents(rig: &Rig) -> anyhow::Result<()> {
     stream.finish().context("the stream")?;
     println!("gap at an agent's restart: {gaps:.0?}; at kill -9: {killed:.0?}");
     Ok(())
+}
+
+/// A worker loses power, and has everything again that the cluster gave it.
+pub(crate) fn a_worker_reboots(rig: &Rig) -> anyhow::Result<()> {
+    let (worker, agent) = (rig.cluster.worker("home-b")?, rig.village.node("home-b")?);
+    agent.kill(Signal::SIGKILL)?;
+    worker.kill()?;
+    worker.forget()?;
+    let started = Instant::now();
+    agent.start()?;
+    rig.wait_agent("home-b")?;
+    worker.resume()?;
+    let mut pod = None;
+    wait_until(PATIENCE, "home-b's pods are seen by others again", || {
+        let web = rig.cluster.pods("web")?;
+        let other = web.get("country").context("country has its pod")?;
+        let Some(own) = web.get("home-b") else { return Ok(false) };
+        pod = Some(own.clone());
+        rig.asks(other, own).map(|()| true)
+    })?;
+    println!("from power-on until a pod is reached: {:.1?}", started.elapsed());
+    rig.sees_others(&pod.context("the pod was found")?)
 }
 
 /// Nobody who talks notices that the DaemonSet is rolled out anew.

@@ -3,7 +3,7 @@
 use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
 
 use crate::rig::Rig;
-use crate::{access, adjacency, leaving, outages};
+use crate::{access, adjacency, churn, leaving, outages};
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
@@ -24,6 +24,10 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("streams outlive agents and networks");
     outages::everybody_goes_on_without_control(&rig).unwrap();
     rig.said("the coordinator and the API server were away");
+    outages::a_worker_reboots(&rig).unwrap();
+    rig.said("a worker is back after a reboot");
+    churn::addresses_are_given_back(&rig).unwrap();
+    rig.said("no address is lost");
     leaving::nothing_is_left(&rig, "home-b").unwrap();
     rig.said("a node that left is as it was before");
 }
