@@ -30,17 +30,16 @@ pub fn execute(command: AgentCommand, logs: RecentLogs) -> anyhow::Result<()> {
     };
     match command {
         AgentCommand::Join(args) => {
-            let state_dir = JoinConfig::resolve_state_dir(&args)?;
-            // An administrator joins for a service that is a user of its own.
-            mesh_durable::act_as_owner_of(&state_dir)
-                .with_context(|| format!("cannot write into {}", state_dir.display()))?;
+            // A state directory that is none is reported below, together with all else that is wrong.
             if args.unless_joined
+                && let Ok(state_dir) = JoinConfig::resolve_state_dir(&args)
                 && let Some(node) = joined_already(&state_dir)?
             {
                 println!("joined already as {node}");
                 return Ok(());
             }
             let config = JoinConfig::resolve(&args)?;
+            act_as_owner_of(&config.state_dir)?;
             let request = JoinRequest {
                 state_dir: config.state_dir,
                 coordinators: config.coordinators,
@@ -70,8 +69,15 @@ pub fn execute(command: AgentCommand, logs: RecentLogs) -> anyhow::Result<()> {
     }
 }
 
+/// Goes on as the user of the service, for whom an administrator joins.
+fn act_as_owner_of(state_dir: &Path) -> anyhow::Result<()> {
+    mesh_durable::act_as_owner_of(state_dir)
+        .with_context(|| format!("cannot write into {}", state_dir.display()))
+}
+
 /// Returns which node this host is.
 fn joined_already(state_dir: &Path) -> anyhow::Result<Option<NodeName>> {
+    act_as_owner_of(state_dir)?;
     match StateDir::open(state_dir).and_then(|dir| identity::load(&dir)) {
         Ok((_, membership)) => Ok(Some(membership.node.name)),
         Err(StateError::NotJoined { .. }) => Ok(None),
