@@ -10,7 +10,7 @@ use mesh_proto::{
     netmap::RelayId,
 };
 
-use super::{Health, Origin, Path, PathSet};
+use super::{Health, Origin, Path, PathSet, hunt::HUNT_PROBES};
 use crate::event::PathAddress;
 
 /// Most peer-reflexive paths: each answers a NAT's mapping towards one of this node's addresses.
@@ -38,7 +38,24 @@ impl PathSet {
         self.paths.retain(|path| {
             is_listed(path) || path.origin == Origin::PeerReflexive || path.standing().is_some()
         });
-        self.add_candidates(candidates)
+        let added = self.add_candidates(candidates);
+        self.note_named(candidates);
+        added
+    }
+
+    /// The peer is at these addresses, and at no others that are known.
+    pub(super) fn note_named(&mut self, candidates: &[Candidate]) {
+        for path in &mut self.paths {
+            let named = |address| candidates.iter().any(|candidate| candidate.address == address);
+            path.is_named = path.address.remote().is_some_and(named);
+        }
+    }
+
+    /// Forgets where the peer was and has not answered a whole hunt. Somebody else may have the address by now, and probes
+    /// keep a mapping of its NAT's from ending, whose port the next host behind it would otherwise be given.
+    pub(super) fn forget_abandoned(&mut self, now: Instant) {
+        let primary = self.primary;
+        self.paths.retain(|path| Some(path.address) == primary || !path.is_abandoned(HUNT_PROBES, now));
     }
 
     /// These are candidates of the peer's, among others. Returns whether there are new ones.

@@ -11,9 +11,11 @@ use super::{
 };
 use crate::event::PathAddress;
 
+/// Probes of a hunt.
+pub(super) const HUNT_PROBES: u32 = 7;
 /// When a hunt's probes are sent, from its start. The first repetitions come quickly, since a first probe is often
 /// lost to the other side's filter, and the second one passes.
-const HUNT_STEPS: [Duration; 7] = [
+const HUNT_STEPS: [Duration; HUNT_PROBES as usize] = [
     Duration::ZERO,
     Duration::from_millis(100),
     Duration::from_millis(250),
@@ -124,6 +126,7 @@ impl PathSet {
 
     /// Returns the paths to probe now; the caller makes the probes and tells by [`PathSet::on_probe_sent`].
     pub(crate) fn poll_probes(&mut self, now: Instant) -> Vec<PathAddress> {
+        self.forget_abandoned(now);
         let active = self.is_active(now);
         let primary = self.primary;
         let primary_is_trusted = self.primary().is_some_and(|path| path.is_trusted(now));

@@ -330,6 +330,28 @@ mod tests {
     }
 
     #[test]
+    fn where_the_peer_was_is_forgotten_once_a_hunt_was_in_vain() {
+        let mut runner = Runner::new(2);
+        runner.traffic();
+        runner.run(Duration::from_secs(2), ms(30), |path| path == direct(1) || path == RELAY);
+        assert_eq!(runner.primary(), Some(direct(1)));
+        // The peer moves from 1 to 3; 2 is where it still is, behind a wall.
+        let moved = [host(2), host(3)];
+        assert!(runner.set.add_candidates(&moved));
+        runner.set.on_call(&moved, runner.now);
+        for _ in 0..8 {
+            runner.traffic();
+            runner.set.hunt(runner.now, Duration::ZERO);
+            runner.run(Duration::from_secs(10), ms(30), |path| path == direct(3) || path == RELAY);
+        }
+        assert_eq!(runner.primary(), Some(direct(3)));
+        assert!(runner.set.get(direct(1)).is_none());
+        assert!(runner.set.get(direct(2)).is_some(), "the peer says that it is there");
+        let last = runner.probes.iter().rev().find(|(_, path)| *path == direct(1)).map(|(at, _)| *at);
+        assert!(last.is_some_and(|at| at < Duration::from_secs(15)), "{last:?}");
+    }
+
+    #[test]
     fn a_hostile_peer_cannot_make_paths_without_end() {
         let mut runner = Runner::new(0);
         runner.traffic();

@@ -94,6 +94,8 @@ pub(crate) struct Path {
     /// Whether the peer has sent here before this node has: then it sees this node where it has sent to, whatever
     /// this node's NAT makes of what this node sends.
     pub(crate) is_called: bool,
+    /// Whether it is where the peer is by the last word of the peer's or the coordinator's.
+    pub(crate) is_named: bool,
     /// When a probe was last sent.
     pub(crate) last_probe: Option<Instant>,
     /// When the next probe is due.
@@ -121,6 +123,7 @@ impl Path {
             last_answer: None,
             last_heard: None,
             is_called: origin == Origin::PeerReflexive,
+            is_named: matches!(origin, Origin::Candidate(_)),
             last_probe: None,
             next_probe: None,
             step: 0,
@@ -192,6 +195,17 @@ impl Path {
             true => PROBE_INTERVAL,
             false => RETRY_INTERVAL.max(self.rtt.unwrap_or_default() * 2).min(PROBE_INTERVAL),
         }
+    }
+
+    /// Whether the peer has left it: it is named no longer, nothing came from there for long, and so many probes were in
+    /// vain.
+    pub(crate) fn is_abandoned(&self, probes: u32, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < NAT_MEMORY;
+        let is_silent = match self.health {
+            Health::Untried | Health::Dead => !self.last_heard.is_some_and(lately),
+            Health::Alive | Health::Suspect { .. } => false,
+        };
+        self.is_direct() && !self.is_named && is_silent && self.unanswered >= probes
     }
 
     /// Whether it has answered, and should have answered again.

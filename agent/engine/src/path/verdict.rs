@@ -37,11 +37,8 @@ impl PathSet {
 
     /// The peer says where it is: a primary path to elsewhere is doubted, since the peer may have moved.
     pub(crate) fn on_call(&mut self, candidates: &[Candidate], now: Instant) {
-        let is_named = |path: &Path| match path.address.remote() {
-            Some(address) => candidates.iter().any(|candidate| candidate.address == address),
-            None => true,
-        };
-        if self.primary().is_some_and(|path| !is_named(path)) {
+        self.note_named(candidates);
+        if self.primary().is_some_and(|path| path.is_direct() && !path.is_named) {
             self.suspect_primary(now);
         }
         self.check_relay_mtus(now);
