@@ -97,6 +97,26 @@ fn a_port_stays_with_its_host_when_others_have_sent_first() {
 }
 
 #[test]
+fn a_port_that_packets_from_outside_keep_open_is_given_to_nobody_else() {
+    let lab = Lab::new("inbound").unwrap();
+    let network = network(&lab, eim().udp_timeout(2 * SECOND)).unwrap();
+    let observers = network.observers().unwrap();
+    let server = network.host("server").unwrap();
+    let caller = udp(server, 6000).unwrap();
+    let target = SocketAddrV4::new(server.address(), 6000);
+    let first = udp(network.host("a").unwrap(), 5000).unwrap();
+    let outside = arrives(&first, &caller, target).unwrap().unwrap();
+    for _ in 0..4 {
+        std::thread::sleep(SECOND);
+        assert!(arrives(&caller, &first, outside).unwrap().is_some());
+    }
+    let second = udp(network.host("b").unwrap(), 5000).unwrap();
+    let elsewhere = observers.seen(&second, 0, 0).unwrap();
+    assert_ne!(elsewhere, outside);
+    assert_eq!(arrives(&second, &caller, target).unwrap(), Some(elsewhere), "one port for all destinations");
+}
+
+#[test]
 fn masquerade_keeps_ports_until_they_conflict() {
     let lab = Lab::new("masq").unwrap();
     let network = network(&lab, Nat::masquerade()).unwrap();

@@ -96,21 +96,34 @@ fn translation(out: &mut String, nat: &Nat, place: &Place) {
 }
 
 /// Notes which inside endpoint has which outside port, by what has been translated. Where the first packet came from
-/// outside, the inside endpoint is who answers.
+/// outside, the inside endpoint is who answers. What keeps a connection tracked keeps its port, or the kernel would give
+/// that port to another host and then find it taken, for some destinations alone.
 fn learn(out: &mut String, nat: &Nat) {
     out.push_str(" chain learn {\n  type filter hook postrouting priority 300; policy accept;\n");
     for direction in ["original", "reply"] {
-        let udp = format!("  oifname \"wan\" meta l4proto udp ct direction {direction} update");
-        let inside = format!("ct {direction} ip saddr . ct {direction} proto-src");
-        let _ = writeln!(out, "{udp} @port_of {{ udp sport : {inside} }}");
-        if keeps_ports(nat) {
-            let _ = writeln!(out, "{udp} @owners {{ udp sport . {inside} }}");
-        }
-    }
-    if keeps_ports(nat) {
-        out.push_str("  oifname \"wan\" meta l4proto udp update @taken { udp sport }\n");
+        let outbound = format!("  oifname \"wan\" meta l4proto udp ct direction {direction}");
+        note(out, nat, &outbound, "udp sport", direction);
     }
     out.push_str(" }\n");
+    if nat.refresh == Refresh::Any {
+        out.push_str(" chain refresh {\n  type filter hook prerouting priority mangle; policy accept;\n");
+        for (direction, other) in [("original", "reply"), ("reply", "original")] {
+            let inbound =
+                format!("  iifname \"wan\" meta l4proto udp ct state established ct direction {direction}");
+            note(out, nat, &inbound, "udp dport", other);
+        }
+        out.push_str(" }\n");
+    }
+}
+
+/// Notes of packets that match: `port` is the outside one, and its owner's packets go in the direction of `owner`.
+fn note(out: &mut String, nat: &Nat, packets: &str, port: &str, owner: &str) {
+    let inside = format!("ct {owner} ip saddr . ct {owner} proto-src");
+    let _ = writeln!(out, "{packets} update @port_of {{ {port} : {inside} }}");
+    if keeps_ports(nat) {
+        let _ = writeln!(out, "{packets} update @owners {{ {port} . {inside} }}");
+        let _ = writeln!(out, "{packets} update @taken {{ {port} }}");
+    }
 }
 
 /// Whether ports stay what they are inside, unless another host has the same one: then that host's port is drawn.
