@@ -2,6 +2,7 @@
 //!
 //! The API server is known by its host's mesh address alone, to workers and to the pods' Service `kubernetes`.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,21 +31,30 @@ pub(super) struct ControlPlane {
     kubectl: Kubectl,
 }
 
+/// Where a control plane is.
+pub(super) struct Place<'a> {
+    pub(super) network: &'a Arc<Network>,
+    pub(super) host: &'a str,
+    /// Its host's, in the mesh.
+    pub(super) address: IpAddr,
+    /// A name that leads there without the mesh.
+    pub(super) public_name: Option<&'a str>,
+}
+
 /// The way to the API server, for whoever is given a kubeconfig.
-pub(super) fn server(address: IpAddr) -> String {
-    format!("https://{address}:{PORT}")
+pub(super) fn server(host: impl fmt::Display) -> String {
+    format!("https://{host}:{PORT}")
 }
 
 impl ControlPlane {
     /// Starts everything on a host with this mesh address, and waits until the API server is ready.
     pub(super) fn start(
-        network: &Arc<Network>,
-        host: &str,
-        address: IpAddr,
+        place: &Place<'_>,
         binaries: &Binaries,
         pki: &Pki,
         directory: &Path,
     ) -> anyhow::Result<Self> {
+        let Place { network, host, address, public_name } = *place;
         let server = server(address);
         let user = |file: &str, name: &str, group: Option<&str>| {
             pki.kubeconfig(file, &server, &Subject { name, group, serves: &[] })
@@ -62,7 +72,7 @@ impl ControlPlane {
         let manager = user("controller-manager", "system:kube-controller-manager", None)?;
         let scheduler = user("scheduler", "system:kube-scheduler", None)?;
         let daemons = vec![
-            daemon(binaries.path("kube-apiserver"), api_server(address, pki)?),
+            daemon(binaries.path("kube-apiserver"), api_server(address, public_name, pki)?),
             daemon(binaries.path("kube-controller-manager"), controller_manager(&manager, pki)),
             daemon(
                 binaries.path("kube-scheduler"),
@@ -119,12 +129,11 @@ fn etcd(directory: &Path) -> Vec<String> {
     ]
 }
 
-fn api_server(address: IpAddr, pki: &Pki) -> anyhow::Result<Vec<String>> {
+fn api_server(address: IpAddr, public_name: Option<&str>, pki: &Pki) -> anyhow::Result<Vec<String>> {
     let serves =
         [address, SERVICE_ADDRESS.into(), Ipv4Addr::LOCALHOST.into()].map(|address| format!("IP:{address}"));
-    let names =
-        ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(|name| format!("DNS:{name}"));
-    let serves: Vec<String> = serves.into_iter().chain(names).collect();
+    let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].into_iter().chain(public_name);
+    let serves: Vec<String> = serves.into_iter().chain(names.map(|name| format!("DNS:{name}"))).collect();
     let Identity { certificate, key } =
         pki.sign("api-server", &Subject { name: "kube-apiserver", group: None, serves: &serves })?;
     let to_kubelets = pki.sign(

@@ -41,9 +41,9 @@ pub use pods::{Answer, RunningPod};
 pub use stream::Stream;
 pub use worker::Worker;
 
-use self::control_plane::ControlPlane;
-use self::pki::Pki;
-use self::worker::Shared;
+use self::control_plane::{ControlPlane, Place};
+use self::pki::{Pki, Subject};
+use self::worker::{NodeAddress, Shared};
 use crate::mesh::{Mesh, MeshOptions, wait_until};
 use crate::run::Lab;
 use crate::topology::Network;
@@ -80,6 +80,8 @@ pub enum PodNetwork {
     Agents,
     /// A pod beside each agent: see [`daemon_set`].
     DaemonSet,
+    /// The agents themselves, in pods: their hosts have none, and reach the API server without the mesh.
+    PodAgents,
 }
 
 /// What a cluster consists of.
@@ -87,6 +89,8 @@ pub enum PodNetwork {
 pub struct ClusterOptions {
     /// The node of the mesh that has the control plane.
     pub control_plane: String,
+    /// A name that leads to the API server without the mesh, where a router forwards its port.
+    pub public_name: Option<String>,
     /// The nodes of the mesh that are workers.
     pub workers: Vec<String>,
     /// What kube-proxy does on all of them.
@@ -122,7 +126,7 @@ pub fn announce(
     let plugins = Binaries::find()?;
     options.coordinator_args.push(format!("--pod-range={POD_RANGE}"));
     match pods {
-        PodNetwork::DaemonSet => {}
+        PodNetwork::DaemonSet | PodNetwork::PodAgents => {}
         PodNetwork::Agents => {
             for worker in workers {
                 let kubeconfig = pki::kubeconfig_of(&directory(lab), &worker::kubelet(worker));
@@ -134,6 +138,11 @@ pub fn announce(
         }
     }
     Ok(())
+}
+
+/// Where the kubeconfig of a user will be, once [`Cluster::make_user`] has made it.
+pub fn kubeconfig_of(lab: &Lab, user: &str) -> PathBuf {
+    pki::kubeconfig_of(&directory(lab), user)
 }
 
 /// Where a run keeps what is its cluster's.
@@ -181,8 +190,9 @@ impl Cluster {
     pub fn start_control_plane(&self, mesh: &Mesh) -> anyhow::Result<()> {
         let host = &self.options.control_plane;
         let address = mesh.node(host)?.address()?.into();
-        let plane =
-            ControlPlane::start(&self.network, host, address, &self.binaries, &self.pki, &self.directory)?;
+        let public_name = self.options.public_name.as_deref();
+        let place = Place { network: &self.network, host, address, public_name };
+        let plane = ControlPlane::start(&place, &self.binaries, &self.pki, &self.directory)?;
         if self.control_plane.set((address, plane)).is_err() {
             bail!("the control plane was started before");
         }
@@ -196,7 +206,41 @@ impl Cluster {
     /// If it cannot be started. Whether its Node becomes ready is another question: see [`Cluster::wait_ready`].
     pub fn start_worker(&self, mesh: &Mesh, name: &str) -> anyhow::Result<()> {
         let (api_server, _) = self.plane()?;
-        self.worker(name)?.start(mesh.node(name)?.address()?.into(), *api_server, &self.pki, &self.shared())
+        let address = NodeAddress::Mesh(mesh.node(name)?.address()?.into());
+        let server = control_plane::server(api_server);
+        self.worker(name)?.start(address, &server, &self.pki, &self.shared())
+    }
+
+    /// Starts a worker whose agent will be in a pod: it reaches the API server by its public name, and kubelet says where
+    /// the node is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cluster::start_worker`]; and if there is no public name.
+    pub fn start_bare_worker(&self, name: &str) -> anyhow::Result<()> {
+        let public = self.options.public_name.as_deref().context("the API server has no public name")?;
+        let server = control_plane::server(public);
+        self.worker(name)?.start(NodeAddress::Unknown, &server, &self.pki, &self.shared())
+    }
+
+    /// Lets kubelet say that the node is at this address, as who writes `--node-ip` and restarts it.
+    ///
+    /// # Errors
+    ///
+    /// If the worker does not run.
+    pub fn set_node_ip(&self, name: &str, address: IpAddr) -> anyhow::Result<()> {
+        self.worker(name)?.set_node_ip(address)
+    }
+
+    /// Makes a user of the API server, and returns its kubeconfig, which is at [`kubeconfig_of`].
+    ///
+    /// # Errors
+    ///
+    /// If there is no control plane yet.
+    pub fn make_user(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let (api_server, _) = self.plane()?;
+        let subject = Subject { name, group: None, serves: &[] };
+        self.pki.kubeconfig(name, &control_plane::server(api_server), &subject)
     }
 
     /// Waits until all of these Nodes are Ready.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -17,8 +18,9 @@ use super::binaries::Binaries;
 use super::cgroups;
 use super::image::TOOLS;
 use super::pki::{Identity, Pki, Subject};
-use super::{CLUSTER_DNS, POD_RANGE, ProxyMode, control_plane};
+use super::{CLUSTER_DNS, POD_RANGE, ProxyMode};
 use crate::mesh::{Daemon, wait_until};
+use crate::process::HostCommand;
 use crate::topology::Network;
 
 /// What a host with pods has for itself; `/run/cni` is gone after a reboot.
@@ -28,6 +30,9 @@ const VOLATILE: &str = "/run/cni";
 
 /// How long the kernel may take to remove what has ended.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Of them one becomes the address of a node that is not in the mesh yet, in a lab with few of them: for its certificate.
+const FIRST_MESH_ADDRESSES: [&str; 6] =
+    ["10.90.0.1", "10.90.0.2", "10.90.0.3", "10.90.0.4", "10.90.0.5", "10.90.0.6"];
 /// The devices that a host is built with.
 const DEVICES: [&str; 2] = ["lo", "eth0"];
 
@@ -38,6 +43,15 @@ pub struct Worker {
     state: PathBuf,
     network: Arc<Network>,
     init: Daemon,
+}
+
+/// What is known of a node's address when it is started.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum NodeAddress {
+    /// It is in the mesh already.
+    Mesh(IpAddr),
+    /// It will be.
+    Unknown,
 }
 
 /// What all workers have in common.
@@ -74,7 +88,7 @@ impl Worker {
         // Its variables are in a file of its own: what is known of a worker grows until it is started.
         write_variables(&state, &variables)?;
         let line = format!(
-            "set -a; . {0}/variables; . {0}/address; exec unshare --pid --fork --kill-child --mount --mount-proc \"$STATE/worker\"",
+            "set -a; . {0}/variables; . {0}/kubeconfig; exec unshare --pid --fork --kill-child --mount --mount-proc \"$STATE/worker\"",
             state.display()
         );
         let start = state.join("start-worker");
@@ -87,20 +101,23 @@ impl Worker {
     /// Starts it as the node with this address, of the cluster whose API server is there.
     pub(super) fn start(
         &self,
-        address: IpAddr,
-        api_server: IpAddr,
+        address: NodeAddress,
+        server: &str,
         pki: &Pki,
         shared: &Shared<'_>,
     ) -> anyhow::Result<()> {
-        let server = control_plane::server(api_server);
         let node = format!("system:node:{}", self.name);
-        let serves = [format!("IP:{address}"), format!("DNS:{}", self.name)];
+        let mut serves: Vec<String> = match address {
+            NodeAddress::Mesh(address) => vec![format!("IP:{address}")],
+            NodeAddress::Unknown => FIRST_MESH_ADDRESSES.map(|address| format!("IP:{address}")).into(),
+        };
+        serves.push(format!("DNS:{}", self.name));
         let subject = Subject { name: &node, group: Some("system:nodes"), serves: &serves };
         let files = kubelet(&self.name);
-        let kubelet = pki.kubeconfig(&files, &server, &subject)?;
+        let kubelet = pki.kubeconfig(&files, server, &subject)?;
         let identity = pki.identity(&files);
         let subject = Subject { name: "system:kube-proxy", group: None, serves: &[] };
-        let proxy = pki.kubeconfig(&format!("proxy-{}", self.name), &server, &subject)?;
+        let proxy = pki.kubeconfig(&format!("proxy-{}", self.name), server, &subject)?;
         std::fs::write(self.state.join("containerd.toml"), containerd())?;
         let cgroup = cgroups::of(self.network.lab().id(), &self.name);
         cgroups::make(&cgroup)?;
@@ -109,11 +126,40 @@ impl Worker {
             kubelet_configuration(&cgroup, pki, &identity).to_string(),
         )?;
         std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared.proxy, &proxy).to_string())?;
-        std::fs::write(
-            self.state.join("address"),
-            format!("ADDRESS={address}\nKUBECONFIG={}\n", kubelet.display()),
-        )?;
+        std::fs::write(self.state.join("kubeconfig"), format!("KUBECONFIG={}\n", kubelet.display()))?;
+        self.write_address(match address {
+            NodeAddress::Mesh(address) => Some(address),
+            NodeAddress::Unknown => None,
+        })?;
         self.init.start()
+    }
+
+    /// Lets kubelet say that the node is at this address.
+    pub(super) fn set_node_ip(&self, address: IpAddr) -> anyhow::Result<()> {
+        self.write_address(Some(address))?;
+        let pid = std::fs::read_to_string(self.state.join("kubelet.pid"))?;
+        self.command("kill")?.arg(pid.trim()).output()?.success().map(drop)
+    }
+
+    /// What kubelet reads whenever it is started.
+    fn write_address(&self, address: Option<IpAddr>) -> std::io::Result<()> {
+        let line = address.map_or_else(String::new, |address| format!("--node-ip={address}"));
+        std::fs::write(self.state.join("node-ip"), line)
+    }
+
+    /// A program that sees what the worker's own see: its containers, and its directories.
+    ///
+    /// # Errors
+    ///
+    /// If the worker does not run.
+    pub fn command(&self, program: &str) -> anyhow::Result<HostCommand> {
+        // The process that is known is the init's parent: what it has made for its child it is not in itself.
+        let namespaces = format!("/proc/{}/ns", self.init.pid().context("the worker does not run")?);
+        let enter = self.network.host(&self.name)?.command("nsenter");
+        Ok(enter
+            .arg(format!("--mount={namespaces}/mnt"))
+            .arg(format!("--pid={namespaces}/pid_for_children"))
+            .args(["--", program]))
     }
 
     /// Its name, in the cluster and as a host.

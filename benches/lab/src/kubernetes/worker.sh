@@ -44,7 +44,9 @@ for image in $IMAGES; do
   [ -e "$STATE/imported" ] || ctr --namespace k8s.io images import "$image" >>"$LOGS-images.log" 2>&1
 done
 touch "$STATE/imported"
-keep kubelet "$KUBERNETES/kubelet" --config "$STATE/kubelet.json" --kubeconfig "$KUBECONFIG" \
-  --hostname-override "$NODE" --node-ip "$ADDRESS"
+# The address is looked up at each start: it may be given later.
+# shellcheck disable=SC2016
+keep kubelet bash -c 'echo $$ >"$STATE/kubelet.pid"; exec "$KUBERNETES/kubelet" --config "$STATE/kubelet.json" --kubeconfig "$KUBECONFIG" \
+  --hostname-override "$NODE" $(cat "$STATE/node-ip")'
 keep proxy "$KUBERNETES/kube-proxy" --config "$STATE/proxy.json" --hostname-override "$NODE"
 wait

@@ -5,5 +5,6 @@ mod adjacency;
 mod churn;
 mod leaving;
 mod outages;
+mod pod_agent;
 mod rig;
 mod story;

@@ -43,11 +43,12 @@ impl Rig {
             .set_nat(CONTROL_PLANE, network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, 443, CONTROL_PLANE))?;
         let options = ClusterOptions {
             control_plane: CONTROL_PLANE.to_owned(),
+            public_name: None,
             workers: WORKERS.map(str::to_owned).to_vec(),
             proxy,
             images: match pods {
                 PodNetwork::Agents => Vec::new(),
-                PodNetwork::DaemonSet => vec![daemon_set::image(&lab)?],
+                PodNetwork::DaemonSet | PodNetwork::PodAgents => vec![daemon_set::image(&lab)?],
             },
         };
         let cluster = Cluster::prepare(village.network(), options)?;
@@ -59,10 +60,10 @@ impl Rig {
         rig.cluster.start_control_plane(&rig.village)?;
         rig.said("the control plane runs");
         match pods {
-            PodNetwork::Agents => {}
+            PodNetwork::Agents | PodNetwork::PodAgents => {}
             PodNetwork::DaemonSet => {
                 daemon_set::prepare(&rig.village, &WORKERS)?;
-                daemon_set::apply(&rig.cluster, &rig.lab)?;
+                daemon_set::apply(&rig.cluster, &rig.lab, daemon_set::Overlay::HostAgent)?;
             }
         }
         let took = std::thread::scope(|scope| {

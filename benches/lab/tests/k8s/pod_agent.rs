@@ -1,0 +1,267 @@
+//! Hosts without an agent: it runs in a pod of the image, and makes the network that the cluster's pods wait for.
+//!
+//! A kubelet reaches the API server by its public name, where the router of `pi` forwards the port, and does not know the
+//! mesh address that its node will have.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use mesh_lab::kubernetes::daemon_set::{self, Overlay};
+use mesh_lab::kubernetes::pods::{self, POD_PORT};
+use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, ProxyMode, RunningPod, Stream};
+use mesh_lab::mesh::wait_until;
+use mesh_lab::nat::Protocol;
+use mesh_lab::topology::Host;
+use mesh_lab::village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES};
+use mesh_lab::{Lab, MeshOptions, Village};
+
+use crate::rig::{CONTROL_PLANE, PATIENCE};
+
+/// Hosts without an agent, at different sites.
+const WORKERS: [&str; 2] = ["country", "home-b"];
+/// Where the API server is.
+const API_PORT: u16 = 6443;
+/// What the agents and the pod network leave on a host that nobody cleans up: interfaces, and directories.
+const INTERFACES: [&str; 2] = ["mesh0", "cni-mesh0"];
+const DIRECTORIES: [&str; 5] =
+    ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/var/lib/mesh-agent", "/run/mesh-agent"];
+/// After an event, until a stream is asked how long it was silent.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
+/// The guide's own words, for one host.
+const CLEAN_UP: &str = r#"
+ctr -n k8s.io run --rm --net-host --cap-add CAP_NET_ADMIN --cap-add CAP_NET_RAW \
+  --mount type=bind,src=/etc/cni/net.d,dst=/etc/cni/net.d,options=rbind:rw \
+  --mount type=bind,src=/opt/cni/bin,dst=/opt/cni/bin,options=rbind:rw \
+  --mount type=bind,src=/run/cni,dst=/run/cni,options=rbind:rw \
+  "$IMAGE" mesh-clean-up /usr/bin/mesh-agent remove-pod-network --kubernetes
+rm -rf /var/lib/mesh-agent/* /run/mesh-agent/*
+"#;
+
+struct Pods {
+    cluster: Cluster,
+    village: Village,
+    started: Instant,
+    lab: Lab,
+}
+
+#[test]
+fn an_agent_in_a_pod_makes_the_network_of_its_node() {
+    let rig = Pods::start().unwrap();
+    rig.give_join_token().unwrap();
+    daemon_set::apply(&rig.cluster, &rig.lab, Overlay::PodAgent).unwrap();
+    rig.wait_network().unwrap();
+    rig.said("the agents have joined with a token, and all Nodes are Ready");
+    rig.nodes_move_into_the_mesh().unwrap();
+    rig.said("the Nodes are known by their mesh addresses");
+    rig.pods_see_each_other().unwrap();
+    rig.said("pods reach pods, and are seen as who they are");
+    rig.a_stream_outlives_a_rollout().unwrap();
+    rig.said("a stream outlives a rollout of the DaemonSet");
+    rig.everything_is_taken_back(Overlay::PodAgent).unwrap();
+    rig.said("nothing is left on the hosts");
+}
+
+impl Pods {
+    /// Starts everything but the DaemonSet.
+    fn start() -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let lab = Lab::new("pods")?;
+        let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
+        options.coordinator_args.push(format!("--pod-range={}", kubernetes::POD_RANGE));
+        let village = Village::prepare_with(&lab, options)?;
+        let network = village.network();
+        let router = network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, API_PORT, CONTROL_PLANE);
+        network.set_nat(CONTROL_PLANE, router)?;
+        let options = ClusterOptions {
+            control_plane: CONTROL_PLANE.to_owned(),
+            public_name: Some(COORDINATOR_NAME.to_owned()),
+            workers: WORKERS.map(str::to_owned).to_vec(),
+            proxy: ProxyMode::Nftables,
+            images: vec![daemon_set::image(&lab)?],
+        };
+        let cluster = Cluster::prepare(network, options)?;
+        daemon_set::prepare(&village, &WORKERS)?;
+        let rig = Self { cluster, village, started, lab };
+        rig.village.start_coordinator()?;
+        rig.village.join(CONTROL_PLANE)?;
+        let agent = rig.village.node(CONTROL_PLANE)?;
+        wait_until(PATIENCE, "the agent is ready", || Ok(agent.is_ready()))?;
+        rig.cluster.start_control_plane(&rig.village)?;
+        for worker in WORKERS {
+            rig.cluster.start_bare_worker(worker)?;
+        }
+        rig.said("the control plane and kubelets run");
+        Ok(rig)
+    }
+
+    /// As the guide has it: a Secret with the token, and a ConfigMap with the coordinator.
+    fn give_join_token(&self) -> anyhow::Result<()> {
+        let line = self.village.token(&["--uses", &WORKERS.len().to_string()])?;
+        let mut words = line.split_whitespace().skip(2);
+        let coordinator = words.next().context("a join line names the coordinator")?;
+        let rest: Vec<&str> = words.collect();
+        let [_, token, _, hash] = rest[..] else { anyhow::bail!("an unknown join line: {line}") };
+        let kubectl = self.cluster.kubectl()?;
+        kubectl.run(["create", "namespace", daemon_set::NAMESPACE])?;
+        let literal = |name: &str, value: &str| format!("--from-literal={name}={value}");
+        kubectl.run([
+            "--namespace",
+            daemon_set::NAMESPACE,
+            "create",
+            "secret",
+            "generic",
+            "mesh-join",
+            &literal("MESH_TOKEN", token),
+            &literal("MESH_CA_CERT_HASH", hash),
+        ])?;
+        kubectl
+            .run([
+                "--namespace",
+                daemon_set::NAMESPACE,
+                "create",
+                "configmap",
+                "mesh-join",
+                &literal("MESH_COORDINATOR", coordinator),
+            ])
+            .map(drop)
+    }
+
+    /// Waits until all Nodes are Ready and have their network, and prints how long that took.
+    fn wait_network(&self) -> anyhow::Result<()> {
+        let applied = Instant::now();
+        self.cluster.wait_ready(&WORKERS, PATIENCE)?;
+        wait_until(PATIENCE, "NetworkUnavailable is False everywhere", || {
+            let nodes = self.cluster.kubectl()?.get(["nodes"])?;
+            let is_there = |node| {
+                kubernetes::condition(node, "NetworkUnavailable")
+                    .is_some_and(|told| told["status"] == "False")
+            };
+            Ok(kubernetes::items(&nodes).filter(|node| is_there(node)).count() == WORKERS.len())
+        })?;
+        println!("from the manifests to Ready, both nodes: {:.1?}", applied.elapsed());
+        Ok(())
+    }
+
+    /// Both ways of the guide: a name in `/etc/hosts`, which kubelet looks up, and `--node-ip` with a restart of kubelet.
+    fn nodes_move_into_the_mesh(&self) -> anyhow::Result<()> {
+        let [by_name, by_flag] = WORKERS;
+        for worker in WORKERS {
+            let own = self.village.network().host(worker)?.address();
+            ensure!(self.internal_address(worker)? == own, "{worker} is not at its site's address");
+        }
+        let address = |worker| anyhow::Ok(IpAddr::from(self.village.node(worker)?.address()?));
+        let started = Instant::now();
+        let host = self.village.network().host(by_name)?;
+        host.set_hosts_entry(by_name, Some(address(by_name)?))?;
+        self.cluster.set_node_ip(by_flag, address(by_flag)?)?;
+        for worker in [by_flag, by_name] {
+            wait_until(PATIENCE, "a Node is at its mesh address", || {
+                Ok(self.internal_address(worker)? == address(worker)?)
+            })?;
+            println!("{worker} is at its mesh address after {:.1?}", started.elapsed());
+        }
+        self.cluster.wait_ready(&WORKERS, PATIENCE)
+    }
+
+    fn internal_address(&self, worker: &str) -> anyhow::Result<IpAddr> {
+        let node = self.cluster.kubectl()?.get(["node", worker])?;
+        let addresses = node["status"]["addresses"].as_array().context("a Node without addresses")?;
+        let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
+        let text = internal.and_then(|address| address["address"].as_str());
+        Ok(text.with_context(|| format!("{worker} has no InternalIP"))?.parse()?)
+    }
+
+    /// Both ways, and as the operator sees them.
+    fn pods_see_each_other(&self) -> anyhow::Result<()> {
+        let kubectl = self.cluster.kubectl()?;
+        kubectl.apply(pods::WEB)?;
+        let web = self.cluster.wait_pods("web", WORKERS.len(), PATIENCE)?;
+        for from in web.values() {
+            let servers: Vec<String> = web.values().map(|to| format!("{}:{POD_PORT}", to.address)).collect();
+            for (to, answer) in web.values().zip(kubectl.ask(&from.name, &servers, 1)?) {
+                let answer =
+                    answer.with_context(|| format!("{} gets nothing from {}", from.name, to.name))?;
+                ensure!(
+                    answer.source == from.address && answer.server == to.name,
+                    "{from:?} asks {to:?}: {answer:?}"
+                );
+            }
+            ensure!(kubectl.run(["logs", &from.name])? == "started\n", "{} logs something else", from.name);
+        }
+        Ok(())
+    }
+
+    fn a_stream_outlives_a_rollout(&self) -> anyhow::Result<()> {
+        let web = self.cluster.pods("web")?;
+        let [from, to] = WORKERS.map(|worker| &web[worker]);
+        let stream = self.stream(from, to)?;
+        let namespace = ["--namespace", daemon_set::NAMESPACE, "rollout"];
+        let kubectl = self.cluster.kubectl()?;
+        kubectl.run(namespace.into_iter().chain(["restart", daemon_set::NAME]))?;
+        wait_until(PATIENCE, "the rollout is over", || {
+            let status = ["status", "--watch=false", daemon_set::NAME];
+            Ok(kubectl.run(namespace.into_iter().chain(status))?.contains("successfully rolled out"))
+        })?;
+        std::thread::sleep(AFTERMATH);
+        goes_on(&stream)?;
+        println!("gap during a rollout of the agents: {:.0?}", stream.take_longest());
+        stream.finish().context("the stream")
+    }
+
+    /// As the guide has it: the manifests, and then what is on each host.
+    fn everything_is_taken_back(&self, overlay: Overlay) -> anyhow::Result<()> {
+        let kubectl = self.cluster.kubectl()?;
+        kubectl.run(["delete", "daemonset", "--all", "--wait"])?;
+        wait_until(PATIENCE, "the pods are gone", || {
+            Ok(kubernetes::items(&kubectl.get(["pods"])?).next().is_none())
+        })?;
+        daemon_set::delete(&self.cluster, &self.lab, overlay)?;
+        let left = kubectl.run(["get", "all,configmaps,secrets", "--namespace", daemon_set::NAMESPACE])?;
+        ensure!(left.is_empty(), "objects are left: {left}");
+        for worker in WORKERS {
+            let host = self.village.network().host(worker)?;
+            ensure!(link_is_there(host, "cni-mesh0")?, "{worker} has no bridge even before");
+            let command = self.cluster.worker(worker)?.command("sh")?;
+            command.args(["-c", CLEAN_UP]).env("IMAGE", daemon_set::IMAGE).output()?.success()?;
+            for interface in INTERFACES {
+                ensure!(!link_is_there(host, interface)?, "{interface} is left on {worker}");
+            }
+            for (program, args) in [
+                ("nft", &["list", "tables"][..]),
+                ("iptables-save", &[]),
+                ("ip", &["rule", "show"]),
+                ("ip", &["route", "show", "table", "all"]),
+            ] {
+                let said = host.command(program).args(args).output()?.success()?.stdout;
+                ensure!(!said.contains("mesh"), "{program} shows what is left on {worker}: {said}");
+            }
+            for directory in DIRECTORIES {
+                let left = host.command("find").args([directory, "-type", "f"]).output()?.success()?.stdout;
+                ensure!(left.is_empty(), "files are left on {worker}: {left}");
+            }
+        }
+        Ok(())
+    }
+
+    fn stream(&self, from: &RunningPod, to: &RunningPod) -> anyhow::Result<Stream> {
+        let stream = Stream::start(&self.cluster.netns(from)?, to.address)?;
+        goes_on(&stream)?;
+        stream.take_longest();
+        Ok(stream)
+    }
+
+    fn said(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+}
+
+fn goes_on(stream: &Stream) -> anyhow::Result<()> {
+    let before = stream.count();
+    wait_until(PATIENCE, "the stream goes on", || Ok(stream.count() > before + 5))
+}
+
+fn link_is_there(host: &Host, name: &str) -> anyhow::Result<bool> {
+    Ok(host.command("ip").args(["link", "show", name]).output()?.code() == 0)
+}
