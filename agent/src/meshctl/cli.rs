@@ -70,7 +70,7 @@ pub struct StatusArgs {
 pub enum Check {
     /// The agent answers.
     Live,
-    /// Interface, addresses and routes are up.
+    /// Interface, addresses and routes are up; and the network of its pods, on a node of a Kubernetes cluster.
     Ready,
 }
 

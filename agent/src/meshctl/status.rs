@@ -2,6 +2,10 @@
 
 use std::{io::IsTerminal, time::Duration};
 
+use mesh_proto::{
+    kubernetes::{KubernetesStatus, PodNetworkState},
+    status::SelfStatus,
+};
 use time::OffsetDateTime;
 
 use super::{
@@ -41,9 +45,19 @@ pub(super) async fn run(client: &Client, args: &StatusArgs) -> Result<Outcome, C
 async fn check(client: &Client, check: Check) -> Outcome {
     let so = match check {
         Check::Live => client.live().await.is_ok(),
-        Check::Ready => client.status().await.is_ok_and(|status| status.this.ready),
+        Check::Ready => client.status().await.is_ok_and(|status| is_ready(&status.this)),
     };
     if so { Outcome::Done } else { Outcome::Failed }
+}
+
+/// Returns whether the mesh is up, and with it the network of the pods that this node has. A node that is not in its cluster
+/// yet has none: kubelet may wait for this.
+fn is_ready(this: &SelfStatus) -> bool {
+    let has_pod_network = |kubernetes: &KubernetesStatus| match kubernetes.state {
+        PodNetworkState::Ready | PodNetworkState::Waiting | PodNetworkState::Unknown => true,
+        PodNetworkState::NoPodRanges | PodNetworkState::Refused | PodNetworkState::NotReady => false,
+    };
+    this.ready && this.kubernetes.as_ref().is_none_or(has_pod_network)
 }
 
 /// Shows the table until Ctrl-C; an agent that is away for a while is shown as such.
