@@ -27,7 +27,7 @@ pub(super) struct Remembered {
     pub(super) uid: String,
     /// Its ranges.
     pub(super) pod_ranges: Vec<IpNet>,
-    /// Of these, those that the mesh has accepted.
+    /// Those that the mesh has accepted: of these, or of the Node that had the name before.
     pub(super) accepted: BTreeSet<IpNet>,
     /// The cluster's ranges for Services, as far as they are known.
     #[serde(default)]

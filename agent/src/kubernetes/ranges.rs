@@ -2,7 +2,8 @@
 //!
 //! A range that clashes with something is not offered to the mesh. One that was accepted before is kept, whatever it
 //! clashes with now: the laptop that stands in a network with the same addresses for an hour loses that network's
-//! neighbours, and not its pods.
+//! neighbours, and not its pods. A Node that is deleted and made again with other ranges keeps those that it had until the
+//! mesh has accepted one of the others: pods that run stay where everybody finds them.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -43,6 +44,8 @@ pub(super) struct Verdict {
     pub(super) offered: Vec<IpNet>,
     /// Of these, those that are this node's own.
     pub(super) usable: Vec<IpNet>,
+    /// Whether the usable ones are no more than what an earlier Node of this name had.
+    pub(super) is_former: bool,
     /// What a person should know, worst first.
     pub(super) problems: Vec<Problem>,
 }
@@ -89,7 +92,7 @@ pub(super) fn judge(node: &Node, around: &Surroundings<'_>) -> Verdict {
         verdict.problems.push(Problem::NoRanges { name: name.clone() });
     }
     verdict.problems.extend(wrong.into_iter().map(|text| Problem::NoRange { text }));
-    for range in ranges {
+    for range in ranges.iter().copied() {
         let clash = clash(&range, around);
         let is_kept = around.accepted.contains(&range);
         if clash.is_none() || is_kept {
@@ -112,7 +115,21 @@ pub(super) fn judge(node: &Node, around: &Surroundings<'_>) -> Verdict {
         }
         verdict.problems.extend(clash);
     }
+    if verdict.usable.is_empty() {
+        verdict.usable = former(&ranges, around);
+        verdict.is_former = !verdict.usable.is_empty();
+        verdict.offered.extend(&verdict.usable);
+    }
     verdict
+}
+
+/// Returns the ranges that were this node's before the Node had these, and still may be.
+fn former(ranges: &[IpNet], around: &Surroundings<'_>) -> Vec<IpNet> {
+    let is_lost = |range: &IpNet| {
+        let answer = around.answers.iter().find(|answer| answer.prefix == *range);
+        answer.is_some_and(|answer| answer.state != RouteState::Approved)
+    };
+    around.accepted.iter().filter(|range| !ranges.contains(range) && !is_lost(range)).copied().collect()
 }
 
 /// Returns what a range clashes with.
@@ -304,6 +321,31 @@ mod tests {
         assert_eq!((verdict.usable.len(), verdict.problems.len()), (1, 1));
         case.networks = networks(&[("wlan0", "10.244.1.77/24")]);
         assert_eq!(case.judge(&node).usable, [net("10.244.1.0/24")], "a network that one visits");
+    }
+
+    #[test]
+    fn a_node_that_is_made_again_keeps_its_ranges_until_it_has_others() {
+        let before = net("10.244.1.0/24");
+        let mut case = Case::new(&[("eth0", "192.168.1.20/24")]);
+        case.accepted = [before].into();
+        case.answers = vec![answer("10.244.1.0/24", RouteState::Approved)];
+        for bad in [vec![], vec!["192.168.1.0/24"], vec!["no range"]] {
+            let verdict = case.judge(&node(&bad));
+            assert_eq!((verdict.usable, verdict.offered), (vec![before], vec![before]), "{bad:?}");
+            assert!(verdict.is_former && verdict.problems.len() == 1, "{bad:?}: {:?}", verdict.problems);
+        }
+        let (again, new) = (node(&["10.244.7.0/24"]), net("10.244.7.0/24"));
+        let verdict = case.judge(&again);
+        assert_eq!((verdict.usable, verdict.offered), (vec![before], vec![new, before]), "not asked yet");
+        case.answers.push(answer("10.244.7.0/24", RouteState::Refused));
+        let verdict = case.judge(&again);
+        assert_eq!((verdict.usable, verdict.problems.len()), (vec![before], 1), "{:?}", verdict.problems);
+        case.answers[1] = answer("10.244.7.0/24", RouteState::Approved);
+        let verdict = case.judge(&again);
+        assert_eq!((verdict.usable, verdict.offered, verdict.is_former), (vec![new], vec![new], false));
+        // Meanwhile the mesh has given it to somebody else.
+        case.answers = vec![answer("10.244.1.0/24", RouteState::Refused)];
+        assert_eq!(case.judge(&node(&[])).usable, []);
     }
 
     #[test]

@@ -46,6 +46,8 @@ const APPEARS: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(60);
 /// An API server that is away is trouble only after so long, unless it refuses.
 const AWAY: Duration = Duration::from_secs(30);
+/// For so long what is over is to be told: in several attempts, if need be.
+const TELLS_FOR: Duration = Duration::from_secs(60);
 /// Where a machine has its number, unless this is a container.
 const MACHINE_ID: &str = "/etc/machine-id";
 /// Characters of it.
@@ -76,17 +78,30 @@ pub(super) struct Task<M> {
     node: Option<Arc<Node>>,
     is_remembered: bool,
     offered: Option<Vec<IpNet>>,
+    /// Whether the mesh was ready at the last look.
+    was_ready: bool,
     troubles: Troubles,
+    /// What kept the agent from the API server, for an Event once it does not.
+    untold: Option<Untold>,
     /// Since when what takes a while has been so.
     since: BTreeMap<&'static str, Instant>,
     /// What was said in the log.
     said: BTreeSet<String>,
 }
 
+/// Why the API server refused this agent.
+struct Untold {
+    error: String,
+    /// When it took it again.
+    since: Option<Instant>,
+}
+
 /// What one look found.
 struct Look {
     state: PodNetworkState,
     usable: Vec<IpNet>,
+    /// Whether the mesh has not said yet what becomes of the Node's ranges.
+    awaits_mesh: bool,
     problems: Vec<String>,
     notices: Vec<Notice>,
 }
@@ -108,7 +123,9 @@ impl<M: Mesh> Task<M> {
             is_remembered: node.is_some(),
             node,
             offered: None,
+            was_ready: false,
             troubles: Troubles::default(),
+            untold: None,
             since: BTreeMap::new(),
             said: BTreeSet::new(),
             parts,
@@ -151,6 +168,11 @@ impl<M: Mesh> Task<M> {
                 return INTERVAL;
             }
         };
+        let was_ready = std::mem::replace(&mut self.was_ready, status.this.ready);
+        if status.this.ready && !was_ready {
+            // Where the API server is reached over the mesh, there was no way to it until now.
+            self.parts.handle.network_changed();
+        }
         let mut look = self.look_at_node(&seen, &answers, &status).await;
         if let Some(error) = self.api_trouble(&seen) {
             look.problems.push(error);
@@ -161,6 +183,7 @@ impl<M: Mesh> Task<M> {
             look.notices.push(warning("MeshNetworkPolicyNotEnforced", POLICIES.to_owned()));
         }
         look.notices.extend(answers.refused.iter().map(|what| warning("MeshForbidden", what.clone())));
+        look.notices.extend(self.refusal(&seen));
         look.notices.extend(self.troubles.observe(&status, std::time::Instant::now()));
         self.say(&look.problems);
         let condition = self.condition(&look, &status);
@@ -172,7 +195,7 @@ impl<M: Mesh> Task<M> {
         });
         let is_connected = status.this.coordinator.state == ConnectionState::Connected;
         let wait = match look.state {
-            PodNetworkState::NotReady if look.usable.is_empty() && is_connected => INTERVAL_PENDING,
+            PodNetworkState::NotReady if look.awaits_mesh && is_connected => INTERVAL_PENDING,
             PodNetworkState::Ready
             | PodNetworkState::Waiting
             | PodNetworkState::NoPodRanges
@@ -201,6 +224,7 @@ impl<M: Mesh> Task<M> {
         let mut look = Look {
             state: PodNetworkState::Waiting,
             usable: Vec::new(),
+            awaits_mesh: false,
             problems: absence.iter().map(ToString::to_string).collect(),
             notices: Vec::new(),
         };
@@ -222,16 +246,17 @@ impl<M: Mesh> Task<M> {
             self.offered = Some(verdict.offered.clone());
         }
         self.remember(&node, &verdict, &services);
+        let has_own = !verdict.usable.is_empty() && !verdict.is_former;
         look.state = match () {
             () if node.pod_ranges().0.is_empty() => PodNetworkState::NoPodRanges,
-            () if !verdict.usable.is_empty() => PodNetworkState::NotReady,
+            () if has_own => PodNetworkState::NotReady,
             () if verdict.offered.is_empty() || !verdict.problems.is_empty() => PodNetworkState::Refused,
             () => PodNetworkState::NotReady,
         };
         if !verdict.usable.is_empty() {
             let problems = self.pods.set(&self.desired(&verdict, services, status)).await;
             let conflist = self.config.cni_conf_dir.join(podnet::CONFLIST);
-            if status.this.ready && conflist.exists() && !problems.iter().any(cuts_off) {
+            if has_own && status.this.ready && conflist.exists() && !problems.iter().any(cuts_off) {
                 look.state = PodNetworkState::Ready;
             }
             for problem in problems {
@@ -239,6 +264,7 @@ impl<M: Mesh> Task<M> {
                 look.notices.push(warning("MeshPodNetwork", problem.to_string()));
             }
         }
+        look.awaits_mesh = !has_own;
         look.usable = verdict.usable;
         look
     }
@@ -270,13 +296,11 @@ impl<M: Mesh> Task<M> {
     }
 
     fn remember(&mut self, node: &Node, verdict: &Verdict, services: &[IpNet]) {
-        let (pod_ranges, _) = node.pod_ranges();
-        let usable = verdict.usable.iter().copied();
         self.parts.memory.set(Remembered {
             node: self.config.node_name.clone(),
             uid: node.metadata.uid.clone(),
-            accepted: usable.filter(|range| pod_ranges.contains(range)).collect(),
-            pod_ranges,
+            accepted: verdict.usable.iter().copied().collect(),
+            pod_ranges: node.pod_ranges().0,
             service_ranges: services.to_vec(),
         });
     }
@@ -325,6 +349,28 @@ impl<M: Mesh> Task<M> {
             ApiState::Refuses => seen.api.error.clone(),
             ApiState::Silent if is_away => seen.api.error.clone(),
             ApiState::Silent | ApiState::Answers | ApiState::Unknown => None,
+        }
+    }
+
+    /// Returns what the cluster is to be told of its own refusals: what RBAC does not permit at once, all else as soon as the
+    /// API server takes this agent for who it is again.
+    fn refusal(&mut self, seen: &Seen) -> Option<Notice> {
+        let error = seen.api.error.clone();
+        match seen.api.state {
+            ApiState::Refuses if seen.api.knows_agent => error.map(|error| warning("MeshForbidden", error)),
+            ApiState::Refuses => {
+                self.untold = error.map(|error| Untold { error, since: None });
+                None
+            }
+            ApiState::Silent | ApiState::Unknown => None,
+            ApiState::Answers => {
+                let untold = self.untold.as_mut()?;
+                let message = format!("until now this node could not ask the API server: {}", untold.error);
+                if untold.since.get_or_insert_with(Instant::now).elapsed() >= TELLS_FOR {
+                    self.untold = None;
+                }
+                Some(warning("MeshAPIServerRefused", message))
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mesh_proto::kubernetes::{ApiState, NetworkPolicies};
+use mesh_proto::kubernetes::NetworkPolicies;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -147,16 +147,19 @@ impl Teller {
 
     async fn attend(&mut self) {
         let seen = self.seen.borrow_and_update().clone();
-        if seen.api.state != ApiState::Answers {
+        if !seen.api.knows_agent {
             return;
         }
         let wanted = self.wanted.borrow_and_update().clone();
-        if let Presence::There(node) = &seen.node {
-            if let Some(network) = &wanted.condition {
-                self.set_condition(node, network).await;
-            }
-            self.tell(node, &wanted.notices).await;
+        if let (Presence::There(node), Some(network)) = (&seen.node, &wanted.condition) {
+            self.set_condition(node, network).await;
         }
+        // What RBAC does not let be read is not known: an Event on it is made by its name alone.
+        let uid = match &seen.node {
+            Presence::There(node) => node.metadata.uid.as_str(),
+            Presence::Unknown | Presence::Absent | Presence::Deleted => "",
+        };
+        self.tell(uid, &wanted.notices).await;
         self.inquire().await;
         let refused: Vec<_> = self.memory.refused.values().cloned().collect();
         self.answers.send_if_modified(|answers| {
@@ -186,7 +189,7 @@ impl Teller {
         self.memory.condition = Some((node.metadata.uid.clone(), condition, Instant::now()));
     }
 
-    async fn tell(&mut self, node: &Node, notices: &[Notice]) {
+    async fn tell(&mut self, uid: &str, notices: &[Notice]) {
         let memory = &mut self.memory;
         memory.events.retain(|(reason, message), at| {
             at.elapsed() < REPEAT
@@ -202,28 +205,26 @@ impl Teller {
             if recent.len() >= MAX_EVENTS {
                 return;
             }
-            recent.push_back(Instant::now());
-            self.memory.events.insert(key, Instant::now());
-            let created = self.create_event(node, notice).await;
+            let created = self.create_event(uid, notice).await;
+            // What RBAC refuses is not asked for at every turn either; all else that fails is tried again.
+            if matches!(created, Ok(()) | Err(ApiError::Forbidden { .. })) {
+                self.memory.recent.push_back(Instant::now());
+                self.memory.events.insert(key, Instant::now());
+            }
             self.note("events", created);
         }
     }
 
-    async fn create_event(&mut self, node: &Node, notice: &Notice) -> Result<(), ApiError> {
+    async fn create_event(&mut self, uid: &str, notice: &Notice) -> Result<(), ApiError> {
         let now = now();
         let event = NewEvent {
             api_version: "v1",
             kind: "Event",
             metadata: NewMetadata {
-                name: event_name(&self.name, &node.metadata.uid, notice),
+                name: event_name(&self.name, uid, notice),
                 namespace: Api::events_namespace(),
             },
-            involved_object: InvolvedObject {
-                api_version: "v1",
-                kind: "Node",
-                name: &self.name,
-                uid: &node.metadata.uid,
-            },
+            involved_object: InvolvedObject { api_version: "v1", kind: "Node", name: &self.name, uid },
             reason: notice.reason,
             message: cut(&notice.message),
             severity: match notice.severity {

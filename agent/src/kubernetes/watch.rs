@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Nothing that is seen is forgotten while the server is away, for hours or for days: what is told is what was seen last,
-//! and that the server is silent. A sign that it may be back ends a wait at once.
+//! and that the server is silent. A sign that it may be back ends a wait at once, and an attempt that has no answer yet.
 
 use std::{sync::Arc, time::Duration};
 
@@ -58,6 +58,8 @@ pub(super) enum Presence {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct ApiSeen {
     pub(super) state: ApiState,
+    /// Whether it takes the agent for who it is, whatever it permits.
+    pub(super) knows_agent: bool,
     pub(super) address: Option<String>,
     pub(super) error: Option<String>,
     pub(super) last_answer: Option<OffsetDateTime>,
@@ -81,11 +83,15 @@ impl Watcher {
 
     /// Watches until it is cancelled.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
+        let sign = Arc::clone(&self.sign);
         loop {
             let since = Instant::now();
+            let seen = self.seen.subscribe();
             let ended = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
+                // A connection that was begun before there was a way would be waited for in vain.
+                () = sign_of_return(&sign, &seen) => continue,
                 ended = self.follow() => ended,
             };
             if since.elapsed() >= WORKED {
@@ -101,7 +107,7 @@ impl Watcher {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
-                () = self.sign.notified() => {}
+                () = sign.notified() => {}
                 () = sleep(wait) => {}
             }
         }
@@ -164,7 +170,8 @@ impl Watcher {
             if is_news {
                 tracing::info!("the API server answers");
             }
-            seen.api = ApiSeen { state: ApiState::Answers, address, error: None, last_answer };
+            seen.api =
+                ApiSeen { state: ApiState::Answers, knows_agent: true, address, error: None, last_answer };
             is_news
         });
     }
@@ -191,9 +198,20 @@ impl Watcher {
                 tracing::warn!(error = text, "what runs goes on without the API server");
             }
             seen.api.state = state;
+            seen.api.knows_agent = error.knows_agent();
             seen.api.address = address.or_else(|| seen.api.address.take());
             seen.api.error = Some(text);
             true
         });
+    }
+}
+
+/// Waits for a sign that the server may be back while it does not answer. Cancel-safe.
+async fn sign_of_return(sign: &Notify, seen: &watch::Receiver<Seen>) {
+    loop {
+        sign.notified().await;
+        if seen.borrow().api.state != ApiState::Answers {
+            return;
+        }
     }
 }

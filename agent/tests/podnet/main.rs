@@ -81,7 +81,7 @@ fn pods_reach_pods_and_the_world_and_nothing_is_left_of_it() {
         // The node was deleted and made anew, with another range.
         desired.pods[0] = "10.244.9.0/24".parse().unwrap();
         let problems = rig.problems(network.set(&desired).await);
-        assert_eq!(problems, [Problem::PodsOfOldRange { pods: 1 }]);
+        assert_eq!(problems, [Problem::PodsOfOldRange]);
         runtime.delete(&a.place);
         assert_eq!(rig.problems(network.set(&desired).await), vec![]);
         runtime = Runtime::read(&conflist, &rig.places().cni_bin_dir);

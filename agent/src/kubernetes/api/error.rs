@@ -101,6 +101,22 @@ impl ApiError {
         }
     }
 
+    /// Returns whether the server has taken the agent for who it is.
+    pub(in super::super) fn knows_agent(&self) -> bool {
+        match self {
+            Self::Forbidden { .. } | Self::NotFound(_) | Self::Exists | Self::Gone => true,
+            Self::Access(_)
+            | Self::OtherAuthority { .. }
+            | Self::Untrusted { .. }
+            | Self::Unauthorized(_)
+            | Self::Name { .. }
+            | Self::Unreachable { .. }
+            | Self::Failed(_)
+            | Self::Malformed(_)
+            | Self::Silent(_) => false,
+        }
+    }
+
     /// Makes the error of an answer that is none of success.
     pub(super) fn of_status(code: u16, body: &[u8], what: &str, target: &Target) -> Self {
         let status: Status = serde_json::from_slice(body).unwrap_or_default();

@@ -90,8 +90,6 @@ pub struct PodNetwork {
     places: Places,
     plugins: Plugins,
     forwarding: Forwarding,
-    /// What was said last, so that only news are logged.
-    said: Vec<Problem>,
 }
 
 impl Default for Places {
@@ -119,7 +117,7 @@ impl PodNetwork {
     /// Makes one; nothing is changed yet.
     #[must_use]
     pub fn new(places: Places) -> Self {
-        Self { places, plugins: Plugins::default(), forwarding: Forwarding::default(), said: Vec::new() }
+        Self { places, plugins: Plugins::default(), forwarding: Forwarding::default() }
     }
 
     /// Has everything be as wanted, and returns what is not. Must be called within a tokio runtime.
@@ -132,10 +130,6 @@ impl PodNetwork {
         let mut problems = self.try_set(desired).await;
         problems.sort();
         problems.dedup();
-        for problem in problems.iter().filter(|problem| !self.said.contains(problem)) {
-            tracing::warn!(%problem, "pod network");
-        }
-        self.said.clone_from(&problems);
         problems
     }
 
@@ -203,7 +197,7 @@ impl PodNetwork {
                 if !plan.free.is_empty() {
                     tracing::info!(count = plan.free.len(), "addresses of pods that are gone were freed");
                 }
-                (plan.of_old_range > 0).then_some(Problem::PodsOfOldRange { pods: plan.of_old_range })
+                (plan.of_old_range > 0).then_some(Problem::PodsOfOldRange)
             }
             Err(error) => Some(Problem::Leases { dir: dir.clone(), reason: error.to_string() }),
         }

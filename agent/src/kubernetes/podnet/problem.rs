@@ -105,12 +105,9 @@ pub enum Problem {
     },
     /// Pods run with addresses that the node no longer has.
     #[error(
-        "{pods} pods still have addresses of an old pod range of this node: delete them, so that they are made anew"
+        "some pods still have addresses of an old pod range of this node: delete them, so that they are made anew"
     )]
-    PodsOfOldRange {
-        /// How many.
-        pods: usize,
-    },
+    PodsOfOldRange,
     /// What is known of the pods' addresses cannot be read or freed.
     #[error("the pods' addresses in {} cannot be read or freed: {reason}", dir.display())]
     Leases {

@@ -150,6 +150,7 @@ async fn what_rbac_refuses_is_told() {
     let seen = watching.until(|seen| seen.api.state == ApiState::Refuses).await;
     let error = seen.api.error.unwrap();
     assert!(error.starts_with("RBAC does not permit this agent to watch the Node pi"), "{error}");
+    assert!(seen.api.knows_agent);
 }
 
 #[tokio::test]
@@ -192,7 +193,7 @@ struct Telling {
     server: FakeServer,
     wanted: channel::Sender<Wanted>,
     answers: channel::Receiver<Answers>,
-    _seen: channel::Sender<Seen>,
+    seen: channel::Sender<Seen>,
     _dir: TempDir,
     _guard: DropGuard,
 }
@@ -206,7 +207,7 @@ impl Telling {
         let path = kubeconfig(dir.path(), &format!("http://127.0.0.1:{}", server.port), "");
         let node = serde_json::from_value(node("a", &["10.244.1.0/24"])).unwrap();
         let mut seen = Seen { node: Presence::There(Arc::new(node)), ..Seen::default() };
-        seen.api.state = ApiState::Answers;
+        (seen.api.state, seen.api.knows_agent) = (ApiState::Answers, true);
         let (seen, seen_by_teller) = channel::channel(seen);
         let (wanted, wanted_by_teller) = channel::channel(Wanted::default());
         let (sender, answers) = channel::channel(Answers::default());
@@ -214,7 +215,7 @@ impl Telling {
         let api = Api::new(Access::new(Some(path)), "pi".to_owned());
         let teller = Teller::new(api, "pi".to_owned(), (seen_by_teller, wanted_by_teller), sender);
         tracker.spawn(teller.run(cancel.clone()));
-        Self { server, wanted, answers, _seen: seen, _dir: dir, _guard: cancel.drop_guard() }
+        Self { server, wanted, answers, seen, _dir: dir, _guard: cancel.drop_guard() }
     }
 
     fn want(&self, message: &str, notices: &[&str]) {
@@ -271,4 +272,23 @@ async fn what_rbac_does_not_permit_to_tell_is_known() {
     let sentence = "RBAC does not permit this agent to set conditions of the Node pi: so says the server";
     assert_eq!(answers.refused, [sentence]);
     assert_eq!(answers.policies, NetworkPolicies::Unknown, "not to be told of policies is no trouble");
+}
+
+#[tokio::test]
+async fn what_could_not_be_told_is_told_later() {
+    let events = "/api/v1/namespaces/default/events";
+    let telling = Telling::start(vec![(Method::POST, events, 500)]).await;
+    // Of a Node that may not be read nobody knows more than the name.
+    telling.seen.send_modify(|seen| (seen.node, seen.api.state) = (Presence::Unknown, ApiState::Refuses));
+    telling.want("the mesh carries it", &["it is refused"]);
+    telling.server.asked(|asked| asked.method == Method::POST).await;
+    telling.server.state().refusals.clear();
+    telling.server.state().asked.clear();
+    telling.want("the mesh carries it still", &["it is refused"]);
+    let event = telling.server.asked(|asked| asked.method == Method::POST).await.body;
+    assert_eq!(
+        (&event["involvedObject"]["name"], &event["involvedObject"]["uid"]),
+        (&json!("pi"), &json!(""))
+    );
+    assert_eq!(telling.count(&Method::PATCH), 0);
 }
