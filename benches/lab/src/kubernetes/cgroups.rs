@@ -27,26 +27,46 @@ pub(super) fn make(group: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A process of a pod, by the identifier that the API server gave the pod.
-pub(super) fn process_of_pod(group: &str, pod: &str) -> Option<i32> {
+/// The processes of a pod, by the identifier that the API server gave the pod; none if it has no group.
+pub(super) fn processes_of_pod(group: &str, pod: &str) -> Vec<i32> {
     let group = group.trim_start_matches('/');
-    hierarchies()
-        .iter()
-        .find_map(|hierarchy| first_process(&hierarchy.join(group), &format!("pod{pod}"), false))
+    let mut found = Vec::new();
+    for hierarchy in hierarchies() {
+        processes(&hierarchy.join(group), &format!("pod{pod}"), Place::Above, &mut found);
+        if !found.is_empty() {
+            break;
+        }
+    }
+    found
 }
 
-fn first_process(group: &Path, pod: &str, within: bool) -> Option<i32> {
-    if within
+/// Where a group is, as seen from a pod's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Above,
+    Within,
+}
+
+fn processes(group: &Path, pod: &str, place: Place, found: &mut Vec<i32>) {
+    if place == Place::Within
         && let Ok(pids) = std::fs::read_to_string(group.join("cgroup.procs"))
-        && let Some(pid) = pids.lines().find_map(|pid| pid.parse().ok())
     {
-        return Some(pid);
+        found.extend(pids.lines().filter_map(|pid| pid.parse::<i32>().ok()));
     }
-    let entries = std::fs::read_dir(group).ok()?.flatten().filter(|entry| entry.path().is_dir());
-    entries.into_iter().find_map(|entry| {
-        let within = within || entry.file_name().to_string_lossy() == pod;
-        first_process(&entry.path(), pod, within)
-    })
+    let Ok(entries) = std::fs::read_dir(group) else { return };
+    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        let is_pod = entry.file_name().to_string_lossy() == pod;
+        processes(&entry.path(), pod, if is_pod { Place::Within } else { place }, found);
+    }
+}
+
+/// Removes a worker's groups and makes its own anew: one that nothing is in is waited for by kubelet's statistics, three
+/// seconds for each container that was there before.
+pub(super) fn make_again(group: &str) -> std::io::Result<()> {
+    for hierarchy in hierarchies() {
+        remove(&hierarchy.join(group.trim_start_matches('/')));
+    }
+    make(group)
 }
 
 /// Removes the groups of a run, and of all that are dead.

@@ -19,6 +19,8 @@ use crate::topology::Network;
 pub(super) const PORT: u16 = 6443;
 /// The first address of [`SERVICE_RANGE`], which the API server gives to itself.
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// The controller manager's place among the daemons.
+const CONTROLLERS: usize = 1;
 /// How long the API server may take, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct ControlPlane {
     etcd: Daemon,
-    /// The API server first: the others want it.
-    daemons: Vec<Daemon>,
+    /// The API server first: the others want it; then the controller manager and the scheduler.
+    daemons: [Daemon; 3],
     kubectl: Kubectl,
 }
 
@@ -71,7 +73,7 @@ impl ControlPlane {
         let etcd = daemon("etcd".into(), etcd(&directory.join("etcd")));
         let manager = user("controller-manager", "system:kube-controller-manager", None)?;
         let scheduler = user("scheduler", "system:kube-scheduler", None)?;
-        let daemons = vec![
+        let daemons = [
             daemon(binaries.path("kube-apiserver"), api_server(address, public_name, pki)?),
             daemon(binaries.path("kube-controller-manager"), controller_manager(&manager, pki)),
             daemon(
@@ -91,7 +93,7 @@ impl ControlPlane {
     /// Starts what does not run, and waits until the API server is ready.
     pub(super) fn resume(&self) -> anyhow::Result<()> {
         self.etcd.start()?;
-        let (api_server, others) = self.daemons.split_first().expect("a control plane has its API server");
+        let [api_server, others @ ..] = &self.daemons;
         api_server.start()?;
         wait_until(PATIENCE, "the API server is ready", || {
             self.kubectl.run(["get", "--raw", "/readyz"]).map(|_| true)
@@ -105,6 +107,11 @@ impl ControlPlane {
             .iter()
             .chain([&self.etcd])
             .try_for_each(|daemon| daemon.kill(nix::sys::signal::Signal::SIGKILL))
+    }
+
+    /// Kills the controller manager.
+    pub(super) fn kill_controllers(&self) -> anyhow::Result<()> {
+        self.daemons[CONTROLLERS].kill(nix::sys::signal::Signal::SIGKILL)
     }
 
     /// `kubectl`, as the cluster's administrator.

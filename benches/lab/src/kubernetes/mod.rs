@@ -27,6 +27,7 @@ use serde_json::Value;
 mod binaries;
 mod cgroups;
 mod control_plane;
+mod credentials;
 pub mod daemon_set;
 pub mod image;
 mod kubectl;
@@ -36,6 +37,7 @@ mod stream;
 mod worker;
 
 pub use binaries::Binaries;
+pub use credentials::Credentials;
 pub use kubectl::Kubectl;
 pub use pods::{Answer, RunningPod};
 pub use stream::Stream;
@@ -273,7 +275,16 @@ impl Cluster {
         self.plane()?.1.kill()
     }
 
-    /// Starts the control plane again.
+    /// Kills the controller manager alone: nobody makes pods, or gives ranges to Nodes.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn kill_controllers(&self) -> anyhow::Result<()> {
+        self.plane()?.1.kill_controllers()
+    }
+
+    /// Starts again what was killed of the control plane.
     ///
     /// # Errors
     ///

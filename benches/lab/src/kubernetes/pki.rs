@@ -36,6 +36,12 @@ pub(super) struct Subject<'a> {
     pub(super) serves: &'a [String],
 }
 
+/// Who signs a certificate.
+enum Issuer {
+    Itself,
+    Authority,
+}
+
 /// Where the kubeconfig of a user will be, by the directory of its cluster and what its files are called.
 pub(super) fn kubeconfig_of(cluster: &Path, file: &str) -> PathBuf {
     cluster.join(DIRECTORY).join(format!("{file}.kubeconfig"))
@@ -47,12 +53,12 @@ impl Pki {
         let pki = Self { directory: cluster.join(DIRECTORY) };
         std::fs::create_dir_all(&pki.directory)?;
         std::fs::write(pki.file("openssl.cnf"), CONFIGURATION)?;
-        let [certificate, key] = [pki.authority(), pki.file("ca.key")];
+        let own = Identity { certificate: pki.authority(), key: pki.file("ca.key") };
         pki.request(
-            &certificate,
-            &key,
+            &own,
             "/CN=lab",
             &["basicConstraints=critical,CA:TRUE", "keyUsage=keyCertSign"],
+            Issuer::Itself,
         )?;
         run(Command::new("openssl").args(["genrsa", "-out"]).arg(pki.accounts_key()).arg("2048"))?;
         run(Command::new("openssl")
@@ -92,12 +98,7 @@ impl Pki {
         if !subject.serves.is_empty() {
             extensions.push(&names);
         }
-        self.request(
-            &identity.certificate,
-            &identity.key,
-            &format!("{group}/CN={}", subject.name),
-            &extensions,
-        )?;
+        self.request(&identity, &format!("{group}/CN={}", subject.name), &extensions, Issuer::Authority)?;
         Ok(identity)
     }
 
@@ -109,11 +110,23 @@ impl Pki {
         subject: &Subject<'_>,
     ) -> anyhow::Result<PathBuf> {
         let Identity { certificate, key } = self.sign(file, subject)?;
+        let user = json!({"client-certificate": certificate, "client-key": key});
+        self.write_kubeconfig(file, server, &self.authority(), &user)
+    }
+
+    /// Writes a kubeconfig by which this server, vouched for by this authority, is asked as this user.
+    pub(super) fn write_kubeconfig(
+        &self,
+        file: &str,
+        server: &str,
+        authority: &Path,
+        user: &serde_json::Value,
+    ) -> anyhow::Result<PathBuf> {
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": self.authority()}}],
-            "users": [{"name": file, "user": {"client-certificate": certificate, "client-key": key}}],
+            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": authority}}],
+            "users": [{"name": file, "user": user}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": file}}],
             "current-context": "lab",
         });
@@ -125,19 +138,38 @@ impl Pki {
         Ok(path)
     }
 
+    /// Another cluster's authority.
+    pub(super) fn other_authority(&self) -> anyhow::Result<PathBuf> {
+        let other = self.identity("other");
+        self.request(&other, "/CN=other", &["basicConstraints=critical,CA:TRUE"], Issuer::Itself)?;
+        Ok(other.certificate)
+    }
+
+    /// Signs as a service account's token what is to be one, in the form of RFC 7515: `HEADER.CLAIMS`.
+    pub(super) fn sign_token(&self, text: &str) -> anyhow::Result<Vec<u8>> {
+        let path = self.file("token");
+        std::fs::write(&path, text)?;
+        let mut command = Command::new("openssl");
+        command.args(["dgst", "-sha256", "-sign"]).arg(self.accounts_key()).arg(path);
+        output(&mut command)
+    }
+
     fn request(
         &self,
-        certificate: &Path,
-        key: &Path,
+        identity: &Identity,
         subject: &str,
         extensions: &[&str],
+        issuer: Issuer,
     ) -> anyhow::Result<()> {
         let mut command = Command::new("openssl");
         command.args(["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
         command.args(["-days", DAYS, "-subj", subject, "-config"]).arg(self.file("openssl.cnf"));
-        command.arg("-out").arg(certificate).arg("-keyout").arg(key);
-        if certificate != self.authority() {
-            command.arg("-CA").arg(self.authority()).arg("-CAkey").arg(self.file("ca.key"));
+        command.arg("-out").arg(&identity.certificate).arg("-keyout").arg(&identity.key);
+        match issuer {
+            Issuer::Itself => {}
+            Issuer::Authority => {
+                command.arg("-CA").arg(self.authority()).arg("-CAkey").arg(self.file("ca.key"));
+            }
         }
         for extension in extensions {
             command.args(["-addext", extension]);
@@ -151,7 +183,11 @@ impl Pki {
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
+    output(command).map(drop)
+}
+
+fn output(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     let output = command.output().context("openssl cannot be run")?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    Ok(output.stdout)
 }

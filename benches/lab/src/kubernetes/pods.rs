@@ -53,7 +53,16 @@ impl Cluster {
     ///
     /// If the API server does not answer.
     pub fn pods(&self, app: &str) -> anyhow::Result<BTreeMap<String, RunningPod>> {
-        let list = self.kubectl()?.get(["pods", "--all-namespaces", "-l", &format!("app={app}")])?;
+        self.pods_with(&format!("app={app}"))
+    }
+
+    /// As [`Cluster::pods`], by any label.
+    ///
+    /// # Errors
+    ///
+    /// If the API server does not answer.
+    pub fn pods_with(&self, label: &str) -> anyhow::Result<BTreeMap<String, RunningPod>> {
+        let list = self.kubectl()?.get(["pods", "--all-namespaces", "-l", label])?;
         let mut pods = BTreeMap::new();
         for pod in items(&list).filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
             let is_ready = condition(pod, "Ready").is_some_and(|ready| ready["status"] == "True");
@@ -94,10 +103,13 @@ impl Cluster {
     ///
     /// If no process of the pod is found.
     pub fn netns(&self, pod: &RunningPod) -> anyhow::Result<Netns> {
-        let group = cgroups::of(self.network.lab().id(), &pod.node);
-        let pid = cgroups::process_of_pod(&group, &pod.uid)
-            .with_context(|| format!("no process of {}", pod.name))?;
-        Netns::of_process(pid)
+        let pids = self.processes(pod);
+        Netns::of_process(*pids.first().with_context(|| format!("no process of {}", pod.name))?)
+    }
+
+    /// The processes of a pod, by the machine's numbers; that of its sandbox is among them.
+    pub fn processes(&self, pod: &RunningPod) -> Vec<i32> {
+        cgroups::processes_of_pod(&cgroups::of(self.network.lab().id(), &pod.node), &pod.uid)
     }
 
     /// What the cluster says of pods that are not ready.

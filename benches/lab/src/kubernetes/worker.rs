@@ -28,6 +28,9 @@ const DIRECTORIES: [&str; 4] = ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/
 /// Which of these a reboot empties.
 const VOLATILE: &str = "/run/cni";
 
+/// What kubelet keeps, below the worker's own directory.
+const KUBELET: &str = "var/lib/kubelet";
+
 /// How long the kernel may take to remove what has ended.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of them one becomes the address of a node that is not in the mesh yet, in a lab with few of them: for its certificate.
@@ -167,6 +170,11 @@ impl Worker {
         &self.name
     }
 
+    /// Where on this machine a directory is that the host has for itself, as `/etc/cni/net.d`.
+    pub fn directory(&self, directory: &str) -> PathBuf {
+        own(&self.state, directory)
+    }
+
     /// The addresses that its pods have, as the plugin that gives them away knows it.
     ///
     /// # Errors
@@ -196,7 +204,17 @@ impl Worker {
         self.init.start()
     }
 
-    /// Forgets what a reboot forgets: everything in `/run`, and what the kernel holds in the host's namespace.
+    /// Forgets all that its kubelet knew, and what a reboot forgets; it keeps its images.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel or the file system refuses.
+    pub fn reset(&self) -> anyhow::Result<()> {
+        std::fs::remove_dir_all(self.state.join(KUBELET))?;
+        self.forget()
+    }
+
+    /// Forgets what a reboot forgets: everything in `/run`, control groups, and what the kernel holds in the host's namespace.
     ///
     /// # Errors
     ///
@@ -205,6 +223,7 @@ impl Worker {
         let volatile = own(&self.state, VOLATILE);
         std::fs::remove_dir_all(&volatile)?;
         std::fs::create_dir_all(&volatile)?;
+        cgroups::make_again(&cgroups::of(self.network.lab().id(), &self.name))?;
         let host = self.network.host(&self.name)?;
         host.netns().nft("flush ruleset\n")?;
         // Those of pods go with their namespaces, some time after their processes.

@@ -1,10 +1,35 @@
 //! A real Kubernetes in the village: its workers stand behind different NATs and know each other by the mesh alone.
+//!
+//! What goes wrong with pod networks in practice, and where it is staged (agent: unit tests of `kubernetes`, and `podnet`
+//! on a kernel of its own):
+//!
+//! | | |
+//! |---|---|
+//! | addresses of pods that are never given back | [`churn`], [`outages::a_worker_reboots`]; agent: leases, GC |
+//! | a configuration before the network works, half of one, a second one | [`rig`] (Ready comes after it), [`bad_input`]; agent: `conflist` |
+//! | a bridge of another range | [`remade`] |
+//! | small packets pass and large ones do not | [`mtu`], direct and through TCP 443 |
+//! | Docker's and others' FORWARD DROP, `rp_filter`, rules that somebody flushes | agent: `forwarding`, `podnet` |
+//! | kube-proxy by iptables and by nftables, hairpin, hostPort, NodePort, `externalTrafficPolicy: Local` | [`adjacency`], one story each |
+//! | ranges that overlap a LAN, Services, another node's, a carrier's | [`bad_input`] |
+//! | no range; RBAC; another CA; an expired token; a directory that cannot be written | [`bad_input`] |
+//! | an agent that starts before the API server, or without it | [`outages::everybody_goes_on_without_control`], [`bad_input`] |
+//! | restart, kill, roam, reboot, rollout under a stream | [`outages`] |
+//! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
+//!
+//! Not staged: firewalld, NetworkManager and systemd-networkd (none runs in a namespace); time skew; a full conntrack table
+//! (it is the whole machine's); IPv6 between pods.
 
 mod access;
 mod adjacency;
+mod bad_input;
 mod churn;
+mod coming;
 mod leaving;
+mod mtu;
 mod outages;
 mod pod_agent;
+mod remade;
 mod rig;
 mod story;
+mod talk;

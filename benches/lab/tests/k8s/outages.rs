@@ -4,14 +4,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use mesh_lab::kubernetes::pods::POD_PORT;
-use mesh_lab::kubernetes::{RunningPod, Stream, daemon_set};
+use mesh_lab::kubernetes::{Stream, daemon_set};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Egress;
 use mesh_proto::status::PathKind;
 use nix::sys::signal::Signal;
 
+use crate::mtu;
 use crate::rig::{PATIENCE, Rig, WORKERS};
+use crate::talk::{goes_on, stream};
 
 /// How often an agent is restarted, for a median.
 const RESTARTS: usize = 5;
@@ -104,6 +105,7 @@ pub(crate) fn a_site_without_udp_stays(rig: &Rig) -> anyhow::Result<()> {
     let office = rig.village.node("office")?;
     wait_until(PATIENCE, "office is relayed", || Ok(office.peer("country")?.path.kind == PathKind::Relay))?;
     rig.sees_others(&web["office"])?;
+    mtu::large_packets_pass(rig, &web["office"], &web["country"])?;
     let own = rig.cluster.kubectl()?.run(["exec", &web["office"].name, "--", "hostname"])?;
     ensure!(own.trim() == web["office"].name);
     network.set_egress("office", Egress::Open)?;
@@ -130,35 +132,6 @@ pub(crate) fn everybody_goes_on_without_control(rig: &Rig) -> anyhow::Result<()>
     Ok(())
 }
 
-impl Rig {
-    /// Lets a pod ask another one.
-    fn asks(&self, from: &RunningPod, to: &RunningPod) -> anyhow::Result<()> {
-        let server = format!("{}:{POD_PORT}", to.address);
-        let answer = self.cluster.kubectl()?.ask(&from.name, &[server], 1)?.remove(0);
-        let answer = answer.with_context(|| format!("{} gets nothing from {}", from.name, to.name))?;
-        ensure!(
-            answer.source == from.address && answer.server == to.name,
-            "{from:?} asks {to:?}: {answer:?}"
-        );
-        Ok(())
-    }
-
-    /// Lets a pod ask one pod on every worker.
-    fn sees_others(&self, from: &RunningPod) -> anyhow::Result<()> {
-        for to in self.cluster.pods("web")?.values() {
-            wait_until(PATIENCE, "a pod is reached", || self.asks(from, to).map(|()| true))?;
-        }
-        Ok(())
-    }
-}
-
-fn stream(rig: &Rig, from: &RunningPod, to: &RunningPod) -> anyhow::Result<Stream> {
-    let stream = Stream::start(&rig.cluster.netns(from)?, to.address)?;
-    goes_on(&stream)?;
-    stream.take_longest();
-    Ok(stream)
-}
-
 /// How long a stream is silent at most around some event.
 fn gap(stream: &Stream, event: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     stream.take_longest();
@@ -166,10 +139,4 @@ fn gap(stream: &Stream, event: impl FnOnce() -> anyhow::Result<()>) -> anyhow::R
     std::thread::sleep(AFTERMATH);
     goes_on(stream)?;
     Ok(stream.take_longest())
-}
-
-/// Waits until a stream has got some answers.
-fn goes_on(stream: &Stream) -> anyhow::Result<()> {
-    let before = stream.count();
-    wait_until(PATIENCE, "the stream goes on", || Ok(stream.count() > before + 5))
 }

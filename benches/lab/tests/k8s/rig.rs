@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -127,8 +128,46 @@ impl Rig {
         Ok(web.into_values().chain(client.into_values()).collect())
     }
 
+    /// Where files may be made that are gone with the run.
+    pub(crate) fn directory(&self) -> &Path {
+        self.lab.directory()
+    }
+
+    /// Prints what memory the agents take: on the hosts, and in the pods beside them, if there are any.
+    pub(crate) fn said_memory(&self) -> anyhow::Result<()> {
+        let mut on_hosts = BTreeMap::new();
+        for worker in WORKERS {
+            let pid = self.village.node(worker)?.agent().pid().context("an agent does not run")?;
+            on_hosts.insert(worker, resident(pid)?);
+        }
+        println!("resident memory of the agents on hosts, in KiB: {on_hosts:?}");
+        let mut in_pods = BTreeMap::new();
+        for pod in self.cluster.pods_with("app.kubernetes.io/name=mesh-agent")?.into_values() {
+            let is_agent = |pid: &i32| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name.trim() == "mesh-agent")
+            };
+            let pid = self.cluster.processes(&pod).into_iter().find(is_agent);
+            in_pods.insert(
+                pod.node.clone(),
+                resident(pid.with_context(|| format!("no agent in {}", pod.name))?)?,
+            );
+        }
+        if !in_pods.is_empty() {
+            println!("resident memory of the agents in pods, in KiB: {in_pods:?}");
+        }
+        Ok(())
+    }
+
     /// Prints what has been reached, and when.
     pub(crate) fn said(&self, what: &str) {
         println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
+}
+
+/// What a process has in memory, in KiB.
+fn resident(pid: i32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process has memory")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -3,7 +3,7 @@
 use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
 
 use crate::rig::Rig;
-use crate::{access, adjacency, churn, leaving, outages};
+use crate::{access, adjacency, bad_input, churn, coming, leaving, mtu, outages, remade};
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
@@ -18,18 +18,28 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("Services reach every backend from everywhere, by address, by name and by port");
     access::an_operator_reaches_every_pod(&rig).unwrap();
     rig.said("logs, exec and port-forward reach every worker");
+    let web = rig.cluster.pods("web").unwrap();
+    mtu::large_packets_pass(&rig, &web["country"], &web["home-a"]).unwrap();
+    rig.said("large packets pass");
     outages::streams_outlive_agents(&rig).unwrap();
     outages::streams_outlive_roaming(&rig).unwrap();
     outages::a_site_without_udp_stays(&rig).unwrap();
     rig.said("streams outlive agents and networks");
     outages::everybody_goes_on_without_control(&rig).unwrap();
     rig.said("the coordinator and the API server were away");
+    bad_input::each_is_told_and_nothing_stops(&rig).unwrap();
+    rig.said("what somebody broke was told, and nothing stopped");
+    remade::everything_follows_another_range(&rig).unwrap();
+    rig.said("a Node was made again with another range");
     outages::a_worker_reboots(&rig).unwrap();
     rig.said("a worker is back after a reboot");
     churn::addresses_are_given_back(&rig).unwrap();
     rig.said("no address is lost");
     leaving::nothing_is_left(&rig, "home-b").unwrap();
     rig.said("a node that left is as it was before");
+    coming::a_fresh_worker_has_pods(&rig, "home-b").unwrap();
+    rig.said("a fresh node came in its place");
+    rig.said_memory().unwrap();
 }
 
 #[test]
@@ -41,6 +51,10 @@ fn a_daemon_set_does_the_cluster_s_part_beside_agents_of_the_hosts() {
     rig.said("pods reach pods, and are seen as who they are");
     adjacency::services_reach_every_backend(&rig).unwrap();
     rig.said("Services reach every backend from everywhere, by address, by name and by port");
+    bad_input::somebody_makes_a_policy(&rig).unwrap();
     outages::streams_outlive_a_rollout(&rig).unwrap();
     rig.said("a stream outlives a rollout of the DaemonSet");
+    bad_input::policies_are_told(&rig).unwrap();
+    rig.said("policies that nothing enforces are told");
+    rig.said_memory().unwrap();
 }
