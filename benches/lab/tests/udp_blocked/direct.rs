@@ -64,32 +64,37 @@ fn two_nodes_without_udp_reach_each_other() {
 
 #[test]
 fn udp_that_is_blocked_and_let_through_again_is_left_and_found() {
-    let lab = Lab::new("tcp-later").unwrap();
+    // Each takes as long as UDP is left alone before it is tried again.
+    std::thread::scope(|scope| {
+        scope.spawn(|| left_and_found("one-way", BLOCK));
+        scope.spawn(|| left_and_found("both-ways", BLOCK_BOTH_WAYS));
+    });
+}
+
+fn left_and_found(name: &str, block: &str) {
+    let lab = Lab::new(&format!("tcp-later-{name}")).unwrap();
     let network = build(&lab, topology(Egress::Open, Egress::Open)).unwrap();
     let mesh = start(&network, &[]).unwrap();
     let (office, to) = (mesh.node("office").unwrap(), mesh.node("home").unwrap().address().unwrap());
     wait_carried(&mesh, "office", By::Udp).unwrap();
     let router = network.router("company").unwrap();
-    // Each takes as long as UDP is left alone before it is tried again.
-    for block in [BLOCK, BLOCK_BOTH_WAYS] {
-        // Replies flow, as they do in a session.
-        office.host().ping_every(to, 20, Duration::from_millis(50)).unwrap();
-        router.nft(block).unwrap();
-        let took = time_to_reply(office.host(), to, Instant::now()).unwrap();
-        println!("UDP blocked in mid-session, next reply after {took:?}");
-        wait_carried(&mesh, "office", By::WebSocket).unwrap();
-        router.nft(UNBLOCK).unwrap();
-        let unblocked = Instant::now();
-        // Through the whole way back nothing is lost.
-        let seen = office.host().ping_every(to, 700, Duration::from_millis(100)).unwrap();
-        let status = wait_carried(&mesh, "office", By::Udp).unwrap();
-        println!(
-            "{} of {} replies on the way back, {:?} after it was let through",
-            seen.received(),
-            seen.sent,
-            unblocked.elapsed()
-        );
-        assert!(!status.this.nat.udp_blocked);
-        assert_eq!(seen.received(), 700, "nothing is lost on the way back to UDP");
-    }
+    // Replies flow, as they do in a session.
+    office.host().ping_every(to, 20, Duration::from_millis(50)).unwrap();
+    router.nft(block).unwrap();
+    let took = time_to_reply(office.host(), to, Instant::now()).unwrap();
+    println!("{name}: UDP blocked in mid-session, next reply after {took:?}");
+    wait_carried(&mesh, "office", By::WebSocket).unwrap();
+    router.nft(UNBLOCK).unwrap();
+    let unblocked = Instant::now();
+    // Through the whole way back nothing is lost.
+    let seen = office.host().ping_every(to, 700, Duration::from_millis(100)).unwrap();
+    let status = wait_carried(&mesh, "office", By::Udp).unwrap();
+    println!(
+        "{name}: {} of {} replies on the way back, {:?} after it was let through",
+        seen.received(),
+        seen.sent,
+        unblocked.elapsed()
+    );
+    assert!(!status.this.nat.udp_blocked);
+    assert_eq!(seen.received(), 700, "nothing is lost on the way back to UDP");
 }
