@@ -34,9 +34,18 @@ test-unit: setup
 	$(CARGO) test --locked -p mesh-engine
 	$(CARGO) test --locked -p mesh-engine --features virtual-time
 
-# Namespaces, addresses and CPU time are shared: one test at a time.
+# Lab tests that wait most of their time go two at a time; the others are alone, since CPU time is shared.
+LAB_TESTS := $(filter-out k8s machines,$(sort $(patsubst %/main,%,$(basename \
+	$(subst benches/lab/tests/,,$(wildcard benches/lab/tests/*.rs benches/lab/tests/*/main.rs))))))
+PATIENT_TESTS := bad_input dns_move ipv6 nat_layers nat_punch nat_rows near near_coordinator netcheck port_mapping \
+	relays udp_blocked
+BUSY_TESTS := $(filter-out $(PATIENT_TESTS),$(LAB_TESTS))
+LAB := MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked
 test-lab: bins
-	MESH_BIN_DIR=$(abspath $(BIN)) $(CARGO) test --locked -p mesh-lab -p mesh-benches -- --test-threads=1
+	$(LAB) -p mesh-lab $(PATIENT_TESTS:%=--test %) -- --test-threads=2
+	$(LAB) -p mesh-lab --lib --bins $(BUSY_TESTS:%=--test %) -- --test-threads=1
+	$(LAB) -p mesh-lab --doc
+	$(LAB) -p mesh-benches -- --test-threads=1
 
 ## test-k8s: a real Kubernetes in the village; needs Go 1.24, and builds Kubernetes the first time: about ten minutes; ROUNDS=1 of 40 pods
 test-k8s: bins

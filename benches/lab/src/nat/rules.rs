@@ -64,6 +64,15 @@ const LEARNED_MARK: u32 = 0x6c65;
 /// First port, and number of ports, of the range from which symmetric mappings are drawn.
 const SYMMETRIC_PORTS: (u16, u16) = (30_000, 20_000);
 
+/// The same for hosts whose own port another one has: nobody's own ports are there.
+const DRAWN_PORTS: (u16, u16) = (10_000, 20_000);
+
+/// Such a port is drawn by these, one after the other, until one is found that nobody has.
+const DRAWS: [u32; 3] = [0xbeef, 0xcafe, 0xf00d];
+
+/// For how long a drawn port is its host's: longer than a test.
+const DRAWN_SECONDS: u32 = 3600;
+
 /// After so many, ports that count on begin anew: more than a test opens.
 const SEQUENCE_LEN: u16 = 4096;
 
@@ -88,6 +97,7 @@ pub fn script(nat: &Nat, place: &Place) -> String {
 fn translation(out: &mut String, nat: &Nat, place: &Place) {
     out.push_str("table ip nat {\n");
     state(out, nat);
+    draw(out, nat, place);
     prerouting(out, nat, place);
     postrouting(out, nat, place);
     learn(out, nat);
@@ -152,6 +162,31 @@ fn state(out: &mut String, nat: &Nat) {
     }
 }
 
+/// Gives a host a port of its own instead of the one that another host has. No number that nft computes can be compared to a
+/// port: the sets hold marks.
+fn draw(out: &mut String, nat: &Nat, place: &Place) {
+    if !keeps_ports(nat) {
+        return;
+    }
+    let tail = format!("  flags dynamic,timeout\n  timeout {DRAWN_SECONDS}s\n  size 65536\n }}\n");
+    let _ = write!(
+        out,
+        " set draws {{\n  type mark\n{tail} set drawn {{\n  type mark . ipv4_addr . inet_service\n{tail} chain draw {{\n"
+    );
+    let (first, count) = DRAWN_PORTS;
+    for seed in DRAWS {
+        let port = format!("jhash ip saddr . udp sport mod {count} seed {seed} offset {first}");
+        let owner = "meta mark . ip saddr . udp sport";
+        let translate = format!("snat to {}:{port}", place.outside);
+        let _ = write!(
+            out,
+            "  meta mark set {port}\n  {owner} @drawn {translate}\n  \
+             meta mark != @draws update @draws {{ meta mark }} update @drawn {{ {owner} }} {translate}\n"
+        );
+    }
+    out.push_str(" }\n");
+}
+
 fn prerouting(out: &mut String, nat: &Nat, place: &Place) {
     let outside = place.outside;
     // With hairpin, packets from inside to the outside address are translated back too.
@@ -199,7 +234,7 @@ fn postrouting(out: &mut String, nat: &Nat, place: &Place) {
         let _ = write!(
             out,
             "  oifname \"wan\" udp sport . ip saddr . udp sport @owners snat to {outside}\n  \
-             oifname \"wan\" udp sport @taken snat to {outside}:jhash ip saddr . udp sport mod {count} seed 0xbeef offset {first}\n"
+             oifname \"wan\" udp sport @taken jump draw\n"
         );
     }
     let _ = writeln!(out, "  oifname \"wan\" meta l4proto udp {udp}");
