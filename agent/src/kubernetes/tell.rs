@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mesh_proto::kubernetes::NetworkPolicies;
+use mesh_proto::kubernetes::{ApiState, NetworkPolicies};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -160,7 +160,9 @@ impl Teller {
             Presence::Unknown | Presence::Absent | Presence::Deleted => "",
         };
         self.tell(uid, &wanted.notices).await;
-        self.inquire().await;
+        if seen.api.state == ApiState::Answers {
+            self.inquire().await;
+        }
         let refused: Vec<_> = self.memory.refused.values().cloned().collect();
         self.answers.send_if_modified(|answers| {
             let is_news = answers.refused != refused;
