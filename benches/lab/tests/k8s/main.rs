@@ -15,6 +15,7 @@
 //! | no range; RBAC; another CA; an expired token; a directory that cannot be written | [`bad_input`] |
 //! | an agent that starts before the API server, or without it | [`outages::everybody_goes_on_without_control`], [`bad_input`] |
 //! | restart, kill, roam, reboot, rollout under a stream | [`outages`] |
+//! | a VXLAN as flannel's over the mesh: MTU, checksums of what is offloaded | [`beneath`] |
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
 //!
 //! Not staged: firewalld, NetworkManager and systemd-networkd (none runs in a namespace); time skew; a full conntrack table
@@ -23,6 +24,7 @@
 mod access;
 mod adjacency;
 mod bad_input;
+mod beneath;
 mod churn;
 mod coming;
 mod leaving;

@@ -1,14 +1,13 @@
 //! Large packets between pods. Small ones pass everywhere; what is lost where the MTU is wrong are these.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::RunningPod;
-use mesh_lab::kubernetes::pods::POD_PORT;
 use mesh_lab::mesh::wait_until;
 use mesh_lab::netns::Netns;
 
@@ -24,35 +23,49 @@ const TLS_PORT: u16 = 4433;
 /// So many names make a certificate of more than ten kilobytes.
 const NAMES: usize = 600;
 const MIN_HANDSHAKE: usize = 10_000;
-/// `/10mb` of the web pods.
+const TCP_PORT: u16 = 5301;
+/// Ten megabytes.
 const FILE: usize = 10 << 20;
+
+/// Where packets come from and go to: a namespace, an address there, and its device.
+pub(crate) struct End<'a> {
+    pub(crate) netns: &'a Netns,
+    pub(crate) address: IpAddr,
+    pub(crate) device: &'a str,
+}
 
 /// Everything that is large passes between two pods, both ways, and what is too large is refused where it is sent.
 pub(crate) fn large_packets_pass(rig: &Rig, from: &RunningPod, to: &RunningPod) -> anyhow::Result<()> {
     until_measured(rig, from, to)?;
-    let ends = [(rig.cluster.netns(from)?, from.address), (rig.cluster.netns(to)?, to.address)];
+    let pods = [from, to];
+    let netns = [rig.cluster.netns(from)?, rig.cluster.netns(to)?];
+    let end = |number: usize| End { netns: &netns[number], address: pods[number].address, device: "eth0" };
+    let took = both_ways(rig, &[end(0), end(1)])?;
+    println!("10 MB between pods of {} and {}, each way: {took:.1?}", from.node, to.node);
+    Ok(())
+}
+
+/// As [`large_packets_pass`], between any two; returns how long 10 MB take in each direction.
+pub(crate) fn both_ways(rig: &Rig, [one, other]: &[End<'_>; 2]) -> anyhow::Result<Vec<Duration>> {
     let mut took = Vec::new();
-    for (one, other) in [(&ends[0], &ends[1]), (&ends[1], &ends[0])] {
-        let mtu = mtu(&one.0)?;
-        ensure!(mtu == self::mtu(&other.0)?, "pods differ in their MTU");
-        let fits = ping(one, other.1, mtu)?;
+    for (from, to) in [(one, other), (other, one)] {
+        let mtu = mtu(from)?;
+        ensure!(mtu == self::mtu(to)?, "the two differ in their MTU");
+        let fits = ping(from, to, mtu)?;
         ensure!(fits.status.success(), "an echo of {mtu} bytes is lost: {fits:?}");
-        let too_large = ping(one, other.1, mtu + 1)?;
+        let too_large = ping(from, to, mtu + 1)?;
         let said = String::from_utf8_lossy(&too_large.stderr).into_owned();
         ensure!(
             !too_large.status.success() && said.contains(&format!("mtu={mtu}")),
             "an echo of {} bytes is not refused: {too_large:?}",
             mtu + 1
         );
-        answers_of_dns(one, other).context("answers over UDP")?;
-        handshake(rig, one, other).context("a handshake of TLS")?;
-        took.push(download(&one.0, other.1).context("10 MB")?);
+        answers_of_dns(from, to).context("answers over UDP")?;
+        handshake(rig, from, to).context("a handshake of TLS")?;
+        took.push(download(from, to).context("10 MB")?);
     }
-    println!("10 MB between pods of {} and {}, each way: {took:.1?}", from.node, to.node);
-    Ok(())
+    Ok(took)
 }
-
-type End = (Netns, IpAddr);
 
 /// Waits until both nodes know what their path carries; before, the mesh answers with the least that any path does, and the
 /// kernel believes it for ten minutes.
@@ -71,30 +84,27 @@ fn until_measured(rig: &Rig, from: &RunningPod, to: &RunningPod) -> anyhow::Resu
     Ok(())
 }
 
-/// The MTU of a pod.
-fn mtu(pod: &Netns) -> anyhow::Result<usize> {
-    let shown = run(pod, Command::new("ip").args(["-j", "link", "show", "eth0"]))?;
+/// The MTU of an end's device.
+pub(crate) fn mtu(end: &End<'_>) -> anyhow::Result<usize> {
+    let shown = run(end.netns, Command::new("ip").args(["-j", "link", "show", end.device]))?;
     let links: Vec<serde_json::Value> = serde_json::from_slice(&shown.stdout)?;
     let mtu = links.first().and_then(|link| link["mtu"].as_u64()).context("a device has an MTU")?;
     Ok(usize::try_from(mtu)?)
 }
 
-/// One echo request of this length, not to be cut; a first one may be lost while a tunnel is made.
-fn ping((from, _): &End, to: IpAddr, length: usize) -> anyhow::Result<Output> {
+/// Echo requests of this length, not to be cut; one is lost where a smaller MTU has to be learnt first.
+fn ping(from: &End<'_>, to: &End<'_>, length: usize) -> anyhow::Result<Output> {
     let size = (length - ECHO_HEADERS).to_string();
-    run(
-        from,
-        Command::new("ping")
-            .args(["-n", "-M", "do", "-c", "3", "-i", "0.2", "-W", "3", "-s", &size])
-            .arg(to.to_string()),
-    )
+    let mut ping = Command::new("ping");
+    ping.args(["-n", "-M", "do", "-c", "3", "-i", "0.2", "-W", "3", "-s", &size, "-I"]);
+    run(from.netns, ping.args([from.address, to.address].map(|address| address.to_string())))
 }
 
 /// Each question is answered, in one piece for whoever asks.
-fn answers_of_dns((from, _): &End, (to, address): &End) -> anyhow::Result<()> {
-    let server = to.enter(|| UdpSocket::bind((*address, DNS_PORT)))??;
-    let client = from.enter(|| UdpSocket::bind(("0.0.0.0", 0)))??;
-    client.connect((*address, DNS_PORT))?;
+fn answers_of_dns(from: &End<'_>, to: &End<'_>) -> anyhow::Result<()> {
+    let server = to.netns.enter(|| UdpSocket::bind((to.address, DNS_PORT)))??;
+    let client = from.netns.enter(|| UdpSocket::bind((from.address, 0)))??;
+    client.connect((to.address, DNS_PORT))?;
     for socket in [&server, &client] {
         socket.set_read_timeout(Some(PATIENCE))?;
     }
@@ -113,16 +123,17 @@ fn answers_of_dns((from, _): &End, (to, address): &End) -> anyhow::Result<()> {
 }
 
 /// TLS with a certificate that takes many packets.
-fn handshake(rig: &Rig, (from, _): &End, (to, address): &End) -> anyhow::Result<()> {
+fn handshake(rig: &Rig, from: &End<'_>, to: &End<'_>) -> anyhow::Result<()> {
+    let address = to.address;
     let [certificate, key] = certificate(rig.directory())?;
     let mut serve = Command::new("openssl");
     serve.args(["s_server", "-quiet", "-accept", &format!("{address}:{TLS_PORT}")]);
     serve.arg("-cert").arg(certificate).arg("-key").arg(key);
     serve.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
-    let mut server = to.enter(|| serve.spawn())??;
+    let mut server = to.netns.enter(|| serve.spawn())??;
     let shaken = wait_until(PATIENCE, "the handshake is done", || {
         let line = format!("timeout 20 openssl s_client -connect {address}:{TLS_PORT} </dev/null");
-        let done = run(from, Command::new("sh").args(["-c", &line]))?;
+        let done = run(from.netns, Command::new("sh").args(["-c", &line]))?;
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
         let read = said.lines().find_map(|line| line.strip_prefix("SSL handshake has read "));
         let read = read.and_then(|rest| rest.split(' ').next()).context("no handshake")?;
@@ -153,15 +164,20 @@ fn certificate(directory: &Path) -> anyhow::Result<[PathBuf; 2]> {
     Ok(files)
 }
 
-/// The large file of a web pod; returns how long it took.
-fn download(from: &Netns, to: IpAddr) -> anyhow::Result<Duration> {
+/// Ten megabytes over TCP; returns how long they took.
+fn download(from: &End<'_>, to: &End<'_>) -> anyhow::Result<Duration> {
+    let server = to.netns.enter(|| TcpListener::bind((to.address, TCP_PORT)))??;
+    let sent = std::thread::spawn(move || {
+        server.accept().and_then(|(mut stream, _)| stream.write_all(&vec![0x5a; FILE]))
+    });
     let started = Instant::now();
-    let mut stream = from.enter(|| TcpStream::connect_timeout(&(to, POD_PORT).into(), PATIENCE))??;
+    let mut stream =
+        from.netns.enter(|| TcpStream::connect_timeout(&(to.address, TCP_PORT).into(), PATIENCE))??;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /10mb HTTP/1.0\r\n\r\n")?;
-    let mut answer = Vec::with_capacity(2 * FILE);
+    let mut answer = Vec::with_capacity(FILE);
     stream.read_to_end(&mut answer)?;
-    ensure!(answer.len() > FILE, "{} bytes of {FILE}", answer.len());
+    sent.join().expect("a server's thread does not panic")?;
+    ensure!(answer.len() == FILE, "{} bytes of {FILE}", answer.len());
     Ok(started.elapsed())
 }
 

@@ -3,7 +3,7 @@
 use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
 
 use crate::rig::Rig;
-use crate::{access, adjacency, bad_input, churn, coming, leaving, mtu, outages, remade};
+use crate::{access, adjacency, bad_input, beneath, churn, coming, leaving, mtu, outages, remade};
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
@@ -20,7 +20,8 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("logs, exec and port-forward reach every worker");
     let web = rig.cluster.pods("web").unwrap();
     mtu::large_packets_pass(&rig, &web["country"], &web["home-a"]).unwrap();
-    rig.said("large packets pass");
+    beneath::a_vxlan_passes(&rig, ["country", "home-a"]).unwrap();
+    rig.said("large packets pass, and a VXLAN");
     outages::streams_outlive_agents(&rig).unwrap();
     outages::streams_outlive_roaming(&rig).unwrap();
     outages::a_site_without_udp_stays(&rig).unwrap();
