@@ -2,7 +2,8 @@
 //!
 //! An agent opens a *channel* over its authenticated control connection, which proves its node key, and gets
 //! a channel id and a key (see [`crate::control::ServerMessage::RelayOpened`]). It then binds the channel to
-//! the address it sends from, and binds again every 20 s and whenever that address may have changed:
+//! the address it sends from, and binds again whenever that address may have changed, and as often as keeps the NATs'
+//! mappings and the relay's memory of it alive: every 20 s while it does not know better.
 //!
 //! ```text
 //! agent                              relay
@@ -54,6 +55,9 @@ pub const CHANNEL_KEY_LEN: usize = 32;
 pub const BIND_LEN: usize = HEADER_LEN + 8 + MAC_LEN;
 /// Length in bytes of a Bound frame.
 pub const BOUND_LEN: usize = HEADER_LEN + 8 + ADDRESS_LEN;
+
+/// For so many seconds after a Bind a relay that does not say how long sends to where that came from.
+pub const DEFAULT_BIND_LIFETIME_S: u32 = 70;
 
 /// Keeps the code of a Bind from meaning anything elsewhere.
 const BIND_CONTEXT: &[u8] = b"mesh relay bind v1";

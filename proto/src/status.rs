@@ -135,6 +135,23 @@ pub struct NatStatus {
     /// The prefixes behind which the network translates to IPv4.
     #[serde(default)]
     pub nat64: Vec<Nat64Prefix>,
+    /// How long mappings live in this network.
+    #[serde(default)]
+    pub lifetime: NatLifetime,
+}
+
+/// How long NATs and filters remember a mapping that is silent, as far as that was measured, and what is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NatLifetime {
+    /// The longest silence that a mapping has outlived, in seconds.
+    #[serde(default)]
+    pub outlived_s: Option<u64>,
+    /// A longer one, which it has not.
+    #[serde(default)]
+    pub exceeded_s: Option<u64>,
+    /// How often the mapping towards the relay is refreshed, in seconds; `None` where nothing depends on one.
+    #[serde(default)]
+    pub keepalive_s: Option<u64>,
 }
 
 /// What becomes of packets of an address family.

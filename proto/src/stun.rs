@@ -6,12 +6,17 @@
 //! ```
 //!
 //! Only binding requests (type `0x0001`) and success responses (`0x0101`) are spoken, and all numbers are
-//! big-endian. A request is written without attributes, a response with XOR-MAPPED-ADDRESS (`0x0020`) alone. In a
+//! big-endian. A request is written without attributes, or with RESPONSE-PORT (`0x0027`; RFC 5780, section 7.5: a port and
+//! two zero bytes) alone, which asks for the response at another port of the same address: so a node finds out whether a
+//! mapping that has been silent is still there. A response is written with XOR-MAPPED-ADDRESS (`0x0020`) alone. In a
 //! response from elsewhere MAPPED-ADDRESS (`0x0001`) serves where the former is missing. Every other attribute is
 //! skipped, also those that the RFC wants understood: none of them could change where a request came from.
 //! Addresses are canonical on both ways, IPv4 where they are IPv4-mapped.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+};
 
 use crate::address;
 
@@ -24,6 +29,7 @@ const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
 const BINDING_SUCCESS: [u8; 2] = [0x01, 0x01];
 const MAPPED_ADDRESS: u16 = 0x0001;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const RESPONSE_PORT: u16 = 0x0027;
 const FAMILY_V4: u8 = 1;
 const FAMILY_V6: u8 = 2;
 
@@ -37,6 +43,14 @@ pub enum Message {
     BindingRequest {
         /// Chosen by the client.
         transaction: TransactionId,
+    },
+    /// Asks where this came from, and to be told at another port of the same address. A server that does not know of this
+    /// answers as if it were a [`Message::BindingRequest`].
+    BindingRequestFor {
+        /// Chosen by the client.
+        transaction: TransactionId,
+        /// Where the response goes.
+        port: NonZeroU16,
     },
     /// Says where the request came from.
     BindingSuccess {
@@ -69,6 +83,12 @@ impl Message {
             Self::BindingRequest { transaction } => {
                 [&BINDING_REQUEST[..], &[0, 0], &MAGIC_COOKIE, transaction].concat()
             }
+            Self::BindingRequestFor { transaction, port } => {
+                let [p0, p1] = port.get().to_be_bytes();
+                let [k0, k1] = RESPONSE_PORT.to_be_bytes();
+                let attribute = [k0, k1, 0, 4, p0, p1, 0, 0];
+                [&BINDING_REQUEST[..], &[0, 8], &MAGIC_COOKIE, transaction, &attribute].concat()
+            }
             Self::BindingSuccess { transaction, mapped } => {
                 let value = encode_xor_address(*mapped, transaction);
                 let value_len = u16::try_from(value.len()).expect("an address has up to 20 bytes");
@@ -100,7 +120,10 @@ impl Message {
         }
         let body = body.get(..usize::from(u16::from_be_bytes([l0, l1]))).ok_or(DecodeError::Truncated)?;
         match [t0, t1] {
-            BINDING_REQUEST => Ok(Self::BindingRequest { transaction }),
+            BINDING_REQUEST => Ok(match find_response_port(body) {
+                Some(port) => Self::BindingRequestFor { transaction, port },
+                None => Self::BindingRequest { transaction },
+            }),
             BINDING_SUCCESS => {
                 let mapped = find_address(body, &transaction).ok_or(DecodeError::NoAddress)?;
                 Ok(Self::BindingSuccess { transaction, mapped })
@@ -110,20 +133,34 @@ impl Message {
     }
 }
 
-/// Walks the attributes; XOR-MAPPED-ADDRESS wins over the older MAPPED-ADDRESS.
-fn find_address(mut body: &[u8], transaction: &TransactionId) -> Option<SocketAddr> {
-    let mut plain = None;
-    while let Some((&[k0, k1, l0, l1], rest)) = body.split_first_chunk() {
+/// Walks the attributes, as far as they are whole.
+fn attributes(mut body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[k0, k1, l0, l1], rest) = body.split_first_chunk()?;
         let len = usize::from(u16::from_be_bytes([l0, l1]));
         let value = rest.get(..len)?;
-        match u16::from_be_bytes([k0, k1]) {
+        body = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_be_bytes([k0, k1]), value))
+    })
+}
+
+/// Finds the address; XOR-MAPPED-ADDRESS wins over the older MAPPED-ADDRESS.
+fn find_address(body: &[u8], transaction: &TransactionId) -> Option<SocketAddr> {
+    let mut plain = None;
+    for (kind, value) in attributes(body) {
+        match kind {
             XOR_MAPPED_ADDRESS => return decode_address(value, &xor_mask(transaction)),
             MAPPED_ADDRESS => plain = decode_address(value, &[0; 16]),
             _ => {}
         }
-        body = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     plain
+}
+
+/// Finds the port that the response is wanted at.
+fn find_response_port(body: &[u8]) -> Option<NonZeroU16> {
+    let (_, value) = attributes(body).find(|(kind, _)| *kind == RESPONSE_PORT)?;
+    NonZeroU16::new(u16::from_be_bytes(*value.first_chunk()?))
 }
 
 fn encode_xor_address(address: SocketAddr, transaction: &TransactionId) -> Vec<u8> {
@@ -186,7 +223,7 @@ mod tests {
     fn mapped(datagram: &[u8]) -> Result<SocketAddr, DecodeError> {
         match Message::decode(datagram)? {
             Message::BindingSuccess { mapped, .. } => Ok(mapped),
-            Message::BindingRequest { .. } => panic!("not a response"),
+            Message::BindingRequest { .. } | Message::BindingRequestFor { .. } => panic!("not a response"),
         }
     }
 

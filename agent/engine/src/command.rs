@@ -11,7 +11,10 @@ use mesh_proto::{
     netmap::{NodeId, RelayId},
 };
 
-use crate::config::{Nat64, PeerConfig, RelayConfig};
+use crate::{
+    config::{Nat64, PeerConfig, RelayConfig},
+    snapshot::NatLifetime,
+};
 
 /// A command. The `Set*` ones carry the whole desired state and are idempotent.
 #[derive(Debug, Clone)]
@@ -67,6 +70,9 @@ pub enum Command {
     /// Makes sessions with these peers at once, and looks for paths to them: this node had sessions with them before it was
     /// started again, and they send on those.
     Resume(Vec<NodeId>),
+    /// This is what was found out, the last time, of how long mappings live in the network in which this node is now:
+    /// nothing, if it never was there. To be told after [`Command::NetworkChanged`].
+    SetNatLifetime(NatLifetime),
     /// The host's network changed: every path is suspect, every mapping is old.
     NetworkChanged,
     /// The host has slept, or this process has stood still. As after a change of the network nothing is to be trusted;

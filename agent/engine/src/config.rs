@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -63,6 +64,8 @@ pub struct RelayConfig {
     pub channel: ChannelId,
     /// The key of its Binds.
     pub key: [u8; CHANNEL_KEY_LEN],
+    /// For how long the relay sends to where the last Bind came from.
+    pub bind_lifetime: Duration,
 }
 
 /// What carries relay frames.

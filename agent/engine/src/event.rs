@@ -11,7 +11,7 @@ use mesh_proto::{
     netmap::{NodeId, RelayId},
 };
 
-use crate::batch::SocketId;
+use crate::{batch::SocketId, snapshot::NatLifetime};
 
 /// Something that the driver should know or do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub enum Event {
     RelayLost(RelayId),
     /// This relay is the nearest one now: tell the coordinator.
     HomeChanged(Option<RelayId>),
+    /// This is known now of how long mappings live in this network: to be remembered.
+    NatLifetime(NatLifetime),
     /// A prefix of a peer was not taken over.
     PrefixRefused {
         /// The peer.

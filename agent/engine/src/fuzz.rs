@@ -122,7 +122,13 @@ impl World {
         let mut engine = Engine::new(config, [0; 32], now);
         let peer =
             PeerConfig { id: NodeId(2), public_key: peer_keys.public(), allowed_ips: vec![PEER.into()] };
-        let relay = |id, carrier| RelayConfig { id, carrier, channel: ChannelId(1), key: [0; 32] };
+        let relay = |id, carrier| RelayConfig {
+            id,
+            carrier,
+            channel: ChannelId(1),
+            key: [0; 32],
+            bind_lifetime: Duration::from_secs(900),
+        };
         let candidate = Candidate { address: peer_address(), kind: CandidateKind::Host };
         let commands = [
             Command::SetPeers(vec![peer]),

@@ -38,6 +38,19 @@ pub struct Snapshot {
     pub engines: u32,
     /// What came to a shard that it did not belong to.
     pub handed_over: HandedOver,
+    /// How long mappings live in this network.
+    pub nat_lifetime: NatLifetime,
+    /// How often the mapping towards the home relay is refreshed, if it is reached over UDP.
+    pub keepalive: Option<Duration>,
+}
+
+/// How long NATs and filters remember a mapping that is silent, as far as that was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NatLifetime {
+    /// The longest silence that a mapping has outlived.
+    pub outlived: Option<Duration>,
+    /// A longer one, which it has not.
+    pub exceeded: Option<Duration>,
 }
 
 /// What was handed over from one shard of a node to another.

@@ -19,6 +19,7 @@
 mod face;
 mod facts;
 mod following;
+mod lifetimes;
 mod notify;
 mod opening;
 mod remembering;
@@ -61,6 +62,7 @@ use crate::{
 use face::Face;
 use facts::Facts;
 use following::{Following, Own};
+use lifetimes::LifetimeBook;
 use opening::Opened;
 use remembering::Memory;
 use report::Reporter;
@@ -155,6 +157,7 @@ async fn run_once(
     };
     let (control, control_events) = control::spawn(control_config, &front, &tracker);
     control.set_routes(face::offers(&config.advertise, &[]));
+    let lifetimes = LifetimeBook::load(state_dir, &front, &tracker);
     let port_map = portmap::spawn(config.port_mapping, port, state_dir, &front, &tracker);
     let kubernetes = config.kubernetes.as_ref().map(KubernetesHandle::new);
     let face = Arc::new(Face {
@@ -203,6 +206,7 @@ async fn run_once(
     let surroundings = Surroundings {
         port_map,
         nat64: nat64.changes(),
+        lifetimes,
         kubernetes,
         is_resumed: reading == driver::Reading::WithPeers,
         companions,

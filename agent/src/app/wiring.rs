@@ -37,6 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     facts::{Facts, Pong},
     following::Following,
+    lifetimes::LifetimeBook,
 };
 use crate::{
     control::{ControlEvent, ControlHandle, Duplicate},
@@ -81,6 +82,8 @@ pub(super) struct Inputs {
 pub(super) struct Surroundings {
     pub(super) port_map: PortMapHandle,
     pub(super) nat64: nat64::Changes,
+    /// How long its NATs remember.
+    pub(super) lifetimes: LifetimeBook,
     /// Where the API server is asked again when the network has changed.
     pub(super) kubernetes: Option<KubernetesHandle>,
     /// With whom the process before this one had sessions: they are made again with the first map.
@@ -171,6 +174,7 @@ impl Wiring {
         self.surroundings.port_map.set_networks(self.following.networks());
         self.set_candidates().await?;
         self.set_nat64().await?;
+        self.set_nat_lifetime().await?;
         loop {
             let release_at = self.held.as_ref().map(|(_, until)| *until);
             tokio::select! {
@@ -277,6 +281,9 @@ impl Wiring {
                     self.control.unanswered();
                 }
             }
+            Event::NatLifetime(measured) => {
+                self.surroundings.lifetimes.set(self.following.networks().id(), measured);
+            }
             Event::RelayUp(relay) => tracing::debug!(?relay, "relay answers"),
             Event::RelayLost(relay) => {
                 tracing::debug!(?relay, "relay does not know its channel");
@@ -322,6 +329,7 @@ impl Wiring {
             self.set_candidates().await?;
             self.set_nat64().await?;
             self.engine.command(Command::NetworkChanged).await?;
+            self.set_nat_lifetime().await?;
             self.control.set_network(self.following.networks().id());
             self.control.network_changed();
             if let Some(kubernetes) = &self.surroundings.kubernetes {
@@ -330,6 +338,12 @@ impl Wiring {
         }
         self.following.replan().await;
         Ok(())
+    }
+
+    /// Tells the engine what was measured in this network before.
+    async fn set_nat_lifetime(&mut self) -> anyhow::Result<()> {
+        let known = self.surroundings.lifetimes.of(self.following.networks().id().as_ref());
+        self.engine.command(Command::SetNatLifetime(known)).await
     }
 
     /// Takes over what was held back, and holds nothing back from now on.

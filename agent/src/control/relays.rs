@@ -414,7 +414,8 @@ impl Client {
             Some(remote) => outbox.set_relay(id, remote),
             None => outbox.set_pipe_relay(id),
         });
-        let config = RelayConfig { id, carrier, channel: channel.channel, key: channel.key };
+        let bind_lifetime = channel.bind_lifetime();
+        let config = RelayConfig { id, carrier, channel: channel.channel, key: channel.key, bind_lifetime };
         self.emit(ControlEvent::RelayOpened(config)).await
     }
 

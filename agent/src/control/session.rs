@@ -406,7 +406,13 @@ impl Session<'_> {
             (Some(met), None) => RelayCarrier::Udp(vec![met]),
             (None, _) => RelayCarrier::Stream,
         };
-        RelayConfig { id: channel.relay, carrier, channel: channel.channel, key: channel.key }
+        RelayConfig {
+            id: channel.relay,
+            carrier,
+            channel: channel.channel,
+            key: channel.key,
+            bind_lifetime: channel.bind_lifetime(),
+        }
     }
 }
 

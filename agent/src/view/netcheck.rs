@@ -8,7 +8,7 @@ use std::{
 use mesh_proto::{
     candidate::CandidateKind,
     netreport::{Filtering, Ipv6Report, NetReport, Reach},
-    status::FamilyState,
+    status::{FamilyState, NatLifetime},
 };
 
 use super::{
@@ -32,6 +32,7 @@ pub fn netcheck(report: &NetReport) -> String {
     line("udp", if nat.status.udp_blocked { "blocked" } else { "works" });
     line("nat", mapping(nat.status.mapping));
     line("filtering", filtering(nat.filtering));
+    line("lifetime", &lifetime(nat.status.lifetime));
     line("hairpin", known(nat.hairpin, ["yes", "no", "not applicable, or unknown"]));
     let mapped = nat.status.mapped_address.map(|address| {
         let note = if is_private(address) { ", behind another nat" } else { "" };
@@ -133,6 +134,18 @@ fn is_private(address: SocketAddr) -> bool {
     }
 }
 
+/// How long mappings live that nobody uses.
+fn lifetime(known: NatLifetime) -> String {
+    let bounds = match (known.outlived_s, known.exceeded_s) {
+        (Some(more), Some(less)) => format!("more than {more}s, less than {less}s"),
+        (Some(more), None) => format!("more than {more}s"),
+        (None, Some(less)) => format!("less than {less}s"),
+        (None, None) => "not measured yet".to_owned(),
+    };
+    let kept = known.keepalive_s.map(|seconds| format!("; kept by a datagram each {seconds}s"));
+    bounds + &kept.unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use mesh_proto::{
@@ -179,6 +192,7 @@ mod tests {
             "udp            works\n",
             "nat            endpoint-independent mapping (eim)\n",
             "filtering      address- and port-dependent (apdf)\n",
+            "lifetime       more than 100s, less than 160s; kept by a datagram each 80s\n",
             "hairpin        no\n",
             "port mapping   none\n",
             "ipv6           not answered, no global address\n",

@@ -17,8 +17,8 @@ use mesh_proto::{
     netmap::{NetworkMap, Node, RelayId},
     route::{RouteAnswer, RouteState},
     status::{
-        CoordinatorStatus, EnginesStatus, FamilyState, NatStatus, PathKind, PathReason, PathStatus,
-        PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status, Timestamp,
+        CoordinatorStatus, EnginesStatus, FamilyState, NatLifetime, NatStatus, PathKind, PathReason,
+        PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus, Status, Timestamp,
     },
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -108,6 +108,7 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
             ipv4: family(input, Family::V4),
             ipv6: family(input, Family::V6),
             nat64: input.nat64.clone(),
+            lifetime: lifetime(input.snapshot),
         },
         coordinator: input.coordinator.clone(),
         relay,
@@ -122,6 +123,15 @@ fn self_status(input: &Input<'_>) -> SelfStatus {
             .filter(is_range)
             .collect(),
         kubernetes: input.kubernetes.clone(),
+    }
+}
+
+fn lifetime(snapshot: &Snapshot) -> NatLifetime {
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
+    NatLifetime {
+        outlived_s: seconds(snapshot.nat_lifetime.outlived),
+        exceeded_s: seconds(snapshot.nat_lifetime.exceeded),
+        keepalive_s: seconds(snapshot.keepalive),
     }
 }
 
@@ -338,6 +348,11 @@ pub(crate) mod tests {
             home: Some(RelayId(0)),
             candidates: vec![],
             mapping: Mapping::Eim,
+            nat_lifetime: mesh_engine::snapshot::NatLifetime {
+                outlived: Some(Duration::from_secs(100)),
+                exceeded: Some(Duration::from_secs(160)),
+            },
+            keepalive: Some(Duration::from_secs(80)),
             ipv4: FamilyState::Works,
             ipv6: FamilyState::Silent,
             udp_blocked: false,

@@ -29,7 +29,7 @@ use crate::{
     front::observer::Knocker,
     limit::{Rate, TokenBucket},
     registry::{Change, ChangeKind, Registry, RegistryError, mapgen},
-    relay::RelayHandle,
+    relay::{BIND_LIFETIME_S, RelayHandle},
 };
 
 /// Messages of one client. One that is over it is read more slowly, which QUIC passes on to it. The burst
@@ -294,7 +294,8 @@ impl Session {
             ClientMessage::RelayOpen => {
                 let opened = self.relay.open(self.node).await;
                 let (channel, key) = opened.map_err(|_| End::Refused(shutting_down()))?;
-                let opened = RelayChannel { relay: OWN_RELAY, channel, key };
+                let opened =
+                    RelayChannel { relay: OWN_RELAY, channel, key, bind_lifetime_s: Some(BIND_LIFETIME_S) };
                 link.send(&ServerMessage::RelayOpened(opened)).await?;
                 Ok(())
             }

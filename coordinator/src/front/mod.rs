@@ -272,7 +272,7 @@ impl Front {
     }
 
     fn handle_stun(&mut self, now: Instant, source: Source, datagram: &[u8]) {
-        let Some(answer) = observer::answer(source, datagram) else {
+        let Some((to, answer)) = observer::answer(source, datagram) else {
             self.stats.count_stun_drop();
             return;
         };
@@ -280,7 +280,7 @@ impl Front {
             self.stats.count_stun_drop();
             return;
         }
-        match self.socket.try_answer(source, &answer) {
+        match self.socket.try_answer(to, &answer) {
             Ok(()) => self.stats.count_stun_answer(),
             Err(_) => self.stats.count_stun_drop(),
         }

@@ -73,11 +73,11 @@ impl Observer {
         for (meta, train) in self.socket.receive(buffers)? {
             let source = Source { address: meta.addr, local: meta.dst_ip };
             for datagram in train.chunks(meta.stride.max(1)) {
-                if let Some(answer) = answer(source, datagram)
+                if let Some((to, answer)) = answer(source, datagram)
                     && self.limiter.try_take(now, source.address.ip()).is_ok()
                 {
                     // An answer that cannot be sent is lost like any datagram: the node asks again.
-                    let _ = self.socket.try_answer(source, &answer);
+                    let _ = self.socket.try_answer(to, &answer);
                 }
             }
         }
@@ -109,12 +109,17 @@ pub fn bind(configured: Option<SocketAddr>, first: SocketAddr) -> io::Result<Fro
     FrontSocket::bind(configured.unwrap_or_else(|| SocketAddr::new(first.ip(), 0)))
 }
 
-/// Returns what a datagram is answered with: where it came from, if it is a request.
-pub(super) fn answer(source: Source, datagram: &[u8]) -> Option<Vec<u8>> {
-    let Ok(stun::Message::BindingRequest { transaction }) = stun::Message::decode(datagram) else {
-        return None;
+/// Returns what a datagram is answered with, and where: where it came from, if it is a request. The answer goes there, or
+/// to another port of the same address, if that is asked for.
+pub(super) fn answer(source: Source, datagram: &[u8]) -> Option<(Source, Vec<u8>)> {
+    let mapped = source.address;
+    let (transaction, port) = match stun::Message::decode(datagram).ok()? {
+        stun::Message::BindingRequest { transaction } => (transaction, mapped.port()),
+        stun::Message::BindingRequestFor { transaction, port } => (transaction, port.get()),
+        stun::Message::BindingSuccess { .. } => return None,
     };
-    Some(stun::Message::BindingSuccess { transaction, mapped: source.address }.encode())
+    let to = Source { address: SocketAddr::new(mapped.ip(), port), ..source };
+    Some((to, stun::Message::BindingSuccess { transaction, mapped }.encode()))
 }
 
 /// Knocks from a port that is used for nothing else. For whoever else was asked to knock.

@@ -17,10 +17,13 @@ use crate::limit::TokenBucket;
 
 /// A channel that was opened and never bound is closed after this: a Bind follows within a round trip.
 const UNBOUND_LIFETIME: Duration = Duration::from_secs(60);
-/// Without a Bind for this long the address is forgotten. Agents bind every 20 s: three were lost.
-const BIND_LIFETIME: Duration = Duration::from_secs(70);
+/// Without a Bind for so many seconds the address is forgotten. Agents are told, and bind as seldom as their NATs' mappings
+/// allow, which is every few minutes at best: three such Binds were lost.
+pub const BIND_LIFETIME_S: u32 = 900;
+/// The same, as a duration.
+const BIND_LIFETIME: Duration = Duration::from_secs(BIND_LIFETIME_S as u64);
 /// Without a Bind for this long the channel is closed; until then, a node that slept can go on with it.
-const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+const CHANNEL_LIFETIME: Duration = Duration::from_secs(1200);
 
 /// A channel.
 pub(super) struct Channel {

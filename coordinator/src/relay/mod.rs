@@ -31,6 +31,7 @@ mod tests;
 mod way;
 
 pub use self::{
+    channel::BIND_LIFETIME_S,
     core::{Forward, Limits, Outbound, RelayCore, Reply, TrainMut},
     handle::{RelayCommand, RelayGone, RelayHandle, RelayInbox, RelayOrder, RelayStream},
     stats::{DropReason, RelayStats},

@@ -10,9 +10,10 @@ use mesh_proto::{
     relay::{ChannelId, Frame, HEADER_LEN, bind_mac},
 };
 
-use super::{DropReason, Forward, Limits, Outbound, RelayCore, StreamId, TrainMut, Way};
+use super::{BIND_LIFETIME_S, DropReason, Forward, Limits, Outbound, RelayCore, StreamId, TrainMut, Way};
 use crate::{front::Source, limit::Rate};
 
+const BIND_LIFETIME: Duration = Duration::from_secs(BIND_LIFETIME_S as u64);
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
 const STRANGER: NodeId = NodeId(9);
@@ -145,7 +146,7 @@ fn a_replayed_bind_moves_nothing() {
 #[test]
 fn a_replay_after_the_address_was_forgotten_moves_nothing() {
     let mut world = World::with_two_bound();
-    world.pass(Duration::from_secs(120));
+    world.pass(BIND_LIFETIME);
     assert_eq!(world.bind(source(66), CHANNEL_A, KEY_A, 1), None);
     assert!(world.bind(source(1), CHANNEL_A, KEY_A, 2).is_some());
 }
@@ -233,11 +234,11 @@ fn channels_that_nobody_binds_are_closed_and_bindings_grow_old() {
     world.core.open(world.now, B, ChannelId(0xbb), KEY_B);
     world.pass(Duration::from_secs(61));
     assert_eq!(world.core.stats().channels, 1, "B's was never bound");
-    world.pass(Duration::from_secs(10));
+    world.pass(BIND_LIFETIME - Duration::from_secs(61));
     assert!(world.data(source(1), CHANNEL_A, B).is_none());
     world.assert_dropped(DropReason::Unbound, 1);
     assert!(world.bind(source(1), CHANNEL_A, KEY_A, 2).is_some(), "a node that slept goes on");
-    world.pass(Duration::from_secs(601));
+    world.pass(Duration::from_secs(1201));
     assert_eq!(world.core.stats().channels, 0);
     assert_eq!(world.core.poll_timeout(), None);
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::relay_id;
 use crate::{
     control::{Link, LinkError, Service, Stranger, pong},
-    relay::RelayHandle,
+    relay::{BIND_LIFETIME_S, RelayHandle},
 };
 
 /// How long a node waits that the relay does not know (yet), in milliseconds.
@@ -69,7 +69,8 @@ impl RelayService {
             match message {
                 ClientMessage::RelayOpen => match self.relay.open(node).await {
                     Ok((channel, key)) => {
-                        let opened = RelayChannel { relay, channel, key };
+                        let opened =
+                            RelayChannel { relay, channel, key, bind_lifetime_s: Some(BIND_LIFETIME_S) };
                         link.send(&ServerMessage::RelayOpened(opened)).await?;
                     }
                     Err(_) => return Ok(stopping()),

@@ -1,6 +1,6 @@
 //! The UDP port through real sockets: the relay, STUN, and whatever else may arrive.
 
-use std::{io::IoSliceMut, net::SocketAddr, time::Duration};
+use std::{io::IoSliceMut, net::SocketAddr, num::NonZeroU16, time::Duration};
 
 use mesh_coordinator::front::{FrontSocket, Source};
 use mesh_proto::{
@@ -20,6 +20,19 @@ async fn stun_says_where_a_request_came_from() {
     socket.send_to(&request, rig.address()).await.unwrap();
     let expected = stun::Message::BindingSuccess { transaction, mapped: socket.local_addr().unwrap() };
     assert_eq!(stun::Message::decode(&read(&socket).await), Ok(expected));
+    rig.server.stop().await;
+}
+
+#[tokio::test]
+async fn stun_answers_at_another_port_if_that_is_asked_for() {
+    let rig = Rig::start().await;
+    let (asking, silent) = (udp().await, udp().await);
+    let transaction = [4; 12];
+    let port = NonZeroU16::new(silent.local_addr().unwrap().port()).unwrap();
+    let request = stun::Message::BindingRequestFor { transaction, port }.encode();
+    asking.send_to(&request, rig.address()).await.unwrap();
+    let expected = stun::Message::BindingSuccess { transaction, mapped: asking.local_addr().unwrap() };
+    assert_eq!(stun::Message::decode(&read(&silent).await), Ok(expected));
     rig.server.stop().await;
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use crate::{
     key::PublicKey,
     name::NodeName,
     netmap::{MapDelta, NetworkMap, Node, NodeId, RelayId, Version},
-    relay::{CHANNEL_KEY_LEN, ChannelId},
+    relay::{CHANNEL_KEY_LEN, ChannelId, DEFAULT_BIND_LIFETIME_S},
     route::{RouteAnswer, RouteOffer},
     stun::TransactionId,
     token::JoinToken,
@@ -254,6 +255,10 @@ pub struct RelayChannel {
     /// The key of the channel's Binds.
     #[serde(with = "hex::serde")]
     pub key: [u8; CHANNEL_KEY_LEN],
+    /// For so many seconds after a Bind the relay sends to where that came from. Relays that don't say do so for
+    /// [`crate::relay::DEFAULT_BIND_LIFETIME_S`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind_lifetime_s: Option<u32>,
 }
 
 /// Why something was refused.
@@ -292,6 +297,14 @@ pub enum RefusalCode {
     /// A code that this version does not know.
     #[serde(other)]
     Unknown,
+}
+
+impl RelayChannel {
+    /// Returns for how long after a Bind the relay sends to where that came from.
+    #[must_use]
+    pub fn bind_lifetime(&self) -> Duration {
+        Duration::from_secs(self.bind_lifetime_s.unwrap_or(DEFAULT_BIND_LIFETIME_S).into())
+    }
 }
 
 impl fmt::Debug for RelayChannel {

@@ -1,6 +1,9 @@
 //! One value of everything that goes over the wire, as the golden files have it, by file name.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+};
 
 use ipnet::IpNet;
 use mesh_proto::{
@@ -22,9 +25,9 @@ use mesh_proto::{
     relay::{self, ChannelId},
     route::{RouteAnswer, RouteKind, RouteOffer, RouteState},
     status::{
-        ConnectionState, ControlTransport, CoordinatorStatus, EnginesStatus, FamilyState, Mapping, NatStatus,
-        PathKind, PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus, RelayTransport, SelfStatus,
-        Status,
+        ConnectionState, ControlTransport, CoordinatorStatus, EnginesStatus, FamilyState, Mapping,
+        NatLifetime, NatStatus, PathKind, PathReason, PathStatus, PeerStatus, PortMapping, RelayStatus,
+        RelayTransport, SelfStatus, Status,
     },
     stun,
     token::JoinToken,
@@ -126,10 +129,11 @@ pub(crate) fn relay_frames() -> Vec<(&'static str, relay::Frame<'static>)> {
 
 /// STUN messages.
 pub(crate) fn stun_messages() -> Vec<(&'static str, stun::Message)> {
-    use stun::Message::{BindingRequest, BindingSuccess};
+    use stun::Message::{BindingRequest, BindingRequestFor, BindingSuccess};
     let transaction = *b"transaction!";
     vec![
         ("binding_request", BindingRequest { transaction }),
+        ("binding_request_for", BindingRequestFor { transaction, port: NonZeroU16::new(0x1234).unwrap() }),
         ("binding_success_v4", BindingSuccess { transaction, mapped: socket(V4) }),
         ("binding_success_v6", BindingSuccess { transaction, mapped: socket(V6) }),
     ]
@@ -194,6 +198,7 @@ pub(crate) fn server_messages() -> Vec<(&'static str, ServerMessage)> {
         relay: RelayId(0),
         channel: ChannelId(0xc0c1_c2c3_c4c5_c6c7),
         key: [0x44; relay::CHANNEL_KEY_LEN],
+        bind_lifetime_s: None,
     };
     vec![
         (
@@ -320,6 +325,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
             ipv4: FamilyState::Works,
             ipv6: FamilyState::Silent,
             nat64: vec!["64:ff9b::/96".parse().unwrap()],
+            lifetime: NatLifetime { outlived_s: Some(100), exceeded_s: Some(160), keepalive_s: Some(80) },
         },
         coordinator: CoordinatorStatus {
             state: ConnectionState::Connected,
@@ -406,6 +412,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
             ipv4: FamilyState::None,
             ipv6: FamilyState::Unknown,
             nat64: vec![],
+            lifetime: NatLifetime::default(),
         },
         coordinator: CoordinatorStatus {
             state: ConnectionState::Offline,

@@ -64,6 +64,11 @@ impl Engine {
                     self.with_peer(id, now, |peer, local| peer.resume(local, now));
                 }
             }
+            Command::SetNatLifetime(known) if self.local.sharing.is_home() => {
+                self.local.netcheck.lifetime.set_known(known, now);
+            }
+            // The home shard tells.
+            Command::SetNatLifetime(_) => {}
             Command::NetworkChanged => self.doubt_everything(now),
             Command::Woke { unseen } => {
                 self.doubt_everything(now);
@@ -118,6 +123,9 @@ impl Engine {
                     let is_lent = self.local.relays.get(&id).is_some_and(RelayClient::is_lent);
                     // A lender is a peer, which may have probed this node before it was asked for its relay.
                     let by = if is_lent { Observer::Caller } else { Observer::Dedicated };
+                    if !is_lent && self.local.netcheck.has_moved(from, observed) {
+                        self.local.netcheck.lifetime.doubt(now);
+                    }
                     self.local.netcheck_mut().on_observed(by, from, observed, now);
                 }
                 if came_up {

@@ -202,6 +202,9 @@ impl Engine {
 
     /// Takes an observer's answer that came to a socket beside the main one.
     fn handle_observation(&mut self, socket: SocketId, from: SocketAddr, datagram: &[u8], now: Instant) {
+        if self.local.netcheck_mut().lifetime.handle_answer(socket, from, datagram, now) {
+            return;
+        }
         let mut taken = false;
         for peer in self.local.punching.peers() {
             self.with_peer(peer, now, |peer, local| {

@@ -15,7 +15,7 @@ use crate::{
     drops::DropReason,
     event::{PathAddress, WakeupReason},
     lend::{
-        Onward,
+        BIND_LIFETIME, Onward,
         borrower::{ChannelView, MAX_LENDERS, Need, Step, View},
     },
     local::Local,
@@ -113,6 +113,7 @@ pub(crate) fn relay_id(lender: NodeId) -> RelayId {
 /// Makes the channel that a peer has given.
 pub(crate) fn channel_at(lender: NodeId, direct: SocketAddr, lent: &Lent, now: Instant) -> RelayClient {
     let carrier = RelayCarrier::Udp(vec![direct]);
-    let config = RelayConfig { id: relay_id(lender), carrier, channel: lent.channel, key: lent.key };
+    let (channel, key, bind_lifetime) = (lent.channel, lent.key, BIND_LIFETIME);
+    let config = RelayConfig { id: relay_id(lender), carrier, channel, key, bind_lifetime };
     RelayClient::new_lent(config, now)
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     num::NonZeroU32,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mesh_proto::status::FamilyState;
@@ -36,6 +36,7 @@ use crate::{
     peer::{Peer, Scratch},
     punch::Punching,
     queue::{Budget, MAX_TOTAL_BYTES},
+    rate::Allowance,
     relay::{RelayClient, home},
     router::{Own, Refusal, Router},
     session::Keys,
@@ -159,6 +160,7 @@ impl Engine {
                 icmp: IcmpLimit::default(),
                 punching: Punching::new(config.punch, shard),
                 sharing: Sharing::new(shard),
+                holding: Allowance::default(),
                 translation: Translation::default(),
                 unsettled: false,
             },
@@ -195,6 +197,11 @@ impl Engine {
                     netcheck.handle_timeout(now, active, rng, |remote, datagram| {
                         outbox.push_datagram(crate::batch::Via::Udp { remote, local: None }, datagram);
                     });
+                    let lifetime = &mut self.local.netcheck.lifetime;
+                    let open = || self.local.punching.open_socket();
+                    if let Some((via, request)) = lifetime.handle_timeout(now, &mut self.local.rng, open) {
+                        self.local.outbox.push_datagram(via, request);
+                    }
                 }
             }
         }
@@ -249,6 +256,32 @@ impl Engine {
                 frames: self.local.sharing.handovers.frames,
                 datagrams: self.local.sharing.handovers.datagrams,
             },
+            nat_lifetime: self.local.netcheck.lifetime.known(),
+            keepalive: self.keepalive(),
+        }
+    }
+
+    /// How often the mapping towards the home relay is refreshed, if it is reached over UDP.
+    fn keepalive(&self) -> Option<Duration> {
+        let home = self.local.relays.get(&self.local.home?)?;
+        home.address().map(|_| home.interval())
+    }
+
+    /// Has relays bound as often as mappings need it, as far as that is known now. The home shard does.
+    fn keep_mappings(&mut self, now: Instant) {
+        if !self.local.sharing.is_home() {
+            return;
+        }
+        let Local { netcheck, relays, outbox, sharing, .. } = &mut self.local;
+        netcheck.choose_lifetime_target(now);
+        for relay in relays.values_mut() {
+            if let Some(address) = relay.address() {
+                relay.set_keepalive(netcheck.lifetime.interval(address.ip()));
+            }
+        }
+        if netcheck.lifetime.take_changed() {
+            sharing.relays_changed = true;
+            outbox.push_event(Event::NatLifetime(netcheck.lifetime.known()));
         }
     }
 
@@ -356,8 +389,10 @@ impl Engine {
         self.judge_home();
         self.borrow_relays(now);
         self.pass_on(now);
+        self.keep_mappings(now);
         if self.local.punching.has_sockets() {
-            let used = self.peers.iter().flat_map(Peer::sockets).collect();
+            let silent = self.local.netcheck.lifetime.socket();
+            let used = self.peers.iter().flat_map(Peer::sockets).chain(silent).collect();
             self.local.punching.retain_sockets(&used);
         }
         self.local.unsettled = false;

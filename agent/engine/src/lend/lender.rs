@@ -45,7 +45,7 @@ const PACKET_COST: usize = 100;
 /// UnknownChannel replies: a peer needs one to learn that this node was restarted.
 const REPLY_RATE: Rate = Rate { per_second: 2.0, burst: 8.0 };
 /// Without a Bind for this long the address is forgotten: three were lost.
-const BIND_LIFETIME: Duration = Duration::from_secs(70);
+pub(crate) const BIND_LIFETIME: Duration = Duration::from_secs(70);
 /// Without a Bind for this long the channel is closed; until then, a node that slept can go on with it.
 const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 

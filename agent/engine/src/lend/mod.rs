@@ -12,7 +12,7 @@ pub(crate) mod borrower;
 mod lender;
 
 pub(crate) use borrower::Borrower;
-pub(crate) use lender::{Lender, Onward};
+pub(crate) use lender::{BIND_LIFETIME, Lender, Onward};
 
 /// Both.
 #[derive(Debug, Default)]

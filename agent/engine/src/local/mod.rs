@@ -26,8 +26,10 @@ use crate::{
     },
     pass::{Passing, Wish},
     path::{guess::guesses, is_probable, mtu::Bounds, translation::Translation},
+    peer::{EXCHANGE_BYTES, HOLD_RATE},
     punch::Punching,
     queue::{Budget, footprint, trim},
+    rate::{Allowance, Rate},
     relay::RelayClient,
     router::Router,
     session::{Keys, OVERHEAD},
@@ -73,6 +75,8 @@ pub(crate) struct Local {
     pub(crate) punching: Punching,
     /// What there is between this engine and others of the same node.
     pub(crate) sharing: Sharing,
+    /// What may still be sent to keep holes open.
+    pub(crate) holding: Allowance,
     /// How IPv4 is reached where there is none.
     pub(crate) translation: Translation,
     /// Something changed that [`crate::Engine::settle`] is to see to.
@@ -225,6 +229,13 @@ impl Local {
         } else if !self.netcheck.knows(observer, peer, mapped) {
             self.sharing.report.note_observed(observer, peer, mapped);
         }
+    }
+
+    /// Takes what one probe of a hole that is kept costs; whether there was as much. Shards share what a node may send.
+    pub(crate) fn take_hold(&mut self, now: Instant) -> bool {
+        let shards = f64::from(self.sharing.shard.count());
+        let rate = Rate { per_second: HOLD_RATE.per_second / shards, burst: HOLD_RATE.burst / shards };
+        self.holding.take(EXCHANGE_BYTES, rate, now)
     }
 
     /// A peer has become active: what is known of the network must be fresh.

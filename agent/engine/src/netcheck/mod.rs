@@ -17,10 +17,12 @@ use mesh_proto::{
 };
 use rand_core::RngCore;
 
+pub(crate) mod lifetime;
 mod mapping;
 
 pub use mapping::mapping_of;
 
+use self::lifetime::Lifetime;
 use crate::path::{guess::is_public, is_probable};
 
 /// Most observers that are asked.
@@ -59,6 +61,7 @@ pub(crate) struct NetCheck {
     news: bool,
     next_round: Option<Instant>,
     last_round: Option<Instant>,
+    pub(crate) lifetime: Lifetime,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -121,6 +124,7 @@ impl NetCheck {
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.observations.clear();
         self.changed = true;
+        self.lifetime.begin_anew(now);
         self.observers.values_mut().for_each(|query| query.silent = false);
         self.start_round(now);
     }
@@ -186,6 +190,9 @@ impl NetCheck {
         let Ok(Message::BindingSuccess { transaction, mapped }) = Message::decode(datagram) else {
             return false;
         };
+        if self.lifetime.handle_stray(from, datagram, now) {
+            return true;
+        }
         let Some(query) = self.observers.get_mut(&from) else { return false };
         if query.sent == 0 || query.answered || query.transaction != transaction {
             return false;
@@ -233,7 +240,7 @@ impl NetCheck {
     /// Returns when [`NetCheck::handle_timeout`] wants to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let queries = self.observers.values().filter_map(|query| query.next);
-        queries.chain(self.next_round).min()
+        queries.chain(self.next_round).chain(self.lifetime.poll_timeout()).min()
     }
 
     /// Sends the requests that are due. `active` tells whether there is traffic with a peer.
@@ -360,7 +367,8 @@ impl NetCheck {
 
     /// Returns a copy for another shard: it knows the same, and never asks by itself.
     pub(crate) fn mirror(&self) -> Self {
-        let mut copy = Self { next_round: None, changed: false, news: false, ..self.clone() };
+        let lifetime = self.lifetime.mirror();
+        let mut copy = Self { next_round: None, changed: false, news: false, lifetime, ..self.clone() };
         copy.observers.values_mut().for_each(|query| query.next = None);
         copy
     }
@@ -379,6 +387,22 @@ impl NetCheck {
             observer.is_ipv4() && (query.answered || self.observations.contains_key(observer))
         };
         self.observers.iter().find(is_fit).map(|(observer, _)| *observer)
+    }
+
+    /// Whether `from` sees this node's socket elsewhere than before.
+    pub(crate) fn has_moved(&self, from: SocketAddr, mapped: SocketAddr) -> bool {
+        self.observations.get(&from).is_some_and(|seen| seen.mapped != mapped)
+    }
+
+    /// Chooses whom to ask for how long mappings live: an observer that answers over IPv4, outside if there is one.
+    pub(crate) fn choose_lifetime_target(&mut self, now: Instant) {
+        let is_fit = |(observer, query): &(&SocketAddr, &Query)| {
+            let answers = query.answered || self.observations.contains_key(observer);
+            observer.is_ipv4() && answers && !query.silent
+        };
+        let fit = self.observers.iter().filter(is_fit).map(|(observer, _)| *observer);
+        let target = fit.min_by_key(|observer| !is_public(observer.ip()));
+        self.lifetime.set_target(target, now);
     }
 
     /// Returns where this node's IPv4 socket is seen from elsewhere, as far as that is known.

@@ -11,7 +11,8 @@
 //! A *hunt* probes every path that has not answered at `HUNT_STEPS` after its start, then once a minute while
 //! there is traffic. It starts with traffic, and again with new candidates, a CallMeMaybe, or a change of network.
 //!
-//! After an idle time the NAT's mapping of a direct path may be gone. The primary path is kept, but it is not
+//! While the peer is idle nothing is probed here; for some minutes its hole is kept by a few probes (`peer::holding`).
+//! After that the NAT's mapping of a direct path may be gone. The primary path is kept, but it is not
 //! *trusted*: packets go on it and through the relay until it answers, see `targets`. The same holds
 //! for a path with traffic that has not answered for [`state::TRUST`], or a relayed one for less: there mostly is
 //! another relay. If it stays silent and the relay answers, it is given up; the hunt goes on probing it.

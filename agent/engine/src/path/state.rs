@@ -139,6 +139,11 @@ impl Path {
         self.address.is_direct()
     }
 
+    /// Whether it leads to a private address.
+    pub(crate) fn is_lan(&self) -> bool {
+        self.class() == Class::Lan
+    }
+
     pub(crate) fn class(&self) -> Class {
         self.address.remote().map_or(Class::Internet, Class::of)
     }

@@ -13,6 +13,8 @@ use crate::{
 /// How long a peer may probe this node without a session between them: longer than the handshake that comes with the
 /// first probes takes, shorter than the interval between probes of a path with traffic.
 const REVIVE_AFTER: Duration = Duration::from_millis(500);
+/// Probes that are farther apart only keep a hole open.
+const REVIVE_WITHIN: Duration = Duration::from_secs(3);
 
 impl Peer {
     /// Makes a session with a peer that probes this node, and has done so for [`REVIVE_AFTER`] without one.
@@ -24,6 +26,8 @@ impl Peer {
             self.probed_without_session = None;
             return;
         }
+        let is_old = |first: &Instant| now.saturating_duration_since(*first) > REVIVE_WITHIN;
+        self.probed_without_session.take_if(|first| is_old(first));
         let first = *self.probed_without_session.get_or_insert(now);
         if now.saturating_duration_since(first) >= REVIVE_AFTER {
             self.probed_without_session = None;

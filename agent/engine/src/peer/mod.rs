@@ -23,12 +23,15 @@ use mesh_proto::{
 
 mod data;
 mod handshake;
+mod holding;
 mod lending;
 mod passing;
 mod probing;
 mod punching;
 
 pub(crate) use data::{Room, Scratch};
+use holding::Hold;
+pub(crate) use holding::{EXCHANGE_BYTES, HOLD_RATE};
 use punching::Punched;
 
 use crate::{
@@ -68,6 +71,7 @@ pub(crate) struct Peer {
     recalls: u32,
     /// When the peer is to be told news that came too soon after the last call.
     news_at: Option<Instant>,
+    hold: Hold,
     last_called: Option<Instant>,
     punched: Punched,
     passed: Passed,
@@ -122,6 +126,7 @@ impl Peer {
             last_call: None,
             recalls: 0,
             news_at: None,
+            hold: Hold::default(),
             last_called: None,
             punched: Punched::default(),
             passed: Passed::default(),
@@ -224,7 +229,7 @@ impl Peer {
     }
 
     fn paths_timeout(&self, now: Instant) -> Option<Instant> {
-        let others = [self.news_at, self.punch_timeout(), self.passed.poll_timeout()];
+        let others = [self.news_at, self.hold_timeout(), self.punch_timeout(), self.passed.poll_timeout()];
         self.paths.poll_timeout(now).into_iter().chain(others.into_iter().flatten()).min()
     }
 

@@ -71,6 +71,8 @@ impl Peer {
             if !self.is_active(now) {
                 self.paths.on_traffic(now);
                 self.want(CALLED_WINDOW, now);
+                // It may be that the peer gets nothing through, since a mapping is gone that is looked after every few minutes.
+                local.check_relays(now);
             }
             self.paths.hunt(now, Duration::ZERO);
         } else {
@@ -181,6 +183,7 @@ impl Peer {
                 let observed = from.remote();
                 self.say(&Message::Pong { txid, observed }, from, local);
                 self.paths.on_ping(from, now);
+                self.note_held(from, local, now);
                 self.revive_session(local, now);
                 self.send_probes(local, now);
             }
@@ -203,6 +206,7 @@ impl Peer {
         self.send_probes(local, now);
         self.handle_punch_timeout(local, now);
         self.handle_passing_timeout(local, now);
+        self.handle_hold_timeout(local, now);
         if self.news_at.is_some_and(|at| at <= now) {
             self.news_at = None;
             self.on_own_candidates_changed(local, now);
@@ -281,7 +285,7 @@ impl Peer {
         }
     }
 
-    fn probe(&mut self, path: PathAddress, local: &mut Local, now: Instant) -> TxId {
+    pub(super) fn probe(&mut self, path: PathAddress, local: &mut Local, now: Instant) -> TxId {
         let txid = local.random();
         tracing::trace!(peer = self.config.id.0, ?path, "ping");
         self.say(&Message::Ping { txid, padding: PING_PADDING }, path, local);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!               Bound, by one address        Bound, by it again
-//!   binding ----------------------> choosing ------------------> up --+ Bind every 20 s
+//!   binding ----------------------> choosing ------------------> up --+ Bind, as often as needed
 //!      ^  Binds to every address                                 |  ^-+
 //!      +---------------------------------------------------------+
 //!             three Binds unanswered, or the channel is unknown
@@ -30,10 +30,13 @@ use mesh_proto::{
 use crate::{
     batch::Via,
     config::{RelayCarrier, RelayConfig},
+    netcheck::lifetime::ASSUMED,
 };
 
-/// A channel is bound this often: below the 30 s after which common NATs forget a mapping.
-const BIND_INTERVAL: Duration = Duration::from_secs(20);
+/// A channel on a stream, or at a peer that relays, is bound this often.
+const BIND_INTERVAL: Duration = ASSUMED;
+/// Of the time for which a relay remembers a Bind, at most so much goes by until the next one: two may be lost.
+const REMEMBERED: (u32, u32) = (2, 7);
 /// Waits between Binds while none is answered; the last one repeats.
 const RETRY_WAITS: [Duration; 6] = [
     Duration::from_millis(200),
@@ -87,6 +90,8 @@ pub(crate) struct RelayClient {
     anew: bool,
     next_bind: Option<Instant>,
     last_bind: Option<Instant>,
+    /// How often something has to go out so that the mapping lives.
+    keepalive: Duration,
     rtt: Option<Duration>,
     /// The last measurements, the oldest first.
     samples: VecDeque<Duration>,
@@ -139,6 +144,7 @@ impl RelayClient {
             anew: false,
             next_bind: Some(now),
             last_bind: None,
+            keepalive: BIND_INTERVAL,
             rtt: None,
             samples: VecDeque::new(),
             lost_reported: None,
@@ -187,7 +193,29 @@ impl RelayClient {
         }
         let counter = if config.channel == self.config.channel { self.counter } else { 0 };
         let (rtt, samples) = (self.rtt, std::mem::take(&mut self.samples));
-        *self = Self { counter, rtt, samples, lent: self.lent, ..Self::new(config, now) };
+        let (lent, keepalive) = (self.lent, self.keepalive);
+        *self = Self { counter, rtt, samples, lent, keepalive, ..Self::new(config, now) };
+    }
+
+    /// Mappings live as long as something goes out this often.
+    pub(crate) fn set_keepalive(&mut self, keepalive: Duration) {
+        if std::mem::replace(&mut self.keepalive, keepalive) == keepalive || self.unanswered > 0 {
+            return;
+        }
+        if let (State::Up(_), Some(last), Some(next)) = (self.state, self.last_bind, self.next_bind) {
+            self.next_bind = Some(next.min(last + self.interval()));
+        }
+    }
+
+    /// Returns how often the channel is bound while every Bind is answered.
+    pub(crate) fn interval(&self) -> Duration {
+        let (part, whole) = REMEMBERED;
+        match self.state {
+            State::Up(Via::Udp { .. }) if !self.lent => {
+                self.keepalive.min(self.config.bind_lifetime * part / whole)
+            }
+            State::Up(_) | State::Binding | State::Choosing(_) => BIND_INTERVAL,
+        }
     }
 
     /// Returns a copy for another shard: it knows the way, and never binds by itself.
@@ -420,7 +448,7 @@ impl RelayClient {
             State::Choosing(_) => return Outcome::Bound { observer, observed, came_up: false },
             State::Up(_) => false,
         };
-        self.next_bind = Some(now + BIND_INTERVAL);
+        self.next_bind = Some(now + self.interval());
         Outcome::Bound { observer, observed, came_up }
     }
 }
@@ -435,7 +463,13 @@ mod tests {
 
     fn config(addresses: &[&str]) -> RelayConfig {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        RelayConfig { id: RelayId(0), carrier: RelayCarrier::Udp(addresses), channel: CHANNEL, key: [3; 32] }
+        RelayConfig {
+            id: RelayId(0),
+            carrier: RelayCarrier::Udp(addresses),
+            channel: CHANNEL,
+            key: [3; 32],
+            bind_lifetime: Duration::from_secs(70),
+        }
     }
 
     fn binds(client: &mut RelayClient, now: Instant) -> Vec<(Via, u64)> {
@@ -561,6 +595,26 @@ mod tests {
         assert_eq!(times[..11], [0, 100, 200, 300, 450, 600, 750, 900, 1050, 1200, 1400]);
         assert_eq!(times[11..], [2900, 5900, 10_900, 15_900]);
         assert_eq!(down_at, Some(1400), "no sooner than otherwise");
+    }
+
+    #[test]
+    fn a_channel_is_bound_as_seldom_as_the_nat_and_the_relay_allow() {
+        let now = Instant::now();
+        let config = RelayConfig { bind_lifetime: Duration::from_secs(700), ..config(&["192.0.2.1:1"]) };
+        let mut client = RelayClient::new(config, now);
+        let (via, counter) = binds(&mut client, now)[0];
+        client.set_keepalive(Duration::from_secs(80));
+        bound(&mut client, via, counter, now);
+        assert_eq!(client.poll_timeout(), Some(now + Duration::from_secs(80)));
+        client.set_keepalive(Duration::from_secs(40));
+        assert_eq!(
+            client.poll_timeout(),
+            Some(now + Duration::from_secs(40)),
+            "it is shorter than was thought"
+        );
+        client.set_keepalive(Duration::from_secs(216));
+        assert_eq!(client.poll_timeout(), Some(now + Duration::from_secs(40)), "once more");
+        assert_eq!(client.interval(), Duration::from_secs(200), "the relay forgets sooner");
     }
 
     #[test]

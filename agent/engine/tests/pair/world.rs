@@ -220,6 +220,7 @@ impl World {
             carrier: RelayCarrier::Udp(vec![relay_address()]),
             channel: ChannelId(u64::from(id)),
             key: [7; 32],
+            bind_lifetime: Duration::from_secs(900),
         };
         self.command(id, Command::SetRelays(vec![relay]));
     }

@@ -94,12 +94,13 @@ impl Coordinator {
     }
 }
 
-/// Answers a STUN request.
-pub(crate) fn answer_stun(source: SocketAddr, datagram: &[u8]) -> Option<Vec<u8>> {
-    match stun::Message::decode(datagram).ok()? {
-        stun::Message::BindingRequest { transaction } => {
-            Some(stun::Message::BindingSuccess { transaction, mapped: source }.encode())
-        }
-        stun::Message::BindingSuccess { .. } => None,
-    }
+/// Answers a STUN request; returns where the answer goes.
+pub(crate) fn answer_stun(source: SocketAddr, datagram: &[u8]) -> Option<(SocketAddr, Vec<u8>)> {
+    let (transaction, port) = match stun::Message::decode(datagram).ok()? {
+        stun::Message::BindingRequest { transaction } => (transaction, source.port()),
+        stun::Message::BindingRequestFor { transaction, port } => (transaction, port.get()),
+        stun::Message::BindingSuccess { .. } => return None,
+    };
+    let answer = stun::Message::BindingSuccess { transaction, mapped: source }.encode();
+    Some((SocketAddr::new(source.ip(), port), answer))
 }

@@ -83,7 +83,8 @@ fn a_pair_that_stops_talking_falls_silent() {
         world.ping(0, 1);
         world.run_for(Duration::from_secs(1));
     }
-    world.run_for(Duration::from_secs(300));
+    // For a while the hole is kept.
+    world.run_for(Duration::from_secs(660));
     let before = world.nodes[0].meter.to_peers + world.nodes[1].meter.to_peers;
     world.run_for(DAY);
     let after = world.nodes[0].meter.to_peers + world.nodes[1].meter.to_peers;

@@ -24,6 +24,7 @@
 //! | a hard pair goes on through a node that lends itself | `lending.rs` |
 //! | without the coordinator for weeks, with a relay or with none, nodes that restart, sleep and move find each other | `away.rs` |
 //! | what users of other meshes had to report comes right by itself | `histories.rs` |
+//! | how long NATs remember is measured, and mappings are kept by that | `lifetime.rs` |
 //! | what nobody talks to costs no packet and no timer | `scenario/schedule.rs` (long pauses), `idle.rs` |
 //!
 //! A failing run prints its seed, its topology, its schedule so far and the last things that happened.
@@ -38,6 +39,7 @@ mod homes;
 mod idle;
 mod ledger;
 mod lending;
+mod lifetime;
 mod matrix;
 mod model;
 mod net;

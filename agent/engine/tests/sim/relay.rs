@@ -61,6 +61,11 @@ impl Relay {
         self.nodes.clear();
     }
 
+    /// Returns where a node's channel is bound.
+    pub(crate) fn bound_at(&self, node: NodeId) -> Option<SocketAddr> {
+        self.channels.get(self.nodes.get(&node)?)?.bound
+    }
+
     /// Whether a node has a bound channel.
     pub(crate) fn is_bound(&self, node: NodeId) -> bool {
         let channel = self.nodes.get(&node).and_then(|channel| self.channels.get(channel));

@@ -446,7 +446,8 @@ async fn the_relay_of_the_coordinator_is_where_the_coordinator_is() {
         Relay { id: RelayId(0), name: "pi".to_owned(), key: None, addresses: vec!["192.0.2.9:7".to_owned()] };
     let mut session = bench.accept_with(NetworkMap { relays: vec![relay], ..bench.map(5, []) }).await;
     session.recv_until(|message| matches!(message, ClientMessage::RelayOpen).then_some(())).await;
-    let channel = RelayChannel { relay: RelayId(0), channel: ChannelId(7), key: [1; 32] };
+    let channel =
+        RelayChannel { relay: RelayId(0), channel: ChannelId(7), key: [1; 32], bind_lifetime_s: None };
     session.send(ServerMessage::RelayOpened(channel)).await;
     let config = agent.event(|event| match event {
         ControlEvent::RelayOpened(config) => Some(config),
@@ -497,7 +498,7 @@ async fn a_relay_that_stands_alone_has_a_connection_of_its_own() {
         let mut at_relay = alone.accept().await;
         assert_eq!(at_relay.node_key, bench.identity.node_key());
         assert!(matches!(at_relay.recv().await, ClientMessage::RelayOpen));
-        let opened = RelayChannel { relay: RelayId(4), channel, key: [1; 32] };
+        let opened = RelayChannel { relay: RelayId(4), channel, key: [1; 32], bind_lifetime_s: Some(900) };
         at_relay.send(ServerMessage::RelayOpened(opened)).await;
         let config = agent.event(|event| match event {
             ControlEvent::RelayOpened(config) => Some(config),

@@ -295,6 +295,12 @@ impl Net {
         self.nats[nat.0].outer
     }
 
+    /// Whether a NAT lets what comes from `source` in at an address of its own.
+    pub(crate) fn is_open(&self, address: SocketAddr, source: SocketAddr, now: Duration) -> bool {
+        let mut nats = self.nats.iter().filter(|gateway| gateway.address == address.ip());
+        nats.any(|gateway| gateway.nat.admit(address.port(), source, now).is_some())
+    }
+
     /// Whether an address is free in a realm.
     pub(crate) fn is_free(&self, realm: RealmId, address: IpAddr) -> bool {
         !self.realms[realm.0].owners.contains_key(&address)
@@ -328,7 +334,7 @@ impl Net {
     /// Sends a datagram, as far as the realm where its destination is, and says when it arrives there.
     pub(crate) fn send(&mut self, outgoing: Outgoing, now: Duration) -> Result<(Duration, Flight), Lost> {
         if let Some(firewall) = &mut self.hosts[outgoing.host.0].firewall {
-            firewall.note_outbound(outgoing.destination, now);
+            firewall.note_outbound(outgoing.port, outgoing.destination, now);
         }
         if outgoing.destination.is_ipv6() {
             return self.send_v6(outgoing, now);
@@ -379,7 +385,7 @@ impl Net {
                     let Host { firewall, v6, .. } = &mut self.hosts[host.0];
                     let router = v6.as_mut().filter(|_| destination.is_ipv6()).map(|v6| &mut v6.filter);
                     let mut filters = firewall.iter_mut().chain(router);
-                    if !filters.all(|filter| filter.admits(source, now)) {
+                    if !filters.all(|filter| filter.admits(destination.port(), source, now)) {
                         return Err(Lost::Firewall);
                     }
                     return Ok(Delivery { host, source, port: destination.port(), bytes });
@@ -397,7 +403,7 @@ impl Net {
     fn send_v6(&mut self, outgoing: Outgoing, now: Duration) -> Result<(Duration, Flight), Lost> {
         let Outgoing { host, port, destination, bytes } = outgoing;
         let v6 = self.hosts[host.0].v6.as_mut().ok_or(Lost::Detached)?;
-        v6.filter.note_outbound(destination, now);
+        v6.filter.note_outbound(port, destination, now);
         let (source, from) = (SocketAddr::new(v6.address, port), v6.uplink);
         let Some(Owner::Host(to)) = self.realms[INTERNET.0].owners.get(&destination.ip()).copied() else {
             return Err(Lost::NoSuchAddress);

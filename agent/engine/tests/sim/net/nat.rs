@@ -221,7 +221,7 @@ impl Nat {
     }
 
     /// Decides whether a datagram may come in, and where it goes.
-    fn admit(&self, port: u16, remote: SocketAddr, now: Duration) -> Option<SocketAddr> {
+    pub(crate) fn admit(&self, port: u16, remote: SocketAddr, now: Duration) -> Option<SocketAddr> {
         let inside = self.ports.get(&port)?.inside;
         if !self.is_mapped(port, inside, now) {
             return None;

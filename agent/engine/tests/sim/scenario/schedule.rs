@@ -12,9 +12,10 @@ use crate::{
 /// Idle times: seconds, minutes, hours, days. The long ones are rare in steps, but most of the virtual time.
 const IDLE: [(u64, u64); 4] = [(1, 60), (60, 1800), (1800, 6 * 3600), (12 * 3600, 4 * 86_400)];
 /// Idle times from here on must be quiet.
-const QUIET_FROM: Duration = Duration::from_secs(900);
-/// After this time without traffic nothing is left of it: sessions live for 180 s and are made for at most 90 s.
-const QUIET_DOWN: Duration = Duration::from_secs(300);
+const QUIET_FROM: Duration = Duration::from_secs(1200);
+/// After this time without traffic nothing is left of it: sessions live for 180 s and are made for at most 90 s, and holes
+/// are kept for ten minutes.
+const QUIET_DOWN: Duration = Duration::from_secs(700);
 /// A relay is bound every 20 s, an observer asked at most as often.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(18);
 /// A relay that does not answer is bound more often.

@@ -22,6 +22,8 @@ use crate::{
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// Longest wait between two attempts to connect.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// For how long relays remember a Bind.
+const BIND_LIFETIME: Duration = Duration::from_secs(900);
 /// Wait before a relay that could not be opened is tried again.
 const RELAY_RETRY: Duration = Duration::from_secs(5);
 
@@ -242,7 +244,8 @@ impl World {
         }
         let (channel, key) = self.relays[index].open(self.nodes[node].id);
         let carrier = self.carrier(node, index);
-        self.tell(node, News::RelayOpened(RelayConfig { id: relay, carrier, channel, key }));
+        let bind_lifetime = BIND_LIFETIME;
+        self.tell(node, News::RelayOpened(RelayConfig { id: relay, carrier, channel, key, bind_lifetime }));
     }
 
     fn handle_news(&mut self, node: usize, news: News) {
@@ -283,7 +286,7 @@ impl World {
         }
         let (channel, key) = self.relays[index].open(self.nodes[node].id);
         let carrier = self.carrier(node, index);
-        let config = RelayConfig { id: relay, carrier, channel, key };
+        let config = RelayConfig { id: relay, carrier, channel, key, bind_lifetime: BIND_LIFETIME };
         let (at, life) = (self.now + 4 * self.latency(node), self.nodes[node].life);
         self.queue.push(at, Event::Control(Message::Opened { node, life, config }));
     }

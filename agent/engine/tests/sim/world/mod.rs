@@ -342,9 +342,7 @@ impl World {
             return;
         }
         let answer = match classify(&bytes) {
-            DatagramKind::Stun if self.observes(delivery.host) => {
-                answer_stun(source, &bytes).map(|answer| (source, answer))
-            }
+            DatagramKind::Stun if self.observes(delivery.host) => answer_stun(source, &bytes),
             DatagramKind::Relay => {
                 let relay = self.relays.iter_mut().find(|relay| relay.host == delivery.host && relay.up);
                 relay.and_then(|relay| relay.handle_frame(source, &bytes))
@@ -521,6 +519,8 @@ impl World {
             }
             EngineEvent::PrefixRefused { .. } => self.fail(format!("node {node} refuses a prefix")),
             EngineEvent::HomeChanged(home) => self.publish_home(node, home),
+            // Told to nobody: what a process has measured ends with it.
+            EngineEvent::NatLifetime(_) => {}
             EngineEvent::RelayUp(_) | EngineEvent::Pong { .. } => {}
         }
     }
