@@ -305,6 +305,7 @@ impl Wiring {
         tracing::info!(?away, "this host was away: everything is asked anew");
         self.engine.command(Command::Woke { unseen }).await?;
         self.control.woke(away);
+        self.surroundings.port_map.woke(unseen);
         self.surroundings.nat64.network_changed();
         self.handle_changes(&Changes::default()).await
     }

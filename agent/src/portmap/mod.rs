@@ -5,7 +5,8 @@
 //! answers from elsewhere, addresses of other hosts in UPnP descriptions, and redirects are refused, and everything that
 //! is read has a limit of size and time. What is refused or makes no sense is counted, and never costs more than a pause.
 //!
-//! A mapping lives for two hours or what the router grants, is renewed at half of that, and removed when the agent stops.
+//! A mapping lives for two hours or what the router grants, is renewed at half of that and when the host has slept, and
+//! removed when the agent stops.
 //! Which mapping is held, and the nonce that proves it to be one's own, is kept on disk: after a `kill -9` the next run
 //! takes the same mapping over instead of making another one.
 //!
@@ -29,6 +30,7 @@ use std::{
     net::{SocketAddr, SocketAddrV4},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use mesh_proto::{
@@ -96,6 +98,8 @@ pub struct Counts {
 #[derive(Debug, Clone)]
 pub struct PortMapHandle {
     networks: Arc<watch::Sender<HostNetworks>>,
+    /// For how long the host has slept, all in all.
+    slept: Arc<watch::Sender<Duration>>,
     report: watch::Receiver<Report>,
 }
 
@@ -108,21 +112,28 @@ pub fn spawn(
     tracker: &TaskTracker,
 ) -> PortMapHandle {
     let (networks, changes) = watch::channel(HostNetworks::default());
+    let (slept, wakes) = watch::channel(Duration::ZERO);
     let (reports, report) = watch::channel(Report::default());
     match mode {
         Mode::On => {
             let store = store::Store::load(state_dir);
-            tracker.spawn(task::run(port, store, changes, reports, cancel.clone()));
+            let inputs = task::Inputs { networks: changes, slept: wakes };
+            tracker.spawn(task::run(port, store, inputs, reports, cancel.clone()));
         }
         Mode::Off => {}
     }
-    PortMapHandle { networks: Arc::new(networks), report }
+    PortMapHandle { networks: Arc::new(networks), slept: Arc::new(slept), report }
 }
 
 impl PortMapHandle {
     /// Tells that the host's networks have changed, or may have.
     pub fn set_networks(&self, networks: &HostNetworks) {
         self.networks.send_replace(networks.clone());
+    }
+
+    /// Tells that the host has slept for as long as its clock has not seen.
+    pub fn woke(&self, unseen: Duration) {
+        self.slept.send_modify(|slept| *slept += unseen);
     }
 
     /// Returns what is to be shown.

@@ -31,14 +31,23 @@ struct Task {
     reports: watch::Sender<Report>,
 }
 
+/// What the task is told.
+pub(super) struct Inputs {
+    pub(super) networks: watch::Receiver<HostNetworks>,
+    /// For how long the host has slept, all in all.
+    pub(super) slept: watch::Receiver<Duration>,
+}
+
 /// Keeps a mapping until it is cancelled, and removes it then.
 pub(super) async fn run(
     port: u16,
     store: Store,
-    mut networks: watch::Receiver<HostNetworks>,
+    inputs: Inputs,
     reports: watch::Sender<Report>,
     cancel: CancellationToken,
 ) {
+    let Inputs { mut networks, mut slept } = inputs;
+    let mut known = Duration::ZERO;
     let policy = Policy::new(port, store.held());
     let announcements = announced::listen()
         .inspect_err(|error| tracing::debug!(%error, "routers' announcements are not heard"))
@@ -55,6 +64,14 @@ pub(super) async fn run(
                 }
                 let now = networks.borrow_and_update().clone();
                 task.handle_networks(&now);
+            }
+            changed = slept.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                let slept = *slept.borrow_and_update();
+                let unseen = slept.saturating_sub(std::mem::replace(&mut known, slept));
+                task.policy.handle_woke(unseen, std_now());
             }
             Some(outcome) = task.asked.next() => task.handle_outcome(outcome),
             () = announced::next(announcements.as_ref(), gateway) => task.policy.handle_announced(std_now()),

@@ -3,7 +3,7 @@
 //! ```text
 //!            router known                found                 granted
 //!   Idle ------------------> Probing ------------> Mapping ------------> Held --+ renewed at half life, at once when the
-//!    ^                       ^     |                  |  ^                |  ^--+ router has lost its mappings
+//!    ^                       ^     |                  |  ^                |  ^--+ router has lost its mappings or on wake
 //!    | no router     time is up    | none answers     |  | the next best  |
 //!    +--- any            |         v                  |  +--- refused     | life is over
 //!                        +----- Resting <-------------+                   |
@@ -295,6 +295,29 @@ impl Policy {
             Phase::Idle | Phase::Probing { .. } | Phase::Mapping { .. } => return,
         }
         self.announced_at = Some(now);
+    }
+
+    /// The host has slept for as long as its clock has not seen: the mapping is older than it seems, and nobody has looked
+    /// after it. It is asked for again at once; where its life is over, peers are not sent there until it is granted.
+    pub(super) fn handle_woke(&mut self, unseen: Duration, now: Instant) {
+        // The router's clock has gone on: that it differs from this one's says nothing of a reboot.
+        self.epoch = None;
+        match &mut self.phase {
+            Phase::Held(lease) => {
+                lease.expires_at = lease.expires_at.checked_sub(unseen).unwrap_or(now);
+                if lease.expires_at <= now {
+                    self.leftover = Some(lease.held);
+                    self.start(now);
+                } else {
+                    self.renew(now);
+                }
+            }
+            Phase::Resting { .. } => {
+                self.rests = 0;
+                self.start(now);
+            }
+            Phase::Idle | Phase::Probing { .. } | Phase::Mapping { .. } => {}
+        }
     }
 
     /// Notes something that came from the router's address and makes no sense.

@@ -113,6 +113,53 @@ fn a_mapping_is_renewed_at_half_life_and_lives_no_longer_than_granted() {
 }
 
 #[test]
+fn after_a_sleep_a_mapping_is_renewed_at_once_and_is_as_old_as_it_is() {
+    let now = Instant::now();
+    let mut policy = holding(now);
+    policy.handle_woke(seconds(1000), now + seconds(10));
+    assert_eq!(asks(&mut policy), [map(Protocol::Pcp, PORT)]);
+    assert!(policy.mapped().is_some(), "it lives for another hour and a half");
+    policy.handle_woke(seconds(60), now + seconds(11));
+    assert_eq!(asks(&mut policy), [], "it is being asked for");
+    // The router's clock has seen what this one has not.
+    policy.handle_mapped(Err(Failure::Silent), now + seconds(12));
+    policy.handle_timeout(now + seconds(7200 - 1060));
+    assert_eq!(policy.mapped(), None, "no longer than granted");
+
+    let mut policy = holding(now);
+    policy.handle_woke(seconds(1000), now + seconds(10));
+    asks(&mut policy);
+    policy.handle_mapped(granted(PORT, 7200, 2010), now + seconds(10));
+    assert_eq!(asks(&mut policy), [], "no reboot is seen in that");
+    policy.handle_timeout(now + seconds(10 + 3600));
+    assert_eq!(asks(&mut policy).len(), 1);
+}
+
+#[test]
+fn a_mapping_whose_life_ended_in_a_sleep_is_not_offered_until_it_is_granted_again() {
+    let now = Instant::now();
+    let mut policy = holding(now);
+    policy.handle_woke(seconds(8 * 3600), now + seconds(1));
+    assert_eq!(policy.mapped(), None);
+    assert_eq!(asks(&mut policy), Protocol::ALL.map(Ask::Probe), "whatever router there is now");
+    policy.handle_probed(Protocol::Pcp, Ok(()), now + seconds(1));
+    assert_eq!(asks(&mut policy), [map(Protocol::Pcp, PORT)]);
+    policy.handle_mapped(granted(PORT, 7200, 5), now + seconds(1));
+    assert!(policy.mapped().is_some());
+}
+
+#[test]
+fn a_router_that_did_not_answer_is_asked_again_on_wake() {
+    let now = Instant::now();
+    let mut policy = probing(now);
+    for protocol in Protocol::ALL {
+        policy.handle_probed(protocol, Err(Failure::Silent), now);
+    }
+    policy.handle_woke(seconds(5), now + seconds(1));
+    assert_eq!(asks(&mut policy), Protocol::ALL.map(Ask::Probe));
+}
+
+#[test]
 fn what_the_router_grants_is_taken_if_it_can_be() {
     let now = Instant::now();
     let mut policy = holding(now);
