@@ -26,7 +26,6 @@ pub mod kubernetes;
 pub mod local_api;
 pub mod logs;
 pub mod meshctl;
-pub mod names;
 pub mod nat64;
 pub mod netcheck;
 pub mod netmap;

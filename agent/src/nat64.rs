@@ -1,21 +1,26 @@
 //! The way to IPv4 from a network without it: the prefixes behind which the network translates.
 //!
-//! Named by the operator, or asked of the system's own resolvers (RFC 7050), through the system, so that whatever
-//! stands in `resolv.conf`, `nsswitch.conf` or a resolver daemon holds. Asked once per network, and again from time to
-//! time, for the system does not say how long an answer holds. Nothing is trusted because of a prefix: what is behind it
-//! has to prove its key like everybody else.
+//! Named by the operator, or asked of the system's own resolvers (RFC 7050) as names of the underlay are ([`mesh_names`]):
+//! never through the mesh, whose other end may stand in a network that translates where this one does not. Asked once per
+//! network, and again from time to time. Nothing is trusted because of a prefix: what is behind it has to prove its key
+//! like everybody else.
 //!
 //! One task asks ahead; whoever dials before it is done asks for itself.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use ipnet::IpNet;
+use mesh_names::NameError;
 use mesh_proto::nat64::{Nat64Prefix, WELL_KNOWN_NAME};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A resolver that has not answered by then may still answer the next time. Time for two name servers that don't answer,
-/// for 5 s each, and a third.
-const TIMEOUT: Duration = Duration::from_secs(12);
 /// Pause after an answer. Prefixes are as durable as networks; the name's records live for a day.
 const REFRESH: Duration = Duration::from_secs(900);
 /// Pause after the first question that was not answered; it doubles.
@@ -24,8 +29,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(300);
 /// Prefixes that are used; what goes beyond is cut. A second one is there while a network changes from one to the other.
 const MAX_PREFIXES: usize = 2;
-/// Any: it is asked for with the name, and nothing is done with it.
-const ANY_PORT: u16 = 443;
 
 /// Where prefixes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +64,8 @@ pub struct Changes {
 struct Shared {
     mode: Mode,
     known: watch::Sender<Known>,
+    /// Where no resolver is asked.
+    mesh: Mutex<Vec<IpNet>>,
 }
 
 /// What is known of one network.
@@ -100,7 +105,8 @@ impl Nat64 {
             Mode::Prefix(prefix) => vec![prefix],
         };
         let known = Known { prefixes, answered: mode != Mode::Auto, network: 0 };
-        Self { shared: Arc::new(Shared { mode, known: watch::Sender::new(known) }) }
+        let known = watch::Sender::new(known);
+        Self { shared: Arc::new(Shared { mode, known, mesh: Mutex::default() }) }
     }
 
     /// Starts the task that asks ahead.
@@ -176,9 +182,20 @@ impl Nat64 {
         }
     }
 
-    async fn ask(&self) -> io::Result<Vec<Nat64Prefix>> {
+    /// These are the mesh's ranges: no resolver in them is asked, nor one that is reached through them.
+    pub fn set_mesh(&self, mesh: Vec<IpNet>) {
+        *self.mesh() = mesh;
+    }
+
+    fn mesh(&self) -> MutexGuard<'_, Vec<IpNet>> {
+        // It is whole after every statement.
+        self.shared.mesh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask(&self) -> Result<Vec<Nat64Prefix>, NameError> {
         let network = self.shared.known.borrow().network;
-        let found = lookup().await;
+        let mesh = self.mesh().clone();
+        let found = lookup(&mesh).await;
         match &found {
             Ok(prefixes) => {
                 tracing::debug!(?prefixes, "the network's translation prefixes");
@@ -213,16 +230,25 @@ impl Changes {
     pub fn network_changed(&self) {
         self.nat64.network_changed();
     }
+
+    /// These are the mesh's ranges.
+    pub fn set_mesh(&self, mesh: Vec<IpNet>) {
+        self.nat64.set_mesh(mesh);
+    }
 }
 
-/// Asks the system for the addresses of the well-known name.
-async fn lookup() -> io::Result<Vec<Nat64Prefix>> {
-    let lookup = tokio::net::lookup_host((WELL_KNOWN_NAME, ANY_PORT));
-    let addresses = tokio::time::timeout(TIMEOUT, lookup).await??;
+/// Asks for the IPv6 addresses of the well-known name, which has none of its own.
+async fn lookup(mesh: &[IpNet]) -> Result<Vec<Nat64Prefix>, NameError> {
+    let addresses = match mesh_names::lookup_v6(WELL_KNOWN_NAME, mesh).await {
+        Ok(answer) => answer.addresses,
+        Err(NameError::NotFound { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
     let v6: BTreeSet<_> = addresses
+        .into_iter()
         .filter_map(|address| match address {
-            SocketAddr::V6(v6) => Some(*v6.ip()),
-            SocketAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(v6),
+            IpAddr::V4(_) => None,
         })
         .collect();
     let mut prefixes = Nat64Prefix::find(v6);

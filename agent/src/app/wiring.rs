@@ -359,6 +359,7 @@ impl Wiring {
     async fn set_map(&mut self, map: Arc<NetworkMap>) -> anyhow::Result<()> {
         let ids = |map: &NetworkMap| map.peers.iter().map(|peer| peer.id).collect::<BTreeSet<_>>();
         let new = ids(&map);
+        self.surroundings.nat64.set_mesh(vec![map.mesh.ipv4.into(), map.mesh.ipv6.into()]);
         let old = self.following.map().map(ids).unwrap_or_default();
         // News of a peer may come before the map that has it; news of one that is gone is old.
         self.states.retain(|id, _| new.contains(id) || !old.contains(id));

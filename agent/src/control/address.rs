@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use mesh_proto::{DEFAULT_COORDINATOR_PORT, nat64::Nat64Prefix};
 
-use crate::names::{self, NameError};
+use mesh_names::NameError;
 
 /// Addresses of one name that are used; what goes beyond is cut.
 const MAX_ADDRESSES: usize = 8;
@@ -130,7 +130,7 @@ impl HostPort {
         let (found, ttl) = match self.host.parse() {
             Ok(ip) => (vec![ip], Duration::MAX),
             Err(_) => {
-                let answer = names::lookup(&self.host, mesh).await?;
+                let answer = mesh_names::lookup(&self.host, mesh).await?;
                 (answer.addresses, answer.ttl)
             }
         };

@@ -31,7 +31,9 @@ use super::{
     neighbours,
     tls::{self, SERVER_NAME},
 };
-use crate::{names::NameError, nat64::Nat64};
+use mesh_names::NameError;
+
+use crate::nat64::Nat64;
 
 /// A dial that has not succeeded by then starts over: names may resolve to something else by now.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use mesh_names::NameError;
 use serde::{Deserialize, Serialize};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -24,7 +25,6 @@ use tracing::{debug, warn};
 use super::address::{Found, HostPort, ResolveError};
 use crate::{
     identity::{StateDir, StateFile},
-    names::NameError,
     netmap::Saver,
 };
 

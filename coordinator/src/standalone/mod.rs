@@ -20,6 +20,7 @@
 //! and the process ends with it.
 
 mod cache;
+mod places;
 mod service;
 mod uplink;
 

@@ -17,7 +17,12 @@ use quinn::crypto::rustls::QuicClientConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{RelayOptions, cache::MapCache, service::KnownNodes};
+use super::{
+    RelayOptions,
+    cache::MapCache,
+    places::{Found, Places, mesh_ranges},
+    service::KnownNodes,
+};
 use crate::{
     control::{IDLE_TIMEOUT, KEEP_ALIVE, Link, LinkError, VERSION},
     front::observer::knock_from_anywhere,
@@ -39,6 +44,7 @@ pub(super) struct Uplink {
     options: RelayOptions,
     identity: Identity,
     config: quinn::ClientConfig,
+    places: Places,
     cache: MapCache,
     relay: RelayHandle,
     known: watch::Sender<Option<Arc<KnownNodes>>>,
@@ -87,7 +93,8 @@ impl Uplink {
             .keep_alive_interval(Some(KEEP_ALIVE))
             .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().map_err(io::Error::other)?));
         config.transport_config(Arc::new(transport));
-        Ok(Self { options, identity, config, cache, relay, known, map: None })
+        let places = Places::load(options.coordinators.clone(), &options.state_dir);
+        Ok(Self { options, identity, config, places, cache, relay, known, map: None })
     }
 
     /// Takes over a map: the relay knows its nodes from now on.
@@ -183,7 +190,7 @@ impl Uplink {
     }
 
     /// Registers the relay, on a connection of its own.
-    async fn join(&self) -> Result<(), AttemptError> {
+    async fn join(&mut self) -> Result<(), AttemptError> {
         let Some(token) = self.options.token.clone() else {
             return Err(AttemptError::Fatal(UplinkError::NoToken));
         };
@@ -250,23 +257,17 @@ impl Uplink {
         self.map = None;
     }
 
-    /// Tries the coordinator's names and their addresses in order, up to Welcome.
-    async fn dial(&self) -> Result<(quinn::Endpoint, Link), AttemptError> {
-        let mut failures = Vec::new();
-        for name in &self.options.coordinators {
-            let addresses = match tokio::net::lookup_host(name).await {
-                Ok(addresses) => addresses.collect::<Vec<_>>(),
-                Err(error) => {
-                    failures.push(format!("{name}: {error}"));
-                    continue;
+    /// Tries the places where the coordinator may be in order, up to Welcome.
+    async fn dial(&mut self) -> Result<(quinn::Endpoint, Link), AttemptError> {
+        let Found { addresses, mut failures } = self.places.find(&mesh_ranges(self.map.as_ref())).await;
+        for address in addresses {
+            match tokio::time::timeout(DIAL_DEADLINE, self.dial_address(address)).await {
+                Ok(Ok(dialed)) => {
+                    self.places.note_met(address).await;
+                    return Ok(dialed);
                 }
-            };
-            for address in addresses {
-                match tokio::time::timeout(DIAL_DEADLINE, self.dial_address(address)).await {
-                    Ok(Ok(dialed)) => return Ok(dialed),
-                    Ok(Err(error)) => failures.push(format!("{name} ({address}): {error}")),
-                    Err(_elapsed) => failures.push(format!("{name} ({address}): no answer")),
-                }
+                Ok(Err(error)) => failures.push(format!("{address}: {error}")),
+                Err(_elapsed) => failures.push(format!("{address}: no answer")),
             }
         }
         Err(AttemptError::Unreachable(failures.join("; ")))

@@ -1,7 +1,7 @@
 //! What names of the underlay lead to, and for how long.
 //!
-//! The agent asks the name servers in `/etc/resolv.conf` itself, so that it learns how long an answer holds, and so that a
-//! question never leaves through the mesh: the mesh cannot be what leads to the coordinator that it is made by.
+//! The mesh's programs ask the name servers in `/etc/resolv.conf` themselves, so that they learn how long an answer holds,
+//! and so that a question never leaves through the mesh: the mesh cannot be what leads to the coordinator that it is made by.
 //!
 //! ```text
 //! /etc/hosts -- there ------------------------------------------------------------> answer
@@ -20,7 +20,7 @@
 //! whoever is there decides, so a captive portal's lies cost a moment.
 
 #[cfg(test)]
-pub(crate) mod fake;
+mod fake;
 mod servers;
 mod system;
 #[cfg(test)]
@@ -45,11 +45,11 @@ const UNDATED: Duration = Duration::from_secs(30);
 
 /// What a name leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// The addresses, IPv6 first.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// The time to live.
-    pub(crate) ttl: Duration,
+    pub ttl: Duration,
 }
 
 /// Why a name leads nowhere.
@@ -79,17 +79,50 @@ pub enum NameError {
 ///
 /// # Errors
 /// When nobody who was asked knows an address.
-pub(crate) async fn lookup(host: &str, mesh: &[IpNet]) -> Result<Answer, NameError> {
-    lookup_with(&Files::default(), host, mesh).await
+pub async fn lookup(host: &str, mesh: &[IpNet]) -> Result<Answer, NameError> {
+    lookup_in(&Files::default(), Question { host, wanted: Wanted::Any, mesh }).await
 }
 
-async fn lookup_with(files: &Files, host: &str, mesh: &[IpNet]) -> Result<Answer, NameError> {
+/// As [`lookup`], for IPv6 addresses alone: a name server that has none is not the last one to be asked.
+///
+/// # Errors
+/// When nobody who was asked knows an IPv6 address.
+pub async fn lookup_v6(host: &str, mesh: &[IpNet]) -> Result<Answer, NameError> {
+    lookup_in(&Files::default(), Question { host, wanted: Wanted::V6, mesh }).await
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+struct Question<'a> {
+    host: &'a str,
+    wanted: Wanted,
+    /// Nobody is asked in these ranges.
+    mesh: &'a [IpNet],
+}
+
+/// Which addresses are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Any,
+    V6,
+}
+
+impl Wanted {
+    fn has(self, ip: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::V6 => ip.is_ipv6(),
+        }
+    }
+}
+
+async fn lookup_in(files: &Files, question: Question<'_>) -> Result<Answer, NameError> {
     let work = async {
         let mut system = files.read();
         loop {
             tokio::select! {
                 biased;
-                answer = ask(&system, host, mesh) => return answer,
+                answer = ask(&system, question) => return answer,
                 changed = changed(files, &system) => system = changed,
             }
         }
@@ -108,19 +141,21 @@ async fn changed(files: &Files, known: &System) -> System {
     }
 }
 
-async fn ask(system: &System, host: &str, mesh: &[IpNet]) -> Result<Answer, NameError> {
-    let written = system.written(host);
+async fn ask(system: &System, question: Question<'_>) -> Result<Answer, NameError> {
+    let Question { host, wanted, mesh } = question;
+    let mut written = system.written(host);
+    written.retain(|ip| wanted.has(*ip));
     if !written.is_empty() {
         return Ok(Answer { addresses: written, ttl: UNDATED });
     }
     if system::is_local(host) {
-        return ask_system(host).await;
+        return ask_system(host, wanted).await;
     }
     let usable = system.servers(mesh);
     if usable.is_empty() {
         return Err(NameError::NoServer);
     }
-    let failure = match servers::ask(&usable, system.search(), host, mesh).await {
+    let failure = match servers::ask(&usable, system.search(), question).await {
         Ok(answer) => return Ok(answer),
         Err(failure) => failure,
     };
@@ -128,19 +163,19 @@ async fn ask(system: &System, host: &str, mesh: &[IpNet]) -> Result<Answer, Name
     let is_whole = usable.len() == system.server_count() && !failure.is_through_mesh;
     if is_whole
         && system.has_other_sources()
-        && let Ok(answer) = ask_system(host).await
+        && let Ok(answer) = ask_system(host, wanted).await
     {
         return Ok(answer);
     }
     Err(failure.into())
 }
 
-async fn ask_system(host: &str) -> Result<Answer, NameError> {
+async fn ask_system(host: &str, wanted: Wanted) -> Result<Answer, NameError> {
     // Any port: it is asked for with the name, and nothing is done with it.
     let found = tokio::net::lookup_host((host, 1)).await.map_err(NameError::System)?;
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in found {
-        if !addresses.contains(&address.ip()) {
+        if wanted.has(address.ip()) && !addresses.contains(&address.ip()) {
             addresses.push(address.ip());
         }
     }

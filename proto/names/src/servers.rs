@@ -3,7 +3,7 @@
 //! Both families are asked for at once. Once one has an address the other is waited for only shortly: some servers
 //! never answer a question for IPv6. Everything is made anew for each question, so nothing outlives a network.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, time::Duration};
 
 use futures_util::{
     StreamExt,
@@ -17,11 +17,10 @@ use hickory_resolver::{
     net::{DnsError, NetError},
     proto::rr::{Name, RecordType},
 };
-use ipnet::IpNet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    Answer,
+    Answer, Question, Wanted,
     underlay::{ThroughMesh, Underlay},
 };
 
@@ -51,10 +50,8 @@ type Asking<'a> = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send + 
 pub(super) async fn ask(
     servers: &[SocketAddr],
     search: &[String],
-    host: &str,
-    mesh: &[IpNet],
+    question: Question<'_>,
 ) -> Result<Answer, Failure> {
-    let mesh: Arc<[IpNet]> = mesh.into();
     let mut waiting = servers.iter();
     let mut asking: FuturesUnordered<Asking<'_>> = FuturesUnordered::new();
     let mut failure = Failure::default();
@@ -63,7 +60,7 @@ pub(super) async fn ask(
         if Instant::now() >= next
             && let Some(server) = waiting.next()
         {
-            asking.push(Box::pin(ask_one(*server, search, host, mesh.clone())));
+            asking.push(Box::pin(ask_one(*server, search, question)));
             next = Instant::now() + STAGGER;
         }
         tokio::select! {
@@ -84,21 +81,25 @@ pub(super) async fn ask(
     }
 }
 
-/// Asks one server for both families.
+/// Asks one server, for both families if any will do.
 async fn ask_one(
     server: SocketAddr,
     search: &[String],
-    host: &str,
-    mesh: Arc<[IpNet]>,
+    question: Question<'_>,
 ) -> Result<Answer, Failure> {
+    let Question { host, wanted, mesh } = question;
     let name = if host.contains('.') { format!("{}.", host.trim_end_matches('.')) } else { host.to_owned() };
     let Ok(name) = Name::from_ascii(name) else {
         return Err(Failure { not_found: Some(None), ..Failure::default() });
     };
-    let underlay = Underlay::new(server, mesh);
+    let underlay = Underlay::new(server, mesh.into());
     // The library does not tell why there is no socket.
     underlay.connect(underlay.any()).await.map_err(Failure::of_socket)?;
     let resolver = resolver(underlay, search).map_err(Failure::from)?;
+    if wanted == Wanted::V6 {
+        let found = Found::try_from(resolver.lookup(name, RecordType::AAAA).await)?;
+        return Ok(found.0);
+    }
     let [v6, v4] =
         [RecordType::AAAA, RecordType::A].map(|kind| Box::pin(resolver.lookup(name.clone(), kind)));
     let (first, second) = match select(v6, v4).await {

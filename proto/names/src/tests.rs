@@ -6,18 +6,27 @@ use std::{
 };
 
 use hickory_resolver::proto::{op::ResponseCode, rr::RecordType};
+use ipnet::IpNet;
 use tempfile::TempDir;
 
 use super::{
-    Answer, NameError,
+    Answer, NameError, Question, Wanted,
     fake::{FakeServer, Reply, files, write_servers},
-    lookup_with,
+    lookup_in,
     system::Files,
 };
 
 const NAME: &str = "pi.example.org";
 const V4: &str = "192.0.2.7";
 const V6: &str = "2001:db8::7";
+
+async fn lookup_with(files: &Files, host: &str, mesh: &[IpNet]) -> Result<Answer, NameError> {
+    lookup_in(files, Question { host, wanted: Wanted::Any, mesh }).await
+}
+
+async fn lookup_v6(files: &Files) -> Result<Answer, NameError> {
+    lookup_in(files, Question { host: NAME, wanted: Wanted::V6, mesh: &[] }).await
+}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -135,6 +144,16 @@ async fn a_family_that_is_never_answered_holds_up_no_other() {
     let started = Instant::now();
     assert_eq!(lookup_with(&files_of(&server, &dir), NAME, &[]).await.unwrap(), answer(&[V4], 60));
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn where_ipv6_alone_is_wanted_it_is_waited_for_and_looked_for() {
+    let v4 = || Reply::Addresses(vec![ip(V4)], 60);
+    let (_servers, files, _dir) = two(v4(), both(60)).await;
+    assert_eq!(lookup_v6(&files).await.unwrap(), answer(&[V6], 60), "the second one knows");
+    let (_server, files, _dir) = one(v4()).await;
+    let error = lookup_v6(&files).await.unwrap_err();
+    assert!(matches!(error, NameError::NotFound { .. }), "{error:?}");
 }
 
 #[tokio::test]

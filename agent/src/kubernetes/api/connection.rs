@@ -28,7 +28,6 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{super::access::Target, ApiError};
-use crate::names;
 
 /// How long a connection may take, and its TLS handshake.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -123,7 +122,7 @@ async fn connect(target: &Target) -> Result<(TcpStream, SocketAddr), ApiError> {
         Ok(address) => vec![address],
         Err(_) => {
             // Unlike the coordinator, the API server may be behind the mesh.
-            let found = names::lookup(&target.host, &[]).await;
+            let found = mesh_names::lookup(&target.host, &[]).await;
             found.map_err(|why| ApiError::Name { host: target.host.clone(), why })?.addresses
         }
     };

@@ -8,7 +8,7 @@ use rustls::CertificateError;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::super::access::{AccessError, Target};
-use crate::names::NameError;
+use mesh_names::NameError;
 
 /// Why a request came to nothing: a sentence for people each.
 #[derive(Debug, thiserror::Error)]
