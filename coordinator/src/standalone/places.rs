@@ -63,7 +63,9 @@ impl Places {
             let answer = if self.met.is_empty() {
                 lookup.await
             } else {
-                timeout(PATIENCE, lookup).await.unwrap_or_else(|_| Err("no resolver has answered yet".to_owned()))
+                timeout(PATIENCE, lookup)
+                    .await
+                    .unwrap_or_else(|_| Err("no resolver has answered yet".to_owned()))
             };
             match answer {
                 Ok(addresses) => found.addresses.extend(addresses),

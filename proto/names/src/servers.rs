@@ -82,11 +82,7 @@ pub(super) async fn ask(
 }
 
 /// Asks one server, for both families if any will do.
-async fn ask_one(
-    server: SocketAddr,
-    search: &[String],
-    question: Question<'_>,
-) -> Result<Answer, Failure> {
+async fn ask_one(server: SocketAddr, search: &[String], question: Question<'_>) -> Result<Answer, Failure> {
     let Question { host, wanted, mesh } = question;
     let name = if host.contains('.') { format!("{}.", host.trim_end_matches('.')) } else { host.to_owned() };
     let Ok(name) = Name::from_ascii(name) else {

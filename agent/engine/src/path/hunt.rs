@@ -169,6 +169,15 @@ impl PathSet {
         due
     }
 
+    /// Whether this is the primary path, leads straight to the peer, and owes an answer for longer than it should take.
+    pub(crate) fn is_late(&self, path: PathAddress, now: Instant) -> bool {
+        let owes = |path: &Path| {
+            let waited = path.last_probe.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+            path.is_direct() && path.unanswered > 0 && waited > path.rtt.unwrap_or_default() * 2
+        };
+        self.primary == Some(path) && self.get(path).is_some_and(owes)
+    }
+
     /// Notes a probe that is sent.
     pub(crate) fn on_probe_sent(&mut self, to: PathAddress, txid: TxId, now: Instant) {
         if let Some(path) = self.get_mut(to) {

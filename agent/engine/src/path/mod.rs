@@ -274,6 +274,19 @@ mod tests {
     }
 
     #[test]
+    fn a_primary_path_is_late_when_its_next_probe_is_due_and_the_last_was_not_answered() {
+        let mut runner = Runner::new(1);
+        runner.traffic();
+        runner.run(ms(1100), ms(30), |_| true);
+        assert!(!runner.set.is_late(direct(1), runner.now), "answered");
+        runner.run(ms(1000), ms(30), |path| path == RELAY);
+        assert!(runner.set.is_late(direct(1), runner.now));
+        assert!(!runner.set.is_late(RELAY, runner.now));
+        runner.set.on_probe_sent(direct(1), [255; 12], runner.now);
+        assert!(!runner.set.is_late(direct(1), runner.now + ms(40)), "there is time yet");
+    }
+
+    #[test]
     fn old_paths_are_given_up_together_where_only_the_relay_answers() {
         let mut runner = Runner::new(8);
         runner.traffic();

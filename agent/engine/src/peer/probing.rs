@@ -272,6 +272,10 @@ impl Peer {
 
     fn send_probes(&mut self, local: &mut Local, now: Instant) {
         for path in self.paths.poll_probes(now) {
+            if self.paths.is_late(path, now) {
+                // It may be only this answer that was lost; if not, it is known by the time of doubt which relays there are.
+                local.check_relays(now);
+            }
             self.probe(path, local, now);
         }
         let id = self.config.id;
