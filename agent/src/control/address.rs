@@ -1,6 +1,6 @@
 //! Names and addresses of coordinators and relays.
 //!
-//! Names are resolved by [`names`]. An answer inside the mesh's own ranges is refused: the control connection must never
+//! Names are resolved by [`mesh_names`]. An answer inside the mesh's own ranges is refused: the control connection must never
 //! run through the tunnel that it builds.
 
 use std::{
