@@ -17,7 +17,6 @@
 //! Of the cluster no more is read than the own Node, by its name, and where RBAC permits it whether there is any
 //! NetworkPolicy and which ranges Services have.
 
-mod access;
 mod api;
 pub mod beside;
 mod memory;
@@ -30,7 +29,6 @@ mod task;
 mod tell;
 #[cfg(test)]
 mod tests;
-mod token;
 mod trouble;
 mod watch;
 
@@ -49,9 +47,9 @@ use tokio::sync::{Notify, watch as channel};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::identity::StateDir;
-use access::Access;
 use api::Api;
 use memory::Memory;
+use mesh_kubeapi::Access;
 #[cfg(target_os = "linux")]
 use podnet::{Places, PodNetwork};
 #[cfg(target_os = "linux")]
@@ -59,8 +57,7 @@ use task::{Parts, Task};
 use tell::{Answers, Teller, Wanted};
 use watch::{Seen, Watcher};
 
-pub use access::{AccessError, is_pod};
-pub use api::ApiError;
+pub use mesh_kubeapi::{AccessError, ApiError, is_pod};
 
 /// What this node does for a Kubernetes cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use mesh_kubeapi::ApiError;
 use mesh_proto::kubernetes::{ApiState, NetworkPolicies};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api::{Api, ApiError},
+    api::Api,
     objects::{Condition, EventSource, InvolvedObject, NewEvent, NewMetadata, Node},
     watch::{Presence, Seen},
 };

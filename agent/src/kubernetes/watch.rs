@@ -14,6 +14,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kube::core::WatchEvent;
+use mesh_kubeapi::ApiError;
 use mesh_proto::kubernetes::ApiState;
 use time::OffsetDateTime;
 use tokio::{
@@ -22,10 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    api::{Api, ApiError},
-    objects::Node,
-};
+use super::{api::Api, objects::Node};
 use crate::control::backoff::{Backoff, random};
 
 /// After so many failures in a row, the version to go on from is taken to be the trouble.
@@ -198,7 +196,7 @@ impl Watcher {
                 tracing::warn!(error = text, "what runs goes on without the API server");
             }
             seen.api.state = state;
-            seen.api.knows_agent = error.knows_agent();
+            seen.api.knows_agent = error.knows_caller();
             seen.api.address = address.or_else(|| seen.api.address.take());
             seen.api.error = Some(text);
             true

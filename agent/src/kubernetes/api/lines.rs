@@ -1,6 +1,6 @@
 //! A watch's answer: JSON documents, each on a line of its own, in pieces of any length.
 
-use super::ApiError;
+use mesh_kubeapi::ApiError;
 
 /// Longest line: a Node with every image it may list is some hundred KiB.
 const MAX_LINE: usize = 4 << 20;

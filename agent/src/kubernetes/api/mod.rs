@@ -1,31 +1,21 @@
-//! The API server's client: requests as `kube` makes them, over this agent's own TLS and HTTP.
+//! What the API server is asked: [`mesh_kubeapi`] with this agent's requests.
 
-mod connection;
-mod error;
 mod lines;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use hyper::Request;
 use kube::core::{
     Status, WatchEvent,
     params::{ListParams, Patch, PatchParams, PostParams, WatchParams},
-    request::{self, Request as Requests},
+    request::Request as Requests,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use mesh_kubeapi::{Access, ApiError, Caller, Client, Exchange};
+use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{
-    access::{Access, Target},
-    objects::{Anything, List, NewEvent, Node, ServiceRange},
-};
-use connection::{Exchange, exchange};
+use super::objects::{Anything, List, NewEvent, Node, ServiceRange};
 use lines::Lines;
 
-pub use error::ApiError;
-
-/// Longest answer that is no watch, in bytes.
-const MAX_ANSWER: usize = 4 << 20;
 /// How long the server keeps a watch open.
 const WATCH_SECONDS: u32 = 290;
 /// A watch in which nothing has come for so long is dead: bookmarks come about once a minute.
@@ -40,7 +30,7 @@ const EVENTS_NAMESPACE: &str = "default";
 /// Asks the API server.
 #[derive(Debug)]
 pub(super) struct Api {
-    access: Access,
+    client: Client,
     node: String,
 }
 
@@ -55,19 +45,22 @@ pub(super) struct NodeWatch {
 impl Api {
     /// Makes a client for one Node.
     pub(super) fn new(access: Access, node: String) -> Self {
-        Self { access, node }
+        let caller = Caller { name: "agent", user_agent: concat!("mesh-agent/", env!("CARGO_PKG_VERSION")) };
+        Self { client: Client::new(access, caller), node }
     }
 
     /// Returns where the server was asked last, as far as the credentials say.
     pub(super) async fn address(&mut self) -> Option<String> {
-        self.access.target().await.ok().map(|target| address(&target))
+        self.client.address().await
     }
 
     /// Returns the Node, if it is there, and the version from which a watch goes on.
     pub(super) async fn node(&mut self) -> Result<(Option<Node>, String), ApiError> {
         let params = ListParams::default().fields(&self.selector());
-        let list: List<Node> =
-            self.ask(Requests::new(NODES).list(&params), &format!("list the Node {}", self.node)).await?;
+        let list: List<Node> = self
+            .client
+            .ask(Requests::new(NODES).list(&params), &format!("list the Node {}", self.node))
+            .await?;
         let node = list.items.unwrap_or_default().into_iter().find(|node| node.metadata.name == self.node);
         Ok((node, list.metadata.resource_version))
     }
@@ -75,10 +68,10 @@ impl Api {
     /// Watches the Node from a version on.
     pub(super) async fn watch_node(&mut self, version: &str) -> Result<NodeWatch, ApiError> {
         let params = WatchParams::default().fields(&self.selector()).timeout(WATCH_SECONDS);
-        let request = build(Requests::new(NODES).watch(&params, version))?;
+        let request = Requests::new(NODES).watch(&params, version);
         let what = format!("watch the Node {}", self.node);
-        let (exchange, target) = self.exchange(request, &what).await?;
-        Ok(NodeWatch { exchange, lines: Lines::default(), address: address(&target) })
+        let (exchange, target) = self.client.exchange(request, &what).await?;
+        Ok(NodeWatch { exchange, lines: Lines::default(), address: target.address() })
     }
 
     /// Changes the Node's status by a strategic merge.
@@ -87,14 +80,15 @@ impl Api {
         let request =
             Requests::new(NODES).patch_subresource("status", &self.node, &PatchParams::default(), &patch);
         let what = format!("set conditions of the Node {}", self.node);
-        self.ask::<Anything>(request, &what).await.map(drop)
+        self.client.ask::<Anything>(request, &what).await.map(drop)
     }
 
     /// Makes an Event, unless there is one of that name, which the server forgets after an hour.
     pub(super) async fn create_event(&mut self, event: &NewEvent<'_>) -> Result<(), ApiError> {
         let body = serde_json::to_vec(event).map_err(|error| ApiError::Malformed(error.to_string()))?;
         let events = Requests::new(format!("/api/v1/namespaces/{EVENTS_NAMESPACE}/events"));
-        match self.ask::<Anything>(events.create(&PostParams::default(), body), "create Events").await {
+        match self.client.ask::<Anything>(events.create(&PostParams::default(), body), "create Events").await
+        {
             Ok(_) | Err(ApiError::Exists) => Ok(()),
             Err(error) => Err(error),
         }
@@ -104,14 +98,14 @@ impl Api {
     pub(super) async fn has_policies(&mut self) -> Result<bool, ApiError> {
         let params = ListParams::default().limit(1);
         let list: List<Anything> =
-            self.ask(Requests::new(POLICIES).list_metadata(&params), "list NetworkPolicies").await?;
+            self.client.ask(Requests::new(POLICIES).list_metadata(&params), "list NetworkPolicies").await?;
         Ok(list.items.is_some_and(|items| !items.is_empty()))
     }
 
     /// Returns the cluster's ranges for Services.
     pub(super) async fn service_ranges(&mut self) -> Result<Vec<String>, ApiError> {
         let request = Requests::new(SERVICE_RANGES).list(&ListParams::default());
-        let list: List<ServiceRange> = self.ask(request, "list ServiceCIDRs").await?;
+        let list: List<ServiceRange> = self.client.ask(request, "list ServiceCIDRs").await?;
         Ok(list.items.unwrap_or_default().into_iter().flat_map(|range| range.spec.cidrs).collect())
     }
 
@@ -122,32 +116,6 @@ impl Api {
 
     fn selector(&self) -> String {
         format!("metadata.name={}", self.node)
-    }
-
-    async fn ask<T: DeserializeOwned>(
-        &mut self,
-        request: Result<Request<Vec<u8>>, request::Error>,
-        what: &str,
-    ) -> Result<T, ApiError> {
-        let (exchange, target) = self.exchange(build(request)?, what).await?;
-        let body = exchange.body(MAX_ANSWER, &address(&target)).await?;
-        serde_json::from_slice(&body).map_err(|error| ApiError::Malformed(error.to_string()))
-    }
-
-    /// Asks, and returns an answer of success.
-    async fn exchange(
-        &mut self,
-        request: Request<Vec<u8>>,
-        what: &str,
-    ) -> Result<(Exchange, Arc<Target>), ApiError> {
-        let target = self.access.target().await?;
-        let exchange = exchange(request, &target).await?;
-        if (200..300).contains(&exchange.code) {
-            return Ok((exchange, target));
-        }
-        let code = exchange.code;
-        let body = exchange.body(MAX_ANSWER, &address(&target)).await?;
-        Err(ApiError::of_status(code, &body, what, &target))
     }
 }
 
@@ -176,16 +144,5 @@ fn watch_error(status: &Status) -> ApiError {
     match status.code == 410 || status.reason == "Expired" || status.reason == "Gone" {
         true => ApiError::Gone,
         false => ApiError::Failed(status.message.clone()),
-    }
-}
-
-fn build(request: Result<Request<Vec<u8>>, request::Error>) -> Result<Request<Vec<u8>>, ApiError> {
-    request.map_err(|error| ApiError::Malformed(error.to_string()))
-}
-
-fn address(target: &Target) -> String {
-    match target.host.contains(':') {
-        true => format!("[{}]:{}", target.host, target.port),
-        false => format!("{}:{}", target.host, target.port),
     }
 }

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use hyper::Method;
+use mesh_kubeapi::Access;
 use mesh_proto::kubernetes::{ApiState, NetworkPolicies};
 use serde_json::json;
 use tempfile::TempDir;
@@ -19,7 +20,6 @@ use tokio_util::{
 };
 
 use super::{
-    access::Access,
     api::Api,
     tell::{Answers, Network, Notice, Severity, Teller, Wanted},
     watch::{Presence, Seen, Watcher},

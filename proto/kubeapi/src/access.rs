@@ -21,7 +21,7 @@ use rustls::{
 use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 
-use super::token::expiry;
+use super::token::claims;
 
 /// What kubelet asks with: kubeadm's, and the one of k3s' agents, which are its servers' too.
 const KUBELETS: [&str; 2] = ["/etc/kubernetes/kubelet.conf", "/var/lib/rancher/k3s/agent/kubelet.kubeconfig"];
@@ -32,7 +32,7 @@ const SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
 
 /// Where credentials come from, and what was read there last.
 #[derive(Debug)]
-pub(super) struct Access {
+pub struct Access {
     /// `None` to look for them.
     kubeconfig: Option<PathBuf>,
     loaded: Option<Loaded>,
@@ -55,25 +55,25 @@ struct Stamp {
 
 /// An API server, and what is shown to it.
 #[derive(Debug)]
-pub(super) struct Target {
+pub struct Target {
     /// Its name or address.
-    pub(super) host: String,
+    pub(crate) host: String,
     /// Its port.
-    pub(super) port: u16,
+    pub(crate) port: u16,
     /// How it is known; `None` on this host's loopback without TLS, as with `kubectl proxy`.
-    pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     /// What is shown to it beside a certificate.
-    pub(super) token: Option<Token>,
+    pub(crate) token: Option<Token>,
     /// The file that says so.
-    pub(super) source: PathBuf,
+    pub(crate) source: PathBuf,
 }
 
 /// A bearer token; `Debug` does not show it.
-pub(super) struct Token {
+pub(crate) struct Token {
     /// The value of the header.
-    pub(super) header: Zeroizing<String>,
+    pub(crate) header: Zeroizing<String>,
     /// When it expires, if it says so, in seconds since 1970.
-    pub(super) expires: Option<i64>,
+    pub(crate) expires: Option<i64>,
 }
 
 impl std::fmt::Debug for Token {
@@ -108,7 +108,8 @@ pub enum AccessError {
 
 impl Access {
     /// Takes the kubeconfig that was named, if one was.
-    pub(super) fn new(kubeconfig: Option<PathBuf>) -> Self {
+    #[must_use]
+    pub fn new(kubeconfig: Option<PathBuf>) -> Self {
         Self { kubeconfig, loaded: None }
     }
 
@@ -116,7 +117,7 @@ impl Access {
     ///
     /// # Errors
     /// When they are missing, or make no sense.
-    pub(super) async fn target(&mut self) -> Result<Arc<Target>, AccessError> {
+    pub(crate) async fn target(&mut self) -> Result<Arc<Target>, AccessError> {
         if let Some(loaded) = &self.loaded
             && loaded.stamps.iter().all(|(path, stamp)| Stamp::of(path) == *stamp)
         {
@@ -174,6 +175,17 @@ impl Access {
 #[must_use]
 pub fn is_pod() -> bool {
     env::var_os(SERVICE_HOST).is_some()
+}
+
+impl Target {
+    /// Returns where it is, for people.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
 }
 
 impl Stamp {
@@ -299,7 +311,7 @@ fn token(user: &AuthInfo) -> Result<Option<Token>, AccessError> {
         }
         (None, None) => return Ok(None),
     };
-    let expires = expiry(&text);
+    let expires = claims(&text).and_then(|claims| claims.expires);
     Ok(Some(Token { header: Zeroizing::new(format!("Bearer {}", text.as_str())), expires }))
 }
 

@@ -3,12 +3,12 @@
 use std::io;
 
 use kube::core::Status;
+use mesh_names::NameError;
 use mesh_proto::kubernetes::ApiState;
 use rustls::CertificateError;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::super::access::{AccessError, Target};
-use mesh_names::NameError;
+use super::access::{AccessError, Target};
 
 /// Why a request came to nothing: a sentence for people each.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +55,10 @@ pub enum ApiError {
     #[error("{0}")]
     Unauthorized(String),
     /// It does not permit it.
-    #[error("RBAC does not permit this agent to {what}: {message}")]
+    #[error("RBAC does not permit this {caller} to {what}: {message}")]
     Forbidden {
+        /// Who asked.
+        caller: &'static str,
         /// What was asked for.
         what: String,
         /// What it said.
@@ -84,7 +86,8 @@ pub enum ApiError {
 
 impl ApiError {
     /// Returns what this says of the server.
-    pub(in super::super) fn state(&self) -> ApiState {
+    #[must_use]
+    pub fn state(&self) -> ApiState {
         match self {
             // What will not mend itself.
             Self::Access(_)
@@ -101,8 +104,9 @@ impl ApiError {
         }
     }
 
-    /// Returns whether the server has taken the agent for who it is.
-    pub(in super::super) fn knows_agent(&self) -> bool {
+    /// Returns whether the server has taken the caller for who it is.
+    #[must_use]
+    pub fn knows_caller(&self) -> bool {
         match self {
             Self::Forbidden { .. } | Self::NotFound(_) | Self::Exists | Self::Gone => true,
             Self::Access(_)
@@ -118,15 +122,21 @@ impl ApiError {
     }
 
     /// Makes the error of an answer that is none of success.
-    pub(super) fn of_status(code: u16, body: &[u8], what: &str, target: &Target) -> Self {
+    pub(crate) fn of_status(
+        code: u16,
+        body: &[u8],
+        what: &str,
+        target: &Target,
+        caller: &'static str,
+    ) -> Self {
         let status: Status = serde_json::from_slice(body).unwrap_or_default();
         let message = match status.message.is_empty() {
             true => format!("it answered {code}"),
             false => status.message,
         };
         match code {
-            401 => Self::Unauthorized(unauthorized(target)),
-            403 => Self::Forbidden { what: what.to_owned(), message },
+            401 => Self::Unauthorized(unauthorized(target, caller)),
+            403 => Self::Forbidden { caller, what: what.to_owned(), message },
             404 => Self::NotFound(message),
             409 => Self::Exists,
             410 => Self::Gone,
@@ -135,7 +145,7 @@ impl ApiError {
     }
 
     /// Makes the error of a connection that failed in its handshake.
-    pub(super) fn of_handshake(error: &io::Error, address: String, target: &Target) -> Self {
+    pub(crate) fn of_handshake(error: &io::Error, address: String, target: &Target) -> Self {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let Some(rustls::Error::InvalidCertificate(why)) = inner else {
             return Self::Unreachable { address, why: error.to_string() };
@@ -161,9 +171,9 @@ impl ApiError {
 }
 
 /// Says why the server may not know who asks.
-fn unauthorized(target: &Target) -> String {
+fn unauthorized(target: &Target, caller: &str) -> String {
     let source = target.source.display();
-    let refused = "the API server does not take this agent's credentials";
+    let refused = format!("the API server does not take this {caller}'s credentials");
     let now = OffsetDateTime::now_utc();
     match target.token.as_ref().map(|token| token.expires) {
         Some(Some(expires)) if expires <= now.unix_timestamp() => {

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{super::access::Target, ApiError};
+use super::{access::Target, client::Caller, error::ApiError};
 
 /// How long a connection may take, and its TLS handshake.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -40,14 +40,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// ... and gives up after so many questions.
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// Who asks, in the API server's audit log.
-const AGENT: &str = concat!("mesh-agent/", env!("CARGO_PKG_VERSION"));
-
 type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// An answer whose body is still coming.
-pub(super) struct Exchange {
-    pub(super) code: u16,
+pub struct Exchange {
+    pub(crate) code: u16,
     body: Incoming,
     connection: Option<Connection>,
 }
@@ -59,24 +56,32 @@ impl std::fmt::Debug for Exchange {
 }
 
 /// Asks, and waits for the beginning of the answer.
-pub(super) async fn exchange(request: Request<Vec<u8>>, target: &Target) -> Result<Exchange, ApiError> {
+pub(crate) async fn exchange(
+    request: Request<Vec<u8>>,
+    target: &Target,
+    caller: &Caller,
+) -> Result<Exchange, ApiError> {
     let (stream, address) = connect(target).await?;
+    let request = address_to(request, target, caller)?;
     match &target.tls {
-        None => send(request, stream, address, target).await,
+        None => send(request, stream, address).await,
         Some((config, name)) => {
             let connector = TlsConnector::from(config.clone());
             let shaken = timeout(CONNECT_PATIENCE, connector.connect(name.clone(), stream)).await;
             let stream = shaken
                 .map_err(|_| ApiError::Silent(address.to_string()))?
                 .map_err(|error| ApiError::of_handshake(&error, address.to_string(), target))?;
-            send(request, stream, address, target).await
+            send(request, stream, address).await
         }
     }
 }
 
 impl Exchange {
     /// Returns the next piece of the body; `None` at its end. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
             let frame = match &mut self.connection {
                 None => self.body.frame().await,
@@ -102,7 +107,7 @@ impl Exchange {
     }
 
     /// Returns the whole body, if it comes in time and is not longer than that.
-    pub(super) async fn body(mut self, max: usize, address: &str) -> Result<Vec<u8>, ApiError> {
+    pub(crate) async fn body(mut self, max: usize, address: &str) -> Result<Vec<u8>, ApiError> {
         let whole = async {
             let mut whole = Vec::new();
             while let Some(piece) = self.next().await? {
@@ -163,26 +168,30 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)
 }
 
-async fn send<S>(
+/// Says to whom a request goes, and who asks.
+fn address_to(
     mut request: Request<Vec<u8>>,
-    stream: S,
-    address: SocketAddr,
     target: &Target,
-) -> Result<Exchange, ApiError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+    caller: &Caller,
+) -> Result<Request<Vec<u8>>, ApiError> {
     let headers = request.headers_mut();
     let host = HeaderValue::from_str(&format!("{}:{}", target.host, target.port));
     let host = host.map_err(|_| ApiError::Malformed("its name is no host".to_owned()))?;
     headers.insert(HOST, host);
-    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    headers.insert(USER_AGENT, HeaderValue::from_static(caller.user_agent));
     if let Some(token) = &target.token {
         let mut value = HeaderValue::from_str(&token.header)
             .map_err(|_| ApiError::Unauthorized(format!("{} holds no token", target.source.display())))?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
+    Ok(request)
+}
+
+async fn send<S>(request: Request<Vec<u8>>, stream: S, address: SocketAddr) -> Result<Exchange, ApiError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let silent = || ApiError::Silent(address.to_string());
     let request = request.map(|body| Full::new(Bytes::from(body)));
     let answer = async {
