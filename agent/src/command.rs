@@ -44,7 +44,7 @@ pub fn execute(command: AgentCommand, logs: RecentLogs) -> anyhow::Result<()> {
                 state_dir: config.state_dir,
                 coordinators: config.coordinators,
                 // A text that is no token is refused as a wrong one is: with the same words.
-                token: config.token.map_err(JoinError::from)?,
+                right: config.right.map_err(JoinError::from)?,
                 pin: config.pin,
                 name: config.name,
                 stream: config.stream,

@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use mesh_proto::{key::KeyPin, netmap::NodeId};
+use mesh_proto::{control::SERVICE_ACCOUNTS, key::KeyPin, netmap::NodeId};
 use quinn::VarInt;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -38,6 +38,7 @@ use crate::{
         observer::{self, Observer},
     },
     identity::Identity,
+    kubernetes::{KubernetesOptions, Reviewer},
     metrics::{MetricsServer, Sources},
     registry::{MeshOptions, Registry},
     relay::{Limits, RelayCore, RelayHandle},
@@ -68,6 +69,8 @@ pub struct ServeOptions {
     pub relay: Limits,
     /// The name that is kept pointing here.
     pub dyndns: Option<DynDnsOptions>,
+    /// Whose tokens stand in for join tokens, if any do.
+    pub kubernetes: Option<KubernetesOptions>,
 }
 
 /// A coordinator that is running.
@@ -162,8 +165,14 @@ impl Server {
         let admin = AdminServer::bind(&options.state_dir, registry.clone(), info)?;
         let stream_relay = relay.clone();
         let ports = Ports { relay, knocker };
-        let coordinator = Coordinator::new(registry.clone(), hub_handle, ports, stats.clone());
-        let door = Door::new(Arc::new(coordinator), stats).with_observers(announced);
+        let reviewer = options.kubernetes.map(Reviewer::new);
+        let takes_service_accounts = reviewer.is_some();
+        let coordinator =
+            Coordinator::new(registry.clone(), hub_handle, ports, stats.clone()).with_reviewer(reviewer);
+        let mut door = Door::new(Arc::new(coordinator), stats).with_observers(announced);
+        if takes_service_accounts {
+            door = door.with_feature(SERVICE_ACCOUNTS);
+        }
         let control = ControlServer::new(endpoint.clone(), door.clone());
         let streams = Streams { door, relay: stream_relay, tls: StreamTls::new(&identity.pkcs8)? };
 

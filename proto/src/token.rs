@@ -3,6 +3,9 @@
 //! The id names the token and may be logged; the secret proves the right to join. The coordinator stores the id
 //! and a hash, the SHA-256 of the whole text, and comparing is done in constant time. The secret has 128 random
 //! bits, so that a fast hash is enough.
+//!
+//! In a Kubernetes cluster a pod's own token can stand in for one ([`ServiceAccountToken`]): the coordinator has the API
+//! server check it.
 
 use std::{fmt, str::FromStr};
 
@@ -28,6 +31,19 @@ pub struct JoinToken {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a join token has the form <id>.<secret>")]
 pub struct InvalidToken;
+
+/// Longest token of a ServiceAccount, in bytes: those of today have 1 to 2 KiB.
+pub const MAX_SERVICE_ACCOUNT_TOKEN_LEN: usize = 8 << 10;
+
+/// A token that Kubernetes has given to a pod, as it is: three parts with dots between them (RFC 7515, section 3.1).
+/// `Debug` shows nothing of it.
+#[derive(Clone)]
+pub struct ServiceAccountToken(Zeroizing<String>);
+
+/// Why a text is not a token of a ServiceAccount.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a token of a ServiceAccount: three parts in base64url with dots between them")]
+pub struct InvalidServiceAccountToken;
 
 /// The SHA-256 of a token's text, as the coordinator stores it; as JSON, 64 hex digits.
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -63,6 +79,48 @@ impl JoinToken {
     #[must_use]
     pub fn reveal(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("{}.{}", self.id, *self.secret))
+    }
+}
+
+impl ServiceAccountToken {
+    /// Returns the whole token.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceAccountToken {
+    type Err = InvalidServiceAccountToken;
+
+    fn from_str(text: &str) -> Result<Self, InvalidServiceAccountToken> {
+        let is_part = |part: &str| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        let fits = text.len() <= MAX_SERVICE_ACCOUNT_TOKEN_LEN;
+        if fits && text.split('.').count() == 3 && text.split('.').all(is_part) {
+            Ok(Self(Zeroizing::new(text.to_owned())))
+        } else {
+            Err(InvalidServiceAccountToken)
+        }
+    }
+}
+
+impl fmt::Debug for ServiceAccountToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServiceAccountToken(..)")
+    }
+}
+
+impl Serialize for ServiceAccountToken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceAccountToken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Zeroizing::new(String::deserialize(deserializer)?).parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -129,5 +187,16 @@ mod tests {
             assert!(bad.parse::<JoinToken>().is_err(), "{bad}");
         }
         assert!(!format!("{token:?}").contains("0202"));
+    }
+
+    #[test]
+    fn a_service_account_s_token_is_kept_as_it_is_and_not_shown() {
+        let token: ServiceAccountToken = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln-_".parse().unwrap();
+        assert_eq!(token.reveal(), "eyJhbGciOiJSUzI1NiJ9.e30.c2ln-_");
+        assert_eq!(format!("{token:?}"), "ServiceAccountToken(..)");
+        let long = format!("a.b.{}", "c".repeat(MAX_SERVICE_ACCOUNT_TOKEN_LEN));
+        for bad in ["", "a", "a.b", "a..c", "a.b.c.d", "a.b.c\n", "a.b.c=", &long] {
+            assert!(bad.parse::<ServiceAccountToken>().is_err(), "{bad}");
+        }
     }
 }

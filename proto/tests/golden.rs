@@ -326,13 +326,13 @@ fn text_forms() {
 #[test]
 fn every_variant_has_a_sample() {
     let client: BTreeSet<_> = samples::client_messages().iter().map(|(_, m)| client_variant(m)).collect();
-    assert_eq!(client.len(), 13);
+    assert_eq!(client.len(), 14);
     let server: BTreeSet<_> = samples::server_messages().iter().map(|(_, m)| server_variant(m)).collect();
     assert_eq!(server.len(), 15);
     let kinds: BTreeSet<_> = samples::candidate_kinds().into_iter().map(kind_variant).collect();
     assert_eq!(kinds.len(), 5);
     let codes: BTreeSet<_> = samples::refusal_codes().into_iter().map(code_variant).collect();
-    assert_eq!(codes.len(), 9);
+    assert_eq!(codes.len(), 10);
 }
 
 fn client_variant(message: &ClientMessage) -> u8 {
@@ -350,6 +350,7 @@ fn client_variant(message: &ClientMessage) -> u8 {
         ClientMessage::Knock(_) => 10,
         ClientMessage::StillHere { .. } => 11,
         ClientMessage::Advertise { .. } => 12,
+        ClientMessage::JoinServiceAccount { .. } => 13,
     }
 }
 
@@ -394,5 +395,6 @@ fn code_variant(code: RefusalCode) -> u8 {
         RefusalCode::Protocol => 6,
         RefusalCode::Unknown => 7,
         RefusalCode::Duplicate => 8,
+        RefusalCode::ServiceAccount => 9,
     }
 }

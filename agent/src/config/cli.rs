@@ -49,10 +49,15 @@ pub struct JoinArgs {
     /// The join token [env: MESH_TOKEN].
     #[arg(long, hide_env_values = true)]
     pub token: Option<String>,
+    /// In place of a join token, the file with a token of this pod's ServiceAccount that is for the coordinator
+    /// [env: MESH_SERVICE_ACCOUNT_TOKEN].
+    #[arg(long, value_name = "FILE")]
+    pub service_account_token: Option<String>,
     /// SHA-256 of the coordinator's public key: sha256:HEX [env: MESH_CA_CERT_HASH].
     #[arg(long)]
     pub ca_cert_hash: Option<String>,
-    /// This node's name [env: MESH_NAME] [default: the host name].
+    /// This node's name [env: MESH_NAME] [default: MESH_KUBERNETES_NODE_NAME in a pod that is told of it, else the host
+    /// name].
     #[arg(long)]
     pub name: Option<String>,
     /// Where keys and state are kept [env: MESH_STATE_DIR] [default: /var/lib/mesh-agent].

@@ -30,7 +30,7 @@ use mesh_proto::{
 };
 
 use crate::{
-    control::{HostPort, StreamOptions},
+    control::{HostPort, JoinRight, StreamOptions},
     io::offload::{InvalidOffloads, Offloads},
     kubernetes::KubernetesConfig,
     nat64,
@@ -99,6 +99,9 @@ pub struct RunConfig {
     pub kubernetes: Option<KubernetesConfig>,
 }
 
+/// By which variable a pod is told the name of its Node.
+const NODE_NAME: &str = "MESH_KUBERNETES_NODE_NAME";
+
 /// What `mesh-agent join` does.
 #[derive(Debug, Clone)]
 pub struct JoinConfig {
@@ -107,7 +110,7 @@ pub struct JoinConfig {
     /// The coordinator, `host:port`.
     pub coordinators: Vec<String>,
     /// The right to join, or why the text given for it is none: to be reported like a token that is refused.
-    pub token: Result<JoinToken, InvalidToken>,
+    pub right: Result<JoinRight, InvalidToken>,
     /// The pin of the coordinator's key.
     pub pin: KeyPin,
     /// This node's name.
@@ -184,7 +187,9 @@ impl JoinConfig {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn resolve(args: &JoinArgs) -> Result<Self, Problems> {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let node = environment(NODE_NAME).filter(|name| !name.is_empty());
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = node.map_or_else(host, |node| node.to_string_lossy().into_owned());
         Self::from_sources(args, environment, &host)
     }
 
@@ -207,6 +212,16 @@ impl JoinConfig {
         let mut settings = Settings::new(environment, "")?;
         let coordinator = settings.take("coordinator", Some(&args.coordinator), parse_coordinator);
         let token = settings.take("token", args.token.as_deref(), |text| Ok(text.parse::<JoinToken>()));
+        let token = token.map(|token| token.map(JoinRight::Token));
+        let account = args.service_account_token.as_deref();
+        let account = settings.take("service-account-token", account, parse_path);
+        let right = match (token, account) {
+            (Some(_), Some(_)) => {
+                let both = |_: &str| Err::<JoinRight, _>("not together with a join token".to_owned());
+                settings.check("--service-account-token", "", both).map(Ok)
+            }
+            (token, account) => token.or(account.map(|file| Ok(JoinRight::ServiceAccount(file)))),
+        };
         let pin = settings.take("ca-cert-hash", args.ca_cert_hash.as_deref(), |text| {
             text.parse::<KeyPin>().map_err(|error| error.to_string())
         });
@@ -215,16 +230,16 @@ impl JoinConfig {
         let name = name.or_else(|| settings.check("name", &host_label(host_name), parse_own_name));
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
-        settings.require("token", token.is_some());
+        settings.require("token", right.is_some());
         settings.require("ca-cert-hash", pin.is_some());
         settings.finish()?;
-        let (Some(coordinator), Some(token), Some(pin), Some(name)) = (coordinator, token, pin, name) else {
+        let (Some(coordinator), Some(right), Some(pin), Some(name)) = (coordinator, right, pin, name) else {
             unreachable!("what is missing was reported by finish");
         };
         Ok(Self {
             state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             coordinators: vec![coordinator],
-            token,
+            right,
             pin,
             name,
             stream,
@@ -434,9 +449,19 @@ mod tests {
     }
 
     #[test]
+    fn a_service_account_s_token_stands_in_for_a_join_token_but_not_beside_one() {
+        let account = JoinArgs { service_account_token: Some("/t".into()), ..join_args() };
+        let both = join(&account, "pi").unwrap_err().to_string();
+        assert!(both.contains("not together with a join token") && !both.contains("required"), "{both}");
+        let alone = JoinArgs { token: None, ..account };
+        let right = join(&alone, "pi").unwrap().right.unwrap();
+        assert!(matches!(right, JoinRight::ServiceAccount(path) if path == Path::new("/t")));
+    }
+
+    #[test]
     fn a_token_that_is_none_is_left_to_the_join_to_report() {
         let args = JoinArgs { token: Some(" spaces ".into()), ..join_args() };
-        assert!(join(&args, "pi").unwrap().token.is_err());
+        assert!(join(&args, "pi").unwrap().right.is_err());
         let args = JoinArgs { token: None, ca_cert_hash: None, ..join_args() };
         let problems = join(&args, "pi").unwrap_err().to_string();
         assert!(problems.contains("--token") && problems.contains("--ca-cert-hash"), "{problems}");

@@ -94,11 +94,16 @@ impl FakeCoordinator {
 
     /// Waits for an agent, and answers its Hello.
     pub(super) async fn accept(&self) -> FakeSession {
+        self.accept_with(&[]).await
+    }
+
+    /// As [`Self::accept`], with features.
+    pub(super) async fn accept_with(&self, features: &[&str]) -> FakeSession {
         let mut session = self.accept_silently().await;
         assert!(matches!(session.recv().await, ClientMessage::Hello(_)));
         let observed = session.connection.remote_address();
-        let welcome =
-            Welcome { version: "fake".to_owned(), features: vec![], observed, observer_ports: vec![] };
+        let features = features.iter().map(|&feature| feature.to_owned()).collect();
+        let welcome = Welcome { version: "fake".to_owned(), features, observed, observer_ports: vec![] };
         session.send(ServerMessage::Welcome(welcome)).await;
         session
     }

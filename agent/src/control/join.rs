@@ -7,18 +7,23 @@
 //! The keys are on disk before the token leaves: whatever dies after that, the same command again finds the
 //! same keys, gets the same node, and uses up nothing. When the coordinator refuses, what was made is removed.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use mesh_proto::{
-    control::{ClientMessage, Refusal, RefusalCode, ServerMessage},
+    control::{ClientMessage, Refusal, RefusalCode, SERVICE_ACCOUNTS, ServerMessage, Welcome},
     key::KeyPin,
     name::NodeName,
     netmap::Node,
-    token::{InvalidToken, JoinToken},
+    token::{InvalidServiceAccountToken, InvalidToken, JoinToken, ServiceAccountToken},
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::info;
+use zeroize::Zeroizing;
 
 use super::{
     address::{HostPort, InvalidHostPort},
@@ -52,7 +57,7 @@ pub struct JoinRequest {
     /// `host[:port]` of the coordinator; all are tried.
     pub coordinators: Vec<String>,
     /// The right to join.
-    pub token: JoinToken,
+    pub right: JoinRight,
     /// The coordinator's pinned key.
     pub pin: KeyPin,
     /// The wished-for name.
@@ -63,6 +68,16 @@ pub struct JoinRequest {
     pub nat64: Nat64,
     /// How long to try: [`JOIN_PATIENCE`].
     pub patience: Duration,
+}
+
+/// The right to join a mesh.
+#[derive(Debug, Clone)]
+pub enum JoinRight {
+    /// A join token of the coordinator's.
+    Token(JoinToken),
+    /// The file with a token that Kubernetes has given to this pod, for the coordinator; read when it is needed, because
+    /// it is replaced all the time.
+    ServiceAccount(PathBuf),
 }
 
 /// Why a node could not join.
@@ -77,6 +92,22 @@ pub enum JoinError {
     /// The token; never said what is wrong with it.
     #[error("the join token is not accepted: it is wrong, expired, used up or of another mesh")]
     Token,
+    /// There is no token in the file that should have one.
+    #[error("the ServiceAccount's token in {} cannot be used: {why}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why: a clause for people.
+        why: String,
+    },
+    /// The coordinator does not know tokens of ServiceAccounts.
+    #[error(
+        "the coordinator takes no tokens of ServiceAccounts: it needs --kubernetes-kubeconfig, or is older than that"
+    )]
+    NoServiceAccounts,
+    /// The ServiceAccount's token.
+    #[error("the ServiceAccount's token does not admit this node: {0}")]
+    ServiceAccount(Refusal),
     /// Another node has the name.
     #[error("the name {0} is taken by another node: choose one with --name")]
     NameTaken(NodeName),
@@ -168,6 +199,9 @@ pub async fn join(request: JoinRequest) -> Result<Node, JoinError> {
                 JoinError::State(_)
                 | JoinError::Address(_)
                 | JoinError::Token
+                | JoinError::TokenFile { .. }
+                | JoinError::NoServiceAccounts
+                | JoinError::ServiceAccount(_)
                 | JoinError::NameTaken(_)
                 | JoinError::PinMismatch(_)
                 | JoinError::Unreachable { .. }
@@ -344,11 +378,18 @@ async fn converse(
             Err(_elapsed) => return Err(Failure::Link(LinkError::Silent)),
         };
         match message {
-            ServerMessage::Welcome(_) => {
-                disk.write_keys().map_err(|error| Failure::Final(error.into()))?;
-                let (token, name) = (request.token.clone(), request.name.clone());
+            ServerMessage::Welcome(welcome) => {
+                let name = request.name.clone();
                 let public_key = disk.identity.public_key();
-                link.queue(&ClientMessage::Join { token, name, public_key }).map_err(Failure::Link)?;
+                let message = match &request.right {
+                    JoinRight::Token(token) => ClientMessage::Join { token: token.clone(), name, public_key },
+                    JoinRight::ServiceAccount(path) => {
+                        let token = service_account_token(path, &welcome).map_err(Failure::Final)?;
+                        ClientMessage::JoinServiceAccount { token, name, public_key }
+                    }
+                };
+                disk.write_keys().map_err(|error| Failure::Final(error.into()))?;
+                link.queue(&message).map_err(Failure::Link)?;
             }
             ServerMessage::Joined { node } if node.node_key == disk.identity.node_key() => return Ok(node),
             ServerMessage::Refused(refusal) => return Err(judge(refusal, request)),
@@ -369,9 +410,21 @@ async fn converse(
     }
 }
 
+/// Reads the token as it is now, for a coordinator that takes it.
+fn service_account_token(path: &Path, welcome: &Welcome) -> Result<ServiceAccountToken, JoinError> {
+    if !welcome.features.iter().any(|feature| feature == SERVICE_ACCOUNTS) {
+        return Err(JoinError::NoServiceAccounts);
+    }
+    let unusable = |why: String| JoinError::TokenFile { path: path.to_owned(), why };
+    let text = fs::read_to_string(path).map_err(|error: io::Error| unusable(error.to_string()))?;
+    let text = Zeroizing::new(text);
+    text.trim().parse().map_err(|error: InvalidServiceAccountToken| unusable(error.to_string()))
+}
+
 fn judge(refusal: Refusal, request: &JoinRequest) -> Failure {
     match refusal.code {
         RefusalCode::Token => Failure::Final(JoinError::Token),
+        RefusalCode::ServiceAccount => Failure::Final(JoinError::ServiceAccount(refusal)),
         RefusalCode::NameTaken => Failure::Final(JoinError::NameTaken(request.name.clone())),
         RefusalCode::Busy | RefusalCode::ShuttingDown => Failure::Busy(refusal),
         RefusalCode::Duplicate

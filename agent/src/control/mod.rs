@@ -70,7 +70,7 @@ pub use address::{HostPort, InvalidHostPort, ResolveError};
 pub(crate) use address::{is_public, resolve_all};
 pub use attempt::{AttemptError, DialError};
 pub(crate) use dial::bind_for;
-pub use join::{JOIN_PATIENCE, JoinError, JoinRequest, join};
+pub use join::{JOIN_PATIENCE, JoinError, JoinRequest, JoinRight, join};
 pub use link::LinkError;
 pub use stream::{
     InvalidProxy, InvalidUrl, PipeError, Proxy, ProxyError, ProxyRules, StreamOptions, WebSocketUrl,

@@ -245,6 +245,7 @@ impl From<RegistryError> for Failure {
             | RegistryError::Ipv4RangeSize(_)
             | RegistryError::Corrupt { .. }
             | RegistryError::Randomness(_)
+            | RegistryError::Removed
             | RegistryError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

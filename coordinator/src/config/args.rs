@@ -61,6 +61,16 @@ pub struct ServeArgs {
     /// [env: MESH_DUCKDNS_IPV6] [default: off].
     #[arg(long, value_name = "WHICH")]
     pub duckdns_ipv6: Option<String>,
+    /// How the Kubernetes API server is asked: with it, tokens of a ServiceAccount stand in for join tokens
+    /// [env: MESH_KUBERNETES_KUBECONFIG] [default: none].
+    #[arg(long, value_name = "FILE")]
+    pub kubernetes_kubeconfig: Option<String>,
+    /// What these tokens must be for [env: MESH_KUBERNETES_AUDIENCE] [default: mesh-coordinator].
+    #[arg(long, value_name = "AUDIENCE")]
+    pub kubernetes_audience: Option<String>,
+    /// Whose they must be [env: MESH_KUBERNETES_SERVICE_ACCOUNT] [default: mesh-system/mesh-agent].
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub kubernetes_service_account: Option<String>,
 }
 
 /// Flags of `mesh-coordinator relay`.

@@ -19,6 +19,9 @@ use crate::{
         DynDnsOptions, Endpoint, Ipv6, Provider,
         duckdns::{self, parse_domain},
     },
+    kubernetes::{
+        DEFAULT_AUDIENCE, DEFAULT_SERVICE_ACCOUNT, InvalidServiceAccount, KubernetesOptions, ServiceAccount,
+    },
     registry::{MeshOptions, RoutePolicy},
     serve::ServeOptions,
 };
@@ -64,6 +67,7 @@ pub(super) fn from_sources(
         approved: settings.take_list("approve-routes", &args.approve_routes, parse_prefix),
     };
     let dyndns = dyndns(&mut settings, args, &coordinators, host.credentials);
+    let kubernetes = kubernetes(&mut settings, args);
     let default_range = settings.check("ipv4-range", DEFAULT_IPV4_RANGE, parse_range);
     settings.finish()?;
     let relay_name = coordinators.first().map(|name| relay_name(name)).unwrap_or_default();
@@ -81,6 +85,7 @@ pub(super) fn from_sources(
         },
         relay: relay_limits(relay_rate),
         dyndns,
+        kubernetes,
     })
 }
 
@@ -114,6 +119,34 @@ fn dyndns<E: Fn(&str) -> Option<OsString>>(
         token_file: token_file?,
         endpoint: endpoint.unwrap_or(default),
         ipv6: ipv6.unwrap_or_default(),
+    })
+}
+
+/// Whose tokens stand in for join tokens: somebody's, if there is a way to have them checked.
+fn kubernetes<E: Fn(&str) -> Option<OsString>>(
+    settings: &mut Settings<E>,
+    args: &ServeArgs,
+) -> Option<KubernetesOptions> {
+    let kubeconfig =
+        settings.take("kubernetes-kubeconfig", args.kubernetes_kubeconfig.as_deref(), parse_path);
+    let audience = settings.take("kubernetes-audience", args.kubernetes_audience.as_deref(), |text| {
+        if text.is_empty() { Err("an audience is not empty".to_owned()) } else { Ok(text.to_owned()) }
+    });
+    let parse_account =
+        |text: &str| text.parse::<ServiceAccount>().map_err(|error: InvalidServiceAccount| error.to_string());
+    let service_account = settings.take(
+        "kubernetes-service-account",
+        args.kubernetes_service_account.as_deref(),
+        parse_account,
+    );
+    if kubeconfig.is_none() && (audience.is_some() || service_account.is_some()) {
+        settings.require("kubernetes-kubeconfig", false);
+    }
+    let default = DEFAULT_SERVICE_ACCOUNT.parse().expect("the DaemonSet's ServiceAccount is one");
+    Some(KubernetesOptions {
+        kubeconfig: kubeconfig?,
+        audience: audience.unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned()),
+        service_account: service_account.unwrap_or(default),
     })
 }
 
@@ -218,6 +251,24 @@ mod tests {
             Host { name: "pi", any, file: "name = 'pi.duckdns.org'", credentials: Some(credentials.path()) };
         let kept = from_sources(&ServeArgs::default(), None, |_| None, &host).unwrap().dyndns.unwrap();
         assert_eq!(kept.token_file, credentials.path().join(CREDENTIAL));
+    }
+
+    #[test]
+    fn tokens_of_service_accounts_are_taken_where_they_can_be_checked() {
+        assert_eq!(resolve(&ServeArgs::default(), &[], "").unwrap().kubernetes, None);
+        let resolved = resolve(&ServeArgs::default(), &[("MESH_KUBERNETES_KUBECONFIG", "/k")], "").unwrap();
+        let kubernetes = resolved.kubernetes.unwrap();
+        assert_eq!(kubernetes.kubeconfig, Path::new("/k"));
+        assert_eq!(kubernetes.audience, DEFAULT_AUDIENCE);
+        assert_eq!(kubernetes.service_account.to_string(), DEFAULT_SERVICE_ACCOUNT);
+        for (file, setting) in [
+            ("kubernetes-audience = 'a'", "--kubernetes-kubeconfig"),
+            ("kubernetes-kubeconfig = '/k'\nkubernetes-audience = ''", "kubernetes-audience"),
+            ("kubernetes-kubeconfig = '/k'\nkubernetes-service-account = 'a'", "kubernetes-service-account"),
+        ] {
+            let Problems(problems) = resolve(&ServeArgs::default(), &[], file).unwrap_err();
+            assert!(problems.iter().any(|problem| problem.setting == setting), "{file}: {problems:?}");
+        }
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub struct Door<S> {
     gate: Gate,
     /// What Welcome says.
     observer_ports: Arc<[u16]>,
+    features: Arc<[String]>,
 }
 
 impl<S> Clone for Door<S> {
@@ -56,6 +57,7 @@ impl<S> Clone for Door<S> {
             stats: self.stats.clone(),
             gate: self.gate.clone(),
             observer_ports: self.observer_ports.clone(),
+            features: self.features.clone(),
         }
     }
 }
@@ -65,13 +67,21 @@ impl<S: Service> Door<S> {
     #[must_use]
     pub fn new(service: Arc<S>, stats: Arc<ControlStats>) -> Self {
         let gate = Gate::new(std::time::Instant::now());
-        Self { service, stats, gate, observer_ports: [].into() }
+        let features = [EXPLICIT_REMOVALS.to_owned()].into();
+        Self { service, stats, gate, observer_ports: [].into(), features }
     }
 
     /// Says to everybody which further UDP ports of this host answer STUN.
     #[must_use]
     pub fn with_observers(self, ports: impl IntoIterator<Item = u16>) -> Self {
         Self { observer_ports: ports.into_iter().collect(), ..self }
+    }
+
+    /// Says to everybody that the service has a feature.
+    #[must_use]
+    pub fn with_feature(self, feature: &str) -> Self {
+        let features = self.features.iter().cloned().chain([feature.to_owned()]).collect();
+        Self { features, ..self }
     }
 
     /// Takes a place for a connection over TCP, whose source address is proved; `None` if there is none.
@@ -99,7 +109,7 @@ impl<S: Service> Door<S> {
         let handshake = async {
             let link = open.await?;
             self.stats.connections.increment();
-            greet(link, &self.stats, &self.observer_ports).await
+            self.greet(link).await
         };
         let link = tokio::select! {
             biased;
@@ -111,30 +121,35 @@ impl<S: Service> Door<S> {
             None => self.stats.handshake_failures.increment(),
         }
     }
-}
 
-/// Expects Hello and answers Welcome.
-async fn greet(mut link: Link, stats: &ControlStats, observer_ports: &[u16]) -> Option<Link> {
-    link.set_allowance(Some(STRANGER_ALLOWANCE));
-    match link.recv().await {
-        Ok(ClientMessage::Hello(hello)) => {
-            tracing::debug!(version = hello.version, "hello");
-            let welcome = Welcome {
-                version: VERSION.to_owned(),
-                features: vec![EXPLICIT_REMOVALS.to_owned()],
-                observed: link.remote,
-                observer_ports: observer_ports.to_vec(),
-            };
-            link.send(&ServerMessage::Welcome(welcome)).await.ok()?;
-            Some(link)
-        }
-        Ok(_) => {
-            refuse(link, stats, refusal(RefusalCode::Protocol, "the first message has to be hello")).await;
-            None
-        }
-        Err(error) => {
-            refuse_broken(link, stats, &error).await;
-            None
+    /// Expects Hello and answers Welcome.
+    async fn greet(&self, mut link: Link) -> Option<Link> {
+        link.set_allowance(Some(STRANGER_ALLOWANCE));
+        match link.recv().await {
+            Ok(ClientMessage::Hello(hello)) => {
+                tracing::debug!(version = hello.version, "hello");
+                let welcome = Welcome {
+                    version: VERSION.to_owned(),
+                    features: self.features.to_vec(),
+                    observed: link.remote,
+                    observer_ports: self.observer_ports.to_vec(),
+                };
+                link.send(&ServerMessage::Welcome(welcome)).await.ok()?;
+                Some(link)
+            }
+            Ok(_) => {
+                refuse(
+                    link,
+                    &self.stats,
+                    refusal(RefusalCode::Protocol, "the first message has to be hello"),
+                )
+                .await;
+                None
+            }
+            Err(error) => {
+                refuse_broken(link, &self.stats, &error).await;
+                None
+            }
         }
     }
 }

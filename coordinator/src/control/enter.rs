@@ -11,7 +11,7 @@ use mesh_proto::{
     key::PublicKey,
     name::NodeName,
     netmap::Version,
-    token::JoinToken,
+    token::{JoinToken, ServiceAccountToken},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     front::observer::Knocker,
+    kubernetes::Reviewer,
     limit::{Rate, SourceLimiter, TokenBucket},
     registry::{Registry, RegistryError},
     relay::RelayHandle,
@@ -47,6 +48,8 @@ pub struct Coordinator {
     relay: RelayHandle,
     knocker: Knocker,
     stats: Arc<ControlStats>,
+    /// Who checks the tokens of ServiceAccounts, if they are taken.
+    reviewer: Option<Reviewer>,
     failed_joins: Mutex<FailedJoins>,
 }
 
@@ -58,9 +61,9 @@ pub struct Ports {
     pub knocker: Knocker,
 }
 
-/// What Join says.
-struct Join {
-    token: JoinToken,
+/// What Join and JoinServiceAccount say.
+struct Join<T> {
+    token: T,
     name: NodeName,
     public_key: PublicKey,
 }
@@ -88,10 +91,17 @@ impl Coordinator {
             all: TokenBucket::new(now),
             by_source: SourceLimiter::new(now, FAILED_JOINS_PER_SOURCE),
         };
-        Self { registry, hub, relay, knocker, stats, failed_joins: Mutex::new(failed_joins) }
+        let failed_joins = Mutex::new(failed_joins);
+        Self { registry, hub, relay, knocker, stats, reviewer: None, failed_joins }
     }
 
-    async fn handle_join(&self, link: &Link, join: Join) -> ServerMessage {
+    /// Takes tokens of ServiceAccounts, too.
+    #[must_use]
+    pub fn with_reviewer(self, reviewer: Option<Reviewer>) -> Self {
+        Self { reviewer, ..self }
+    }
+
+    async fn handle_join(&self, link: &Link, join: Join<JoinToken>) -> ServerMessage {
         let source = link.remote.ip();
         if let Err(wait) = self.lock().check(source) {
             return ServerMessage::Refused(busy(wait));
@@ -107,6 +117,43 @@ impl Coordinator {
             Err(error) => {
                 self.lock().count(source);
                 tracing::debug!(token = token_id, %error, "join refused");
+                ServerMessage::Refused(refusal_of(&error))
+            }
+        }
+    }
+
+    async fn handle_join_service_account(
+        &self,
+        link: &Link,
+        join: Join<ServiceAccountToken>,
+    ) -> ServerMessage {
+        let Some(reviewer) = &self.reviewer else {
+            let message = "this coordinator takes no tokens of ServiceAccounts";
+            return ServerMessage::Refused(refusal(RefusalCode::ServiceAccount, message));
+        };
+        // Who asks again is told again, and nobody else is asked for it.
+        if let Some(node) = self.registry.node_of(&link.node_key) {
+            return ServerMessage::Joined { node };
+        }
+        let source = link.remote.ip();
+        if let Err(wait) = self.lock().check(source) {
+            return ServerMessage::Refused(busy(wait));
+        }
+        let Join { token, name, public_key } = join;
+        if let Err(error) = reviewer.review(&token, &name).await {
+            self.lock().count(source);
+            tracing::debug!(%error, "join with a ServiceAccount's token refused");
+            return ServerMessage::Refused(error.refusal());
+        }
+        match self.registry.join_vouched(link.node_key, name, public_key).await {
+            Ok(node) => {
+                self.stats.joins.increment();
+                tracing::info!(node = node.id.0, "joined with a ServiceAccount's token");
+                ServerMessage::Joined { node }
+            }
+            Err(error) => {
+                self.lock().count(source);
+                tracing::debug!(%error, "join with a ServiceAccount's token refused");
                 ServerMessage::Refused(refusal_of(&error))
             }
         }
@@ -159,6 +206,10 @@ impl Service for Coordinator {
             let reply = match message {
                 Ok(Ok(ClientMessage::Join { token, name, public_key })) => {
                     self.handle_join(&stranger.link, Join { token, name, public_key }).await
+                }
+                Ok(Ok(ClientMessage::JoinServiceAccount { token, name, public_key })) => {
+                    let join = Join { token, name, public_key };
+                    self.handle_join_service_account(&stranger.link, join).await
                 }
                 Ok(Ok(ClientMessage::Connect { public_key, map, instance })) => {
                     return self

@@ -313,7 +313,10 @@ impl Session {
             }
             ClientMessage::Knock(knock) => self.handle_knock(link, knock).await,
             ClientMessage::Advertise { routes } => self.handle_advertise(link, routes).await,
-            ClientMessage::Hello(_) | ClientMessage::Join { .. } | ClientMessage::Connect { .. } => {
+            ClientMessage::Hello(_)
+            | ClientMessage::Join { .. }
+            | ClientMessage::JoinServiceAccount { .. }
+            | ClientMessage::Connect { .. } => {
                 Err(End::Refused(refusal(RefusalCode::Protocol, "this connection is a node's already")))
             }
             ClientMessage::Unknown => Ok(()),

@@ -37,8 +37,9 @@ pub struct ControlStats {
 }
 
 /// Every code that is sent, as metrics show it.
-const REFUSALS: [(RefusalCode, &str); 8] = [
+const REFUSALS: [(RefusalCode, &str); 9] = [
     (RefusalCode::Token, "token"),
+    (RefusalCode::ServiceAccount, "service_account"),
     (RefusalCode::NameTaken, "name_taken"),
     (RefusalCode::NotRegistered, "not_registered"),
     (RefusalCode::Busy, "busy"),

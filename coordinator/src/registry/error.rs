@@ -17,6 +17,9 @@ pub enum RegistryError {
     /// The join token is wrong, expired, used up or unknown: never said which.
     #[error("the join token is not valid: it may be wrong, expired, used up, or of another mesh")]
     Token,
+    /// The operator removed this node, and no token of the mesh's own admits it again.
+    #[error("this node was removed from the mesh: remove its state directory, or join with a new join token")]
+    Removed,
     /// The name is another node's.
     #[error("the name {0} is taken by another node")]
     NameTaken(NodeName),
@@ -82,6 +85,7 @@ impl RegistryError {
     pub fn refusal(&self) -> Option<Refusal> {
         let (code, retry_after_ms) = match self {
             Self::Token => (RefusalCode::Token, None),
+            Self::Removed => (RefusalCode::ServiceAccount, None),
             Self::NameTaken(_) => (RefusalCode::NameTaken, None),
             Self::PublicKeyTaken | Self::NotRelay => (RefusalCode::Protocol, None),
             Self::NotRegistered => (RefusalCode::NotRegistered, None),

@@ -38,8 +38,16 @@ pub(super) struct Join {
     pub(super) node_key: NodeKey,
     pub(super) public_key: PublicKey,
     pub(super) name: NodeName,
-    pub(super) token: JoinToken,
+    pub(super) admission: Admission,
     pub(super) now: OffsetDateTime,
+}
+
+/// By what right a node joins.
+pub(super) enum Admission {
+    /// A join token, which is used once by it.
+    Token(JoinToken),
+    /// Somebody else has said that it may, under this very name.
+    Vouched,
 }
 
 /// Finds the node of a node key, and gives it another WireGuard key where that has changed.
@@ -101,13 +109,20 @@ impl Decision for Join {
     type Output = Node;
 
     async fn decide(&self, draft: &mut Draft<'_>) -> Result<Node, RegistryError> {
-        let Self { node_key, public_key, name, token, now } = self;
+        let Self { node_key, public_key, name, admission, now } = self;
         if let Some(id) = draft.get::<NodeId>(&keys::node_key(node_key)).await? {
             return draft.expect(&keys::node(id)).await;
         }
         let removed = draft.find::<NodeId>(&keys::removed_key(node_key)).await?;
-        let not_before = removed.map_or(Revision(0), |found| found.mod_revision);
-        let tags = tokens::consume(draft, token, not_before, *now).await?;
+        let tags = match admission {
+            Admission::Token(token) => {
+                let not_before = removed.map_or(Revision(0), |found| found.mod_revision);
+                tokens::consume(draft, token, not_before, *now).await?
+            }
+            // Whether it was vouched for before it was removed or after is not known.
+            Admission::Vouched if removed.is_some() => return Err(RegistryError::Removed),
+            Admission::Vouched => Vec::new(),
+        };
         if draft.get::<NodeId>(&keys::name(name)).await?.is_some() {
             return Err(RegistryError::NameTaken(name.clone()));
         }

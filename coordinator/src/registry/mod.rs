@@ -43,6 +43,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::{
     draft::{Decision, Draft},
     error::corrupt,
+    membership::Admission,
     routes::{NodeRoutes, Word},
     view::{SharedView, View},
 };
@@ -196,7 +197,30 @@ impl Registry {
         public_key: PublicKey,
     ) -> Result<Node, RegistryError> {
         let now = OffsetDateTime::now_utc();
-        self.change(&membership::Join { node_key, public_key, name, token, now }).await
+        let admission = Admission::Token(token);
+        self.change(&membership::Join { node_key, public_key, name, admission, now }).await
+    }
+
+    /// Registers a node that somebody else vouches for, under this very name. A node key that is registered already gets
+    /// the node that it has.
+    ///
+    /// # Errors
+    /// As [`Registry::join`]; and when this node key was removed.
+    pub async fn join_vouched(
+        &self,
+        node_key: NodeKey,
+        name: NodeName,
+        public_key: PublicKey,
+    ) -> Result<Node, RegistryError> {
+        let now = OffsetDateTime::now_utc();
+        let admission = Admission::Vouched;
+        self.change(&membership::Join { node_key, public_key, name, admission, now }).await
+    }
+
+    /// Returns the node of a node key.
+    #[must_use]
+    pub fn node_of(&self, node_key: &NodeKey) -> Option<Node> {
+        self.inner.view.read().node_by_key(node_key).cloned()
     }
 
     /// Finds the registered node that connects. A WireGuard key that is not the stored one replaces it.

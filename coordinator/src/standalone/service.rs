@@ -83,6 +83,7 @@ impl RelayService {
                 | ClientMessage::Unknown => {}
                 ClientMessage::Hello(_)
                 | ClientMessage::Join { .. }
+                | ClientMessage::JoinServiceAccount { .. }
                 | ClientMessage::Connect { .. }
                 | ClientMessage::StillHere { .. }
                 | ClientMessage::CallMeMaybe { .. }

@@ -203,9 +203,10 @@ impl Uplink {
                 Ok(())
             }
             ServerMessage::Refused(refusal) => Err(match refusal.code {
-                RefusalCode::Token | RefusalCode::NameTaken | RefusalCode::Protocol => {
-                    AttemptError::Fatal(UplinkError::Refused(refusal))
-                }
+                RefusalCode::Token
+                | RefusalCode::ServiceAccount
+                | RefusalCode::NameTaken
+                | RefusalCode::Protocol => AttemptError::Fatal(UplinkError::Refused(refusal)),
                 RefusalCode::NotRegistered
                 | RefusalCode::Duplicate
                 | RefusalCode::Busy
@@ -226,6 +227,7 @@ impl Uplink {
             }
             RefusalCode::Protocol => AttemptError::Fatal(UplinkError::Refused(refusal)),
             RefusalCode::Token
+            | RefusalCode::ServiceAccount
             | RefusalCode::NameTaken
             | RefusalCode::Busy
             | RefusalCode::Replaced

@@ -137,6 +137,7 @@ impl Rig {
 async fn start_server(state: &TempDir, address: &str) -> Server {
     let options = ServeOptions {
         dyndns: None,
+        kubernetes: None,
         listen_stun: Some("127.0.0.1:0".parse().unwrap()),
         state_dir: state.path().to_owned(),
         listen_udp: address.parse().unwrap(),

@@ -17,7 +17,7 @@ use crate::{
     relay::{CHANNEL_KEY_LEN, ChannelId, DEFAULT_BIND_LIFETIME_S},
     route::{RouteAnswer, RouteOffer},
     stun::TransactionId,
-    token::JoinToken,
+    token::{JoinToken, ServiceAccountToken},
 };
 
 /// What an agent says.
@@ -32,6 +32,16 @@ pub enum ClientMessage {
         /// The right to join.
         token: JoinToken,
         /// The name that is wished for; the coordinator refuses one that is taken.
+        name: NodeName,
+        /// The WireGuard key.
+        public_key: PublicKey,
+    },
+    /// As `Join`, with a Kubernetes ServiceAccount's token as the right to join, which admits the node that its pod runs on
+    /// under that node's name alone. Only said to a coordinator with the feature [`super::SERVICE_ACCOUNTS`].
+    JoinServiceAccount {
+        /// The right to join.
+        token: ServiceAccountToken,
+        /// The name: that of the Node that the pod runs on.
         name: NodeName,
         /// The WireGuard key.
         public_key: PublicKey,
@@ -280,6 +290,8 @@ pub struct Refusal {
 pub enum RefusalCode {
     /// The token is wrong, expired, used up or of another mesh: never said which.
     Token,
+    /// A ServiceAccount's token does not admit this node; the message says why.
+    ServiceAccount,
     /// The name is taken by another node.
     NameTaken,
     /// The node key is not registered, or was removed.

@@ -7,7 +7,7 @@
 //!   | -- Hello -----------------------------------> |   version and features
 //!   | <--------------------------------- Welcome -- |
 //!   | -- Join (token, name, key) -----------------> |   first time only, on a connection of its own
-//!   | <------------------------ Joined | Refused -- |
+//!   | <------------------------ Joined | Refused -- |   (or JoinServiceAccount, with another token)
 //!   | -- Connect (key, map version) --------------> |
 //!   | <------------------------------------- Map -- |   whole, unless the agent's version is the latest
 //!   | <------------------------------ PeerStates -- |   online and candidates of every peer
@@ -45,6 +45,9 @@ pub use message::{
 /// Feature of a coordinator: a map of the same epoch has no fewer peers than the one before it, but for those whose removal
 /// was said in a delta. Where one of them is sent whole, a delta that changes no version says it before.
 pub const EXPLICIT_REMOVALS: &str = "explicit-removals";
+
+/// Feature of a coordinator: it takes a Kubernetes ServiceAccount's token in place of a join token.
+pub const SERVICE_ACCOUNTS: &str = "service-accounts";
 
 /// ALPN of control protocol version 1, spoken by coordinators and stand-alone relays.
 pub const ALPN: &[u8] = b"mesh-control/1";

@@ -147,6 +147,16 @@ pub(crate) fn client_messages() -> Vec<(&'static str, ClientMessage)> {
     vec![
         ("hello", ClientMessage::Hello(Hello { version: "0.1.0".into(), features: vec!["pq".into()] })),
         ("join", ClientMessage::Join { token, name: "pi".parse().unwrap(), public_key }),
+        (
+            "join_service_account",
+            ClientMessage::JoinServiceAccount {
+                token: "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOlsibWVzaC1jb29yZGluYXRvciJdfQ.c2lnbmF0dXJl"
+                    .parse()
+                    .unwrap(),
+                name: "pi".parse().unwrap(),
+                public_key,
+            },
+        ),
         ("connect", ClientMessage::Connect { public_key, map, instance: None }),
         ("connect_first", ClientMessage::Connect { public_key, map: None, instance: None }),
         (
@@ -275,9 +285,21 @@ pub(crate) fn candidate_kinds() -> Vec<CandidateKind> {
 /// Every code of a refusal.
 pub(crate) fn refusal_codes() -> Vec<RefusalCode> {
     use RefusalCode::{
-        Busy, Duplicate, NameTaken, NotRegistered, Protocol, Replaced, ShuttingDown, Token, Unknown,
+        Busy, Duplicate, NameTaken, NotRegistered, Protocol, Replaced, ServiceAccount, ShuttingDown, Token,
+        Unknown,
     };
-    vec![Token, NameTaken, NotRegistered, Busy, Replaced, ShuttingDown, Protocol, Duplicate, Unknown]
+    vec![
+        Token,
+        NameTaken,
+        NotRegistered,
+        Busy,
+        Replaced,
+        ShuttingDown,
+        Protocol,
+        Duplicate,
+        Unknown,
+        ServiceAccount,
+    ]
 }
 
 /// A document of `meshctl netcheck --json`.

@@ -458,6 +458,7 @@ impl Client {
             (_, Some(asked)) => self.backoff.next_wait_asked(Duration::from_millis(asked), random),
             (
                 RefusalCode::Token
+                | RefusalCode::ServiceAccount
                 | RefusalCode::NameTaken
                 | RefusalCode::Busy
                 | RefusalCode::ShuttingDown

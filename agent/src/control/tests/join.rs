@@ -3,14 +3,14 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use mesh_proto::{
-    control::{ClientMessage, RefusalCode, ServerMessage},
+    control::{ClientMessage, RefusalCode, SERVICE_ACCOUNTS, ServerMessage},
     key::KeyPin,
     netmap::Node,
     token::{InvalidToken, JoinToken},
 };
 
 use super::super::{
-    JoinError, JoinRequest, StreamOptions,
+    JoinError, JoinRequest, JoinRight, StreamOptions,
     fake::{FakeCoordinator, FakeSession},
     join,
 };
@@ -32,7 +32,7 @@ fn bench() -> Bench {
     let request = JoinRequest {
         state_dir: parent.path().join("new/state"),
         coordinators: vec![fake.address().to_string()],
-        token: JoinToken::from_random([1; 5], [2; 16]),
+        right: JoinRight::Token(JoinToken::from_random([1; 5], [2; 16])),
         pin: fake.pin(),
         name: "pi".parse().unwrap(),
         stream: StreamOptions::default(),
@@ -114,6 +114,35 @@ async fn a_refused_token_and_one_that_is_none_are_the_same_error_and_leave_nothi
 }
 
 #[tokio::test]
+async fn a_service_account_s_token_is_read_for_a_coordinator_that_takes_it() {
+    let bench = bench();
+    let file = bench._parent.path().join("token");
+    let request = JoinRequest { right: JoinRight::ServiceAccount(file.clone()), ..bench.request.clone() };
+    fs::write(&file, "e30.e30.c2ln\n").unwrap();
+    let (joined, ()) = tokio::join!(join(request.clone()), async {
+        let mut session = bench.fake.accept().await;
+        assert!(session.try_recv().await.is_none(), "an older coordinator does not hear of the token");
+    });
+    assert!(matches!(joined, Err(JoinError::NoServiceAccounts)), "{joined:?}");
+
+    let (joined, ()) = tokio::join!(join(request.clone()), async {
+        let mut session = bench.fake.accept_with(&[SERVICE_ACCOUNTS]).await;
+        let message = session.recv().await;
+        let ClientMessage::JoinServiceAccount { token, name, .. } = message else { panic!("{message:?}") };
+        assert_eq!((token.reveal(), name.as_str()), ("e30.e30.c2ln", "pi"));
+        session.refuse(RefusalCode::ServiceAccount, None).await;
+    });
+    let error = joined.unwrap_err().to_string();
+    assert!(error.starts_with("the ServiceAccount's token does not admit this node: "), "{error}");
+    assert!(!bench.request.state_dir.exists());
+
+    fs::write(&file, "no token").unwrap();
+    let (joined, _) = tokio::join!(join(request), bench.fake.accept_with(&[SERVICE_ACCOUNTS]));
+    let error = joined.unwrap_err().to_string();
+    assert!(error.contains("cannot be used: not a token of a ServiceAccount"), "{error}");
+}
+
+#[tokio::test]
 async fn a_refusal_keeps_what_was_there_before() {
     let bench = bench();
     tokio::join!(async { join(bench.request.clone()).await.unwrap() }, async {
@@ -164,7 +193,7 @@ async fn a_failed_join_says_what_it_tried() {
     let request = JoinRequest {
         state_dir: parent.path().join("state"),
         coordinators: vec!["no-such-host.invalid".to_owned(), "127.0.0.1:9".to_owned()],
-        token: JoinToken::from_random([1; 5], [2; 16]),
+        right: JoinRight::Token(JoinToken::from_random([1; 5], [2; 16])),
         pin: KeyPin([0; 32]),
         name: "pi".parse().unwrap(),
         stream: StreamOptions::default(),

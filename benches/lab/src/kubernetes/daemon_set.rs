@@ -82,6 +82,16 @@ pub fn prepare(mesh: &Mesh, workers: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Applies what the coordinator needs to have tokens reviewed.
+///
+/// # Errors
+///
+/// If the API server refuses a manifest.
+pub fn apply_coordinator(cluster: &Cluster) -> anyhow::Result<()> {
+    let manifests = deploy().join("k8s/coordinator");
+    cluster.kubectl()?.run(["apply".as_ref(), "-k".as_ref(), manifests.as_os_str()]).map(drop)
+}
+
 /// Writes an overlay of the lab's own on one of `deploy/k8s/overlays`: image, socket, and where the API server is. Returns
 /// its directory, for `kubectl apply -k` and `delete -k`.
 ///

@@ -26,6 +26,10 @@ const API_PORT: u16 = 6443;
 const INTERFACES: [&str; 2] = ["mesh0", "cni-mesh0"];
 const DIRECTORIES: [&str; 5] =
     ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/var/lib/mesh-agent", "/run/mesh-agent"];
+/// The user as which the coordinator asks it.
+const COORDINATOR: &str = "mesh-coordinator";
+/// Who has no business with the tokens of others.
+const STRANGER: &str = "office";
 /// After an event, until a stream is asked how long it was silent.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
@@ -61,6 +65,10 @@ fn an_agent_in_a_pod_makes_the_network_of_its_node() {
     rig.said("a stream outlives a rollout of the DaemonSet");
     rig.everything_is_taken_back(Overlay::PodAgent).unwrap();
     rig.said("nothing is left on the hosts");
+    rig.join_with_service_accounts().unwrap();
+    rig.said("the agents have joined with their ServiceAccount's tokens");
+    rig.other_tokens_are_refused().unwrap();
+    rig.said("other tokens are refused, each with its reason");
 }
 
 impl Pods {
@@ -70,6 +78,8 @@ impl Pods {
         let lab = Lab::new("pods")?;
         let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
         options.coordinator_args.push(format!("--pod-range={}", kubernetes::POD_RANGE));
+        let kubeconfig = kubernetes::kubeconfig_of(&lab, COORDINATOR);
+        options.coordinator_args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
         let village = Village::prepare_with(&lab, options)?;
         let network = village.network();
         let router = network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, API_PORT, CONTROL_PLANE);
@@ -99,33 +109,72 @@ impl Pods {
     /// As the guide has it: a Secret with the token, and a ConfigMap with the coordinator.
     fn give_join_token(&self) -> anyhow::Result<()> {
         let line = self.village.token(&["--uses", &WORKERS.len().to_string()])?;
-        let mut words = line.split_whitespace().skip(2);
-        let coordinator = words.next().context("a join line names the coordinator")?;
-        let rest: Vec<&str> = words.collect();
-        let [_, token, _, hash] = rest[..] else { anyhow::bail!("an unknown join line: {line}") };
+        let [coordinator, token, hash] = words(&line)?;
+        let [token, hash] = [literal("MESH_TOKEN", token), literal("MESH_CA_CERT_HASH", hash)];
+        self.create(&["namespace", daemon_set::NAMESPACE])?;
+        self.create(&["secret", "generic", "mesh-join", &token, &hash])?;
+        self.create(&["configmap", "mesh-join", &literal("MESH_COORDINATOR", coordinator)])
+    }
+
+    /// And with no token at all. The machines are new to the mesh, as after the clean-up.
+    fn join_with_service_accounts(&self) -> anyhow::Result<()> {
+        for worker in WORKERS {
+            self.village.administer(["node", "remove", worker])?.success()?;
+        }
+        self.cluster.make_user(COORDINATOR)?;
+        daemon_set::apply_coordinator(&self.cluster)?;
+        let line = self.village.token(&[])?;
+        let [coordinator, _, hash] = words(&line)?;
+        let coordinator = literal("MESH_COORDINATOR", coordinator);
+        self.create(&["namespace", daemon_set::NAMESPACE])?;
+        self.create(&["configmap", "mesh-join", &coordinator, &literal("MESH_CA_CERT_HASH", hash)])?;
+        daemon_set::apply(&self.cluster, &self.lab, Overlay::ServiceAccount)?;
+        for worker in WORKERS {
+            let node = self.village.node(worker)?;
+            wait_until(PATIENCE, "the agent is ready", || Ok(node.is_ready()))?;
+        }
+        self.wait_network()
+    }
+
+    /// With the real API server's word on each.
+    fn other_tokens_are_refused(&self) -> anyhow::Result<()> {
+        let audience = format!("--audience={COORDINATOR}");
+        let namespace = format!("--namespace={}", daemon_set::NAMESPACE);
         let kubectl = self.cluster.kubectl()?;
-        kubectl.run(["create", "namespace", daemon_set::NAMESPACE])?;
-        let literal = |name: &str, value: &str| format!("--from-literal={name}={value}");
-        kubectl.run([
-            "--namespace",
-            daemon_set::NAMESPACE,
-            "create",
-            "secret",
-            "generic",
-            "mesh-join",
-            &literal("MESH_TOKEN", token),
-            &literal("MESH_CA_CERT_HASH", hash),
-        ])?;
-        kubectl
-            .run([
-                "--namespace",
-                daemon_set::NAMESPACE,
-                "create",
-                "configmap",
-                "mesh-join",
-                &literal("MESH_COORDINATOR", coordinator),
-            ])
-            .map(drop)
+        let made = |args: &[&str]| kubectl.run(["create", "token"].iter().chain(args));
+        let read = "cat /var/lib/kubelet/pods/*/volumes/kubernetes.io~projected/mesh-token/token";
+        let pods = self.cluster.worker(WORKERS[0])?.command("sh")?.args(["-c", read]).output()?.success()?;
+        for (token, reason) in [
+            (made(&["mesh-agent", &namespace])?, "and not for mesh-coordinator".to_owned()),
+            (made(&["mesh-agent", &namespace, &audience])?, "the token names no node".to_owned()),
+            (
+                made(&["default", &audience])?,
+                "is of system:serviceaccount:default:default, and not of the ServiceAccount".to_owned(),
+            ),
+            (pods.stdout, format!("of a pod on {}, which may not join as {STRANGER}", WORKERS[0])),
+            ("e30.e30.c2ln".to_owned(), "and not for mesh-coordinator".to_owned()),
+        ] {
+            let line = self.village.token(&[])?;
+            let [coordinator, _, hash] = words(&line)?;
+            let node = self.village.node(STRANGER)?;
+            let file = node.directory().join("token");
+            std::fs::write(&file, token)?;
+            let join = format!("mesh-agent join {coordinator} --ca-cert-hash {hash}");
+            let join = format!("{join} --service-account-token {}", file.display());
+            let refused = node.try_join(&join)?;
+            ensure!(
+                refused.code() == 1 && refused.stderr.contains(&reason),
+                "not refused because of {reason:?}: {refused:?}"
+            );
+            ensure!(!node.state_dir().exists(), "a refused join leaves something");
+        }
+        Ok(())
+    }
+
+    /// Makes an object in the namespace of the manifests.
+    fn create(&self, what: &[&str]) -> anyhow::Result<()> {
+        let args = ["--namespace", daemon_set::NAMESPACE, "create"].iter().chain(what);
+        self.cluster.kubectl()?.run(args).map(drop)
     }
 
     /// Waits until all Nodes are Ready and have their network, and prints how long that took.
@@ -255,6 +304,19 @@ impl Pods {
     fn said(&self, what: &str) {
         println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
+}
+
+/// The coordinator, the token and the hash of a join line.
+fn words(line: &str) -> anyhow::Result<[&str; 3]> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words[..] {
+        [_, _, coordinator, "--token", token, "--ca-cert-hash", hash] => Ok([coordinator, token, hash]),
+        _ => anyhow::bail!("an unknown join line: {line}"),
+    }
+}
+
+fn literal(name: &str, value: &str) -> String {
+    format!("--from-literal={name}={value}")
 }
 
 fn goes_on(stream: &Stream) -> anyhow::Result<()> {
