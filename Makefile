@@ -11,7 +11,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 # What a cluster takes beside them. Go is not among it: Debian's is too old to build Kubernetes.
 CLUSTER_PACKAGES := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static
 
-.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s test-machines deb matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s test-chart test-machines deb matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -52,6 +52,11 @@ test-k8s: bins
 	@.ci/setup $(CLUSTER_PACKAGES)
 	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) MESH_POD_ROUNDS=$(or $(ROUNDS),1) \
 		$(CARGO) test --locked -p mesh-lab --features kubernetes --test k8s -- --nocapture --test-threads=1
+
+## test-chart: the Helm chart against the overlays of kustomize, with a real helm; builds Kubernetes and helm as test-k8s does
+test-chart:
+	directory=$$(benches/lab/kubernetes/build helm) && MESH_KUBERNETES_DIR=$$directory \
+		$(CARGO) test --locked -p mesh-lab --features helm --test chart
 
 ## test-machines: the packages on Debians with a systemd of their own, in the village; installs Debian once, for later runs too
 test-machines: deb
@@ -94,7 +99,7 @@ lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-engine --all-targets --features virtual-time -- -D warnings
-	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes,machines -- -D warnings
+	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes,machines,helm -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/deny
 
