@@ -12,7 +12,7 @@ use crate::{
     app,
     config::{AgentCli, AgentCommand, JoinConfig, RunConfig},
     control::{self, JOIN_PATIENCE, JoinError, JoinRequest},
-    identity::{self, StateDir, StateError},
+    identity,
     logs::RecentLogs,
     nat64::Nat64,
 };
@@ -78,11 +78,7 @@ fn act_as_owner_of(state_dir: &Path) -> anyhow::Result<()> {
 /// Returns which node this host is.
 fn joined_already(state_dir: &Path) -> anyhow::Result<Option<NodeName>> {
     act_as_owner_of(state_dir)?;
-    match StateDir::open(state_dir).and_then(|dir| identity::load(&dir)) {
-        Ok((_, membership)) => Ok(Some(membership.node.name)),
-        Err(StateError::NotJoined { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(identity::node_name(state_dir)?)
 }
 
 #[cfg(target_os = "linux")]

@@ -1,7 +1,7 @@
 //! Assembly of `mesh-agent run`: which part gets what, and in which order they start and stop.
 //!
 //! ```text
-//! lock the state directory, read identity and membership
+//! lock the state directory (a pod waits for the one before it), read identity and membership
 //! UDP sockets, TUN, netlink                          opened, or taken over from the process before (`keep`); errors here
 //!                                                    say what to do and end the start
 //! drivers (a thread for each engine), control client, local API
@@ -37,7 +37,7 @@ use anyhow::Context;
 use mesh_engine::command::Command;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -45,7 +45,7 @@ use crate::{
     config::RunConfig,
     control::{self, ControlConfig, StreamOptions},
     driver,
-    identity::{self, StateDir},
+    identity::{self, StateDir, StateError, StateLock},
     keep::{Inherited, Keeper},
     kubernetes::{self, KubernetesHandle},
     local_api,
@@ -70,6 +70,8 @@ use wiring::{Ended, Surroundings, Wiring};
 
 /// How long the parts may take to end; then the process ends without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// How often a pod looks whether its turn has come: what it may add to the gap.
+const TURN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -77,15 +79,18 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// When it cannot start, when a part of it ends by itself, or when this node was removed from the mesh.
 pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
-    if let Some(kubernetes) = config.kubernetes.clone().filter(|_| kubernetes::is_pod())
+    stop_at_signals(&cancel)?;
+    let is_pod = kubernetes::is_pod();
+    // A pod that has joined is a node's agent: another one's socket is of the pod whose place it takes.
+    if let Some(kubernetes) = config.kubernetes.clone().filter(|_| is_pod)
+        && identity::node_name(&config.state_dir)?.is_none()
         && kubernetes::beside::is_there(&config.socket).await
     {
-        stop_at_signals(&cancel)?;
         return kubernetes::beside::run(kubernetes, &config.socket, &config.state_dir, &cancel).await;
     }
     let state_dir = StateDir::open(&config.state_dir)?;
-    let _lock = state_dir.lock()?;
-    stop_at_signals(&cancel)?;
+    let turn = if is_pod { Turn::Awaited } else { Turn::Now };
+    let Some(_lock) = lock(&state_dir, turn, &cancel).await? else { return Ok(()) };
     let reporter = Arc::new(Reporter::new(&config, &logs));
     let mut kept = Kept { keeper: Keeper::from_env(), inherited: Inherited::take_from_env() };
     let mut addresses = None;
@@ -97,6 +102,39 @@ pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
                 opening::forget_all(&kept.keeper, config.shards);
                 addresses = Some(changed);
             }
+        }
+    }
+}
+
+/// When an agent may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// No other one may be there.
+    Now,
+    /// The one before it may still be there, as while a DaemonSet is rolled out with `maxSurge`: then all that is missing
+    /// when that one ends is this process.
+    Awaited,
+}
+
+/// Takes the state directory; `None` when cancelled before.
+async fn lock(
+    state_dir: &StateDir,
+    turn: Turn,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Option<StateLock>> {
+    let mut is_told = false;
+    loop {
+        match (state_dir.lock(), turn) {
+            (Err(StateError::InUse { .. }), Turn::Awaited) => {}
+            (taken, _) => return Ok(Some(taken?)),
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!("another pod is this node's agent: waiting until it ends");
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(None),
+            () = sleep(TURN_INTERVAL) => {}
         }
     }
 }
@@ -293,4 +331,28 @@ fn stop_at_signals(cancel: &CancellationToken) -> anyhow::Result<()> {
         cancel.cancel();
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_waits_for_the_one_before_it_only_where_it_is_its_turn_next() {
+        let parent = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::create(&parent.path().join("state")).unwrap();
+        let cancel = CancellationToken::new();
+        let first = lock(&state_dir, Turn::Now, &cancel).await.unwrap();
+        assert!(first.is_some());
+        assert!(lock(&state_dir, Turn::Now, &cancel).await.is_err());
+        let next = lock(&state_dir, Turn::Awaited, &cancel);
+        tokio::pin!(next);
+        assert!(timeout(Duration::from_secs(60), &mut next).await.is_err(), "it waits");
+        drop(first);
+        let next = next.await.unwrap();
+        assert!(next.is_some());
+        let third = lock(&state_dir, Turn::Awaited, &cancel);
+        cancel.cancel();
+        assert!(third.await.unwrap().is_none(), "told to stop before its turn");
+    }
 }

@@ -1,6 +1,8 @@
 //! Of which mesh this node is a member.
 
-use mesh_proto::{key::KeyPin, netmap::Node};
+use std::path::Path;
+
+use mesh_proto::{key::KeyPin, name::NodeName, netmap::Node};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -67,6 +69,18 @@ pub fn load(dir: &StateDir) -> Result<(Identity, Membership), StateError> {
         return Err(StateError::Mismatch { path: dir.join(MEMBERSHIP_FILE), other: dir.join(NODE_KEY_FILE) });
     }
     Ok((identity, membership))
+}
+
+/// Returns which node this host is, if it has joined.
+///
+/// # Errors
+/// As [`load`], if it has.
+pub fn node_name(dir: &Path) -> Result<Option<NodeName>, StateError> {
+    match StateDir::open(dir).and_then(|dir| load(&dir)) {
+        Ok((_, membership)) => Ok(Some(membership.node.name)),
+        Err(StateError::NotJoined { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

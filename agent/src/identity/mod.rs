@@ -22,7 +22,7 @@ mod state_file;
 
 pub use error::{DamageKind, StateError};
 pub use keys::Identity;
-pub use membership::{Membership, load};
+pub use membership::{Membership, load, node_name};
 pub(crate) use state_dir::CreatedDir;
 pub use state_dir::{StateDir, StateLock};
 pub use state_file::{Loaded, StateFile};
