@@ -28,13 +28,9 @@ fn pairs_are_direct_exactly_where_the_model_says_so() {
     let mesh = matrix(&lab).unwrap();
     mesh.start().unwrap();
     let is_wanted = |from: &str, to: &str| from.starts_with("a-") && to.starts_with("b-");
-    let first = Instant::now();
     let echo = Echo::start(&mesh, INTERVAL, is_wanted).unwrap();
     assert_eq!(echo.flows().len(), 81);
-    echo.wait_all(first, PATIENCE).unwrap();
-    for flow in echo.flows() {
-        assert!(flow.first_answered, "the first packet from {} to {} is lost", flow.from, flow.to);
-    }
+    echo.wait_first(PATIENCE).unwrap();
 
     // Either side says what it sees.
     let speaks = |from: &str, to: &str| from.starts_with("a-") != to.starts_with("a-");

@@ -31,10 +31,7 @@ fn every_pair_is_direct_in_time_or_relayed_with_a_reason() {
     let village = Village::start(&lab).unwrap();
     let echo = Echo::all(&village, INTERVAL).unwrap();
     let first = Instant::now();
-    echo.wait_all(first, PATIENCE).unwrap();
-    for flow in echo.flows() {
-        assert!(flow.first_answered, "the first packet from {} to {} is lost", flow.from, flow.to);
-    }
+    echo.wait_first(PATIENCE).unwrap();
     std::thread::sleep(DIRECT_BUDGET.saturating_sub(first.elapsed()));
 
     let network = village.network();

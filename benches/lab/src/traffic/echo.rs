@@ -157,6 +157,25 @@ impl Echo {
         Ok(since.elapsed())
     }
 
+    /// Waits until the very first request of every pair is answered. It may go a longer way than those after it, and be
+    /// answered later than they are.
+    ///
+    /// # Errors
+    ///
+    /// With the pairs whose first request is lost, after `patience`.
+    pub fn wait_first(&self, patience: Duration) -> anyhow::Result<()> {
+        wait_until(patience, "first packets are answered", || {
+            let flows = self.shared.flows();
+            let lost: Vec<String> = flows
+                .values()
+                .filter(|flow| !flow.first_answered)
+                .map(|flow| format!("{} to {}", flow.from, flow.to))
+                .collect();
+            ensure!(lost.is_empty(), "lost: {}", lost.join(", "));
+            Ok(true)
+        })
+    }
+
     /// As [`Echo::wait_for`], for all pairs.
     ///
     /// # Errors
