@@ -1,7 +1,7 @@
 //! The 81 ordered pairs of NAT types, all at once: two sites of each type, and everyone of the first nine speaks to
 //! everyone of the second nine.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_lab::mesh::wait_until;
 use mesh_lab::topology::Reach;
