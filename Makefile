@@ -35,7 +35,9 @@ test-unit: setup
 	$(CARGO) test --locked -p mesh-engine --features virtual-time
 
 # Lab tests that wait most of their time go two at a time; the others are alone, since CPU time is shared.
-LAB_TESTS := $(filter-out k8s machines,$(sort $(patsubst %/main,%,$(basename \
+# Those that the manifest names take a feature each, and have targets of their own.
+FEATURED_TESTS := $(shell sed -n 's/^name = "\(.*\)"/\1/p' benches/lab/Cargo.toml)
+LAB_TESTS := $(filter-out $(FEATURED_TESTS),$(sort $(patsubst %/main,%,$(basename \
 	$(subst benches/lab/tests/,,$(wildcard benches/lab/tests/*.rs benches/lab/tests/*/main.rs))))))
 PATIENT_TESTS := bad_input dns_move ipv6 nat_layers nat_punch nat_rows near near_coordinator netcheck port_mapping \
 	relays udp_blocked
