@@ -14,8 +14,8 @@ use super::{Kind, PATIENCE, Pair, Sample, out_of_step, progress};
 
 /// A pair that is relayed.
 const PAIR: [&str; 2] = ["office", "country"];
-/// Relays that stand alone, where lines add nothing: nearer than the coordinator's by more than any path's hysteresis, so
-/// that whichever lives is used.
+/// Relays that stand alone, where lines add nothing: nearer than the coordinator's. Where times scatter by more than that,
+/// a path stays at the coordinator's, and this kind cannot be measured.
 const RELAYS: [&str; 2] = ["relay-a", "relay-b"];
 
 /// Kills the relay in use, and starts it again, so many times.

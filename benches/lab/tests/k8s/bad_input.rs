@@ -50,8 +50,8 @@ pub(crate) fn each_is_told_and_nothing_stops(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
     rig.cluster.kubectl()?.apply(MAY_TELL)?;
     let streams = [
-        stream(rig, &web["country"], &web[WITHOUT_RANGE])?,
-        stream(rig, &web["office"], &web[WITHOUT_FILES])?,
+        stream(&rig.cluster, &web["country"], &web[WITHOUT_RANGE])?,
+        stream(&rig.cluster, &web["office"], &web[WITHOUT_FILES])?,
     ];
     std::thread::scope(|scope| {
         let ranges = scope.spawn(|| ranges_that_cannot_be(rig));

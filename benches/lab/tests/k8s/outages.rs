@@ -22,7 +22,7 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 /// Streams between pods outlive the agents below them: killed, and restarted in order.
 pub(crate) fn streams_outlive_agents(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
-    let stream = stream(rig, &web["country"], &web["home-a"])?;
+    let stream = stream(&rig.cluster, &web["country"], &web["home-a"])?;
     let agent = rig.village.node("home-a")?;
     let mut gaps = Vec::new();
     for _ in 0..RESTARTS {
@@ -63,7 +63,7 @@ pub(crate) fn a_worker_reboots(rig: &Rig) -> anyhow::Result<()> {
 /// Nobody who talks notices that the DaemonSet is rolled out anew.
 pub(crate) fn streams_outlive_a_rollout(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
-    let stream = stream(rig, &web["office"], &web["home-b"])?;
+    let stream = stream(&rig.cluster, &web["office"], &web["home-b"])?;
     let kubectl = rig.cluster.kubectl()?;
     let gap = gap(&stream, || {
         kubectl.run(["--namespace", daemon_set::NAMESPACE, "rollout", "restart", daemon_set::NAME])?;
@@ -88,7 +88,7 @@ pub(crate) fn streams_outlive_a_rollout(rig: &Rig) -> anyhow::Result<()> {
 pub(crate) fn streams_outlive_roaming(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
     let network = rig.village.network();
-    let stream = stream(rig, &web["macbook"], &web["country"])?;
+    let stream = stream(&rig.cluster, &web["macbook"], &web["country"])?;
     let there = gap(&stream, || network.move_host("macbook", "cafe"))?;
     let back = gap(&stream, || network.move_host("macbook", "lte"))?;
     stream.finish().context("the stream")?;
@@ -100,7 +100,7 @@ pub(crate) fn streams_outlive_roaming(rig: &Rig) -> anyhow::Result<()> {
 pub(crate) fn a_site_without_udp_stays(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
     let network = rig.village.network();
-    let stream = stream(rig, &web["office"], &web["country"])?;
+    let stream = stream(&rig.cluster, &web["office"], &web["country"])?;
     let gap = gap(&stream, || network.set_egress("office", Egress::OnlyTcp443))?;
     let office = rig.village.node("office")?;
     wait_until(PATIENCE, "office is relayed", || Ok(office.peer("country")?.path.kind == PathKind::Relay))?;
@@ -117,7 +117,7 @@ pub(crate) fn a_site_without_udp_stays(rig: &Rig) -> anyhow::Result<()> {
 /// Nothing that runs needs the API server or the coordinator, and an agent starts without them.
 pub(crate) fn everybody_goes_on_without_control(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
-    let stream = stream(rig, &web["country"], &web["home-a"])?;
+    let stream = stream(&rig.cluster, &web["country"], &web["home-a"])?;
     rig.cluster.kill_control_plane()?;
     rig.village.coordinator().kill(Signal::SIGKILL)?;
     let agent = rig.village.node("country")?;

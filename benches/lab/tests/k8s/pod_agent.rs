@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::daemon_set::{self, Overlay};
 use mesh_lab::kubernetes::pods::{self, POD_PORT};
-use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, ProxyMode, RunningPod, Stream};
+use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, ProxyMode};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Protocol;
 use mesh_lab::topology::Host;
@@ -17,6 +17,7 @@ use mesh_lab::village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES};
 use mesh_lab::{Lab, MeshOptions, Village};
 
 use crate::rig::{CONTROL_PLANE, PATIENCE};
+use crate::talk::{goes_on, stream};
 
 /// Hosts without an agent, at different sites.
 const WORKERS: [&str; 2] = ["country", "home-b"];
@@ -245,7 +246,7 @@ impl Pods {
     fn a_stream_outlives_a_rollout(&self) -> anyhow::Result<()> {
         let web = self.cluster.pods("web")?;
         let [from, to] = WORKERS.map(|worker| &web[worker]);
-        let stream = self.stream(from, to)?;
+        let stream = stream(&self.cluster, from, to)?;
         let namespace = ["--namespace", daemon_set::NAMESPACE, "rollout"];
         let kubectl = self.cluster.kubectl()?;
         kubectl.run(namespace.into_iter().chain(["restart", daemon_set::NAME]))?;
@@ -294,13 +295,6 @@ impl Pods {
         Ok(())
     }
 
-    fn stream(&self, from: &RunningPod, to: &RunningPod) -> anyhow::Result<Stream> {
-        let stream = Stream::start(&self.cluster.netns(from)?, to.address)?;
-        goes_on(&stream)?;
-        stream.take_longest();
-        Ok(stream)
-    }
-
     fn said(&self, what: &str) {
         println!("{:6.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
@@ -317,11 +311,6 @@ fn words(line: &str) -> anyhow::Result<[&str; 3]> {
 
 fn literal(name: &str, value: &str) -> String {
     format!("--from-literal={name}={value}")
-}
-
-fn goes_on(stream: &Stream) -> anyhow::Result<()> {
-    let before = stream.count();
-    wait_until(PATIENCE, "the stream goes on", || Ok(stream.count() > before + 5))
 }
 
 fn link_is_there(host: &Host, name: &str) -> anyhow::Result<bool> {

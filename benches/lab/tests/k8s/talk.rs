@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::pods::POD_PORT;
-use mesh_lab::kubernetes::{RunningPod, Stream};
+use mesh_lab::kubernetes::{Cluster, RunningPod, Stream};
 use mesh_lab::mesh::wait_until;
 
 use crate::rig::{PATIENCE, Rig};
@@ -30,8 +30,8 @@ impl Rig {
 }
 
 /// A stream between two pods that has begun.
-pub(crate) fn stream(rig: &Rig, from: &RunningPod, to: &RunningPod) -> anyhow::Result<Stream> {
-    let stream = Stream::start(&rig.cluster.netns(from)?, to.address)?;
+pub(crate) fn stream(cluster: &Cluster, from: &RunningPod, to: &RunningPod) -> anyhow::Result<Stream> {
+    let stream = Stream::start(&cluster.netns(from)?, to.address)?;
     goes_on(&stream)?;
     stream.take_longest();
     Ok(stream)
