@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -48,17 +48,17 @@ pub fn create(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 }
 
 /// Writes and syncs a file that is to get its name later. One that is there is removed, never written into: it may be
-/// a link to something else.
+/// a link to something else. The content is written as it is read: it may be longer than what memory is there for.
 ///
 /// # Errors
-/// When the system refuses; nothing is left of the draft then.
-pub fn write_draft(draft: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+/// When it cannot be read, or the system refuses; nothing is left of the draft then.
+pub fn write_draft(draft: &Path, mode: u32, mut content: impl Read) -> io::Result<()> {
     match fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(draft)?;
-    let written = file.write_all(content).and_then(|()| file.sync_all());
+    let written = io::copy(&mut content, &mut file).and_then(|_| file.sync_all());
     if written.is_err() {
         discard(draft);
     }

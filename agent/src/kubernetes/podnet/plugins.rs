@@ -8,7 +8,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Stdio,
@@ -122,7 +123,7 @@ pub(super) fn remove(bin_dir: &Path, others_present: bool) -> io::Result<()> {
 }
 
 /// Writes a file with exactly this mode, whole or not at all.
-pub(super) fn place(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+pub(super) fn place(path: &Path, mode: u32, content: impl Read) -> io::Result<()> {
     let mut draft = std::ffi::OsString::from(".");
     draft.push(path.file_name().ok_or(io::ErrorKind::IsADirectory)?);
     draft.push(".new");
@@ -224,12 +225,12 @@ async fn copy(name: &'static str, source: PathBuf, target: PathBuf) -> io::Resul
     let copied = tokio::task::spawn_blocking(move || {
         let dir = mesh_durable::folder_of(&target);
         conflist::make_dir(dir)?;
-        let content = fs::read(source)?;
-        place(&target, MODE, &content)?;
+        let mut content = Digesting { file: File::open(source)?, digest: Sha256::new() };
+        place(&target, MODE, &mut content)?;
         let mut notes = read_notes(dir);
-        notes.insert(name.to_owned(), hex::encode(Sha256::digest(&content)));
+        notes.insert(name.to_owned(), hex::encode(content.digest.finalize()));
         let notes = serde_json::to_vec(&notes).map_err(io::Error::other)?;
-        place(&dir.join(NOTES), 0o644, &notes)
+        place(&dir.join(NOTES), 0o644, notes.as_slice())
     });
     copied.await.map_err(io::Error::other)?
 }
@@ -240,7 +241,23 @@ fn read_notes(bin_dir: &Path) -> BTreeMap<String, String> {
 }
 
 fn digest_of(path: &Path) -> Option<String> {
-    Some(hex::encode(Sha256::digest(fs::read(path).ok()?)))
+    let mut digest = Sha256::new();
+    io::copy(&mut File::open(path).ok()?, &mut digest).ok()?;
+    Some(hex::encode(digest.finalize()))
+}
+
+/// Digests a file while it is read: a plugin has megabytes, and an agent that once had them in memory keeps the room.
+struct Digesting {
+    file: File,
+    digest: Sha256,
+}
+
+impl Read for Digesting {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read(buffer)?;
+        self.digest.update(&buffer[..len]);
+        Ok(len)
+    }
 }
 
 #[cfg(test)]
