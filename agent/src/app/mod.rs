@@ -11,14 +11,15 @@
 //! ```
 //!
 //! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
-//! whole bursts), the watch of the clocks (`wakes`, a thread; holds nothing), the memory for the next process (`remembering`;
-//! writes with one system call), the wiring (this function; it is stopped between two events), and those of the control
-//! client, the port mapping, the driver and the local API. A `kill -9` leaves nothing: interface, addresses and routes go
-//! with the last descriptor of the TUN.
+//! whole bursts), frugality (holds nothing), the watch of the clocks (`wakes`, a thread; holds nothing), the memory for the
+//! next process (`remembering`; writes with one system call), the wiring (this function; it is stopped between two events),
+//! and those of the control client, the port mapping, the driver and the local API. A `kill -9` leaves nothing: interface,
+//! addresses and routes go with the last descriptor of the TUN.
 
 mod face;
 mod facts;
 mod following;
+mod frugality;
 mod lifetimes;
 mod notify;
 mod opening;
@@ -80,6 +81,7 @@ const TURN_INTERVAL: Duration = Duration::from_millis(10);
 pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     stop_at_signals(&cancel)?;
+    frugality::spawn(&cancel);
     let is_pod = kubernetes::is_pod();
     // A pod that has joined is a node's agent: another one's socket is of the pod whose place it takes.
     if let Some(kubernetes) = config.kubernetes.clone().filter(|_| is_pod)

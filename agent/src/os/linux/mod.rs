@@ -3,6 +3,7 @@
 mod addresses;
 mod clocks;
 mod enumerate;
+mod memory;
 mod routes;
 mod watch;
 
@@ -17,6 +18,7 @@ use netlink_packet_route::link::{
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
 pub use clocks::{SystemClocks, Ticks};
+pub use memory::give_back;
 pub use routes::{ROUTE_METRIC, ROUTE_PROTOCOL};
 pub use watch::Watch;
 
