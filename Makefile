@@ -109,7 +109,7 @@ lint: setup
 bench: bins
 	$(CARGO) bench --locked -p mesh-benches --bench budgets
 
-## bench-memory: what an agent takes with 10, 200 and 1,000 peers that are idle
+## bench-memory: what an agent takes with 10, 200 and 1,000 peers that are idle, and one that does Kubernetes
 bench-memory: bins
 	$(CARGO) bench --locked -p mesh-benches --bench budgets -- memory
 

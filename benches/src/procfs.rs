@@ -51,7 +51,15 @@ impl Sub for CpuTime {
 /// # Errors
 /// When there is no such process.
 pub fn resident_mb(pid: i32) -> anyhow::Result<f64> {
-    parse_resident(&std::fs::read_to_string(format!("/proc/{pid}/status"))?)
+    parse_size(&std::fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS:")
+}
+
+/// Returns the most that a process ever had resident, in MB (10^6 bytes).
+///
+/// # Errors
+/// When there is no such process.
+pub fn peak_mb(pid: i32) -> anyhow::Result<f64> {
+    parse_size(&std::fs::read_to_string(format!("/proc/{pid}/status"))?, "VmHWM:")
 }
 
 /// Does some work and returns the most that any of these processes had resident meanwhile, too, in MB.
@@ -82,8 +90,9 @@ pub fn cpu_time(pid: i32) -> anyhow::Result<CpuTime> {
     parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?)
 }
 
-fn parse_resident(status: &str) -> anyhow::Result<f64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+fn parse_size(status: &str, name: &str) -> anyhow::Result<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.with_context(|| format!("no {name}"))?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024.0 / 1e6)
 }
@@ -121,7 +130,7 @@ mod tests {
 
     #[test]
     fn resident_memory_is_in_megabytes() {
-        assert_eq!(parse_resident("Name:\tx\nVmRSS:\t    1000 kB\nVmData:\t 5 kB\n").unwrap(), 1.024);
-        assert!(parse_resident("Name:\tzombie\n").is_err());
+        assert_eq!(parse_size("Name:\tx\nVmRSS:\t    1000 kB\nVmData:\t 5 kB\n", "VmRSS:").unwrap(), 1.024);
+        assert!(parse_size("Name:\tzombie\n", "VmRSS:").is_err());
     }
 }

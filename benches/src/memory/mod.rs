@@ -1,4 +1,5 @@
-//! `make bench-memory`: what an agent takes with 10, 200 and 1,000 peers, none of which says anything.
+//! `make bench-memory`: what an agent takes with 10, 200 and 1,000 peers, none of which says anything, and what it takes
+//! with 10 of them where it does Kubernetes, too ([`kubernetes`]).
 //!
 //! The agent is a real process that has joined at a real coordinator. Its peers are engines of this program, each with
 //! a key and a UDP socket of its own on a neighbouring host: the agent finds them in the map on its disk, makes a
@@ -9,9 +10,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use mesh_lab::{Filtering, Lab, Mapping, Mesh, MeshOptions, Nat, Node, Site, Topology, mesh::wait_until};
+use mesh_lab::{
+    Filtering, Host, Lab, Mapping, Mesh, MeshOptions, Nat, Node, Site, Topology, mesh::wait_until,
+};
 use mesh_proto::status::PathKind;
 
+mod cluster;
+pub mod kubernetes;
 mod spokes;
 
 use self::spokes::{PeerOnDisk, Spokes};
@@ -25,6 +30,8 @@ use crate::{
 const PEERS: [usize; 3] = [10, 200, 1000];
 /// How often each is measured: another process each time.
 const RUNS: usize = 3;
+/// What an agent may take with the fewest of them, in MB.
+const BUDGET: Budget = Budget::AtMost(15.0);
 /// The agent's UDP port.
 const PORT: u16 = 51820;
 /// How long sessions and paths with all peers may take to be made.
@@ -41,6 +48,8 @@ struct Taken {
     unknown: f64,
     /// With sessions and direct paths to all.
     idle: f64,
+    /// The most that it ever had.
+    peak: f64,
 }
 
 /// Measures.
@@ -57,7 +66,8 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     for run in 0..RUNS {
         for (taken, peers) in taken.iter_mut().zip(PEERS) {
             eprintln!("run {}, {peers} peers", run + 1);
-            taken.push(once(&mesh, peers).with_context(|| format!("{peers} peers"))?);
+            let subject = Subject::start(mesh.node("a")?, mesh.network().host("far")?, peers);
+            taken.push(subject.and_then(Subject::measure).with_context(|| format!("{peers} peers"))?);
         }
     }
     mesh.stop()?;
@@ -67,7 +77,7 @@ pub fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
 fn figures(taken: &[Vec<Taken>; PEERS.len()]) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (taken, peers) in taken.iter().zip(PEERS) {
-        let budget = (peers == PEERS[0]).then_some(Budget::AtMost(15.0));
+        let budget = (peers == PEERS[0]).then_some(BUDGET);
         let idle = taken.iter().map(|taken| taken.idle).collect();
         figures.push(Figure::new(format!("agent with {peers} idle peers, resident"), "MB", idle, budget)?);
     }
@@ -88,47 +98,61 @@ fn figures(taken: &[Vec<Taken>; PEERS.len()]) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Starts the agent with so many peers in its map, and measures it.
-fn once(mesh: &Mesh, peers: usize) -> anyhow::Result<Taken> {
-    let node = mesh.node("a")?;
-    let far = mesh.network().host("far")?;
-    let this = node.status()?.this;
-    let listens = SocketAddr::from((node.host().address(), PORT));
-    node.agent().stop()?;
-    let mut spokes = Spokes::open(far, peers, (this.public_key, listens))?;
-    node.edit_map(|map| {
-        spokes.introduce(&map.this);
-        map.peers = spokes.nodes(&map.mesh);
-    })?;
-    let known: Vec<PeerOnDisk> = spokes.on_disk(far.address())?;
-    node.write_state("peers.json", &known)?;
-    node.start()?;
-    agent::wait_ready(node)?;
-    let pid = node.agent().pid().context("the agent runs")?;
-    wait_until(agent::PATIENCE, "the agent knows its peers", || Ok(node.status()?.peers.len() == peers))?;
-    let unknown = procfs::resident_mb(pid)?;
-    let deadline = Instant::now() + PATIENCE;
-    spokes.talk()?;
-    let mut looked = Instant::now();
-    loop {
-        spokes.turn()?;
-        if looked.elapsed() < LOOK {
-            continue;
-        }
-        looked = Instant::now();
-        let direct = count_direct(node)?;
-        if direct == peers && spokes.all_connected() {
-            break;
-        }
-        ensure!(looked < deadline, "only {direct} of {peers} peers are on a direct path");
+/// An agent that is measured.
+struct Subject<'a> {
+    node: &'a Node,
+    spokes: Spokes,
+    peers: usize,
+}
+
+impl<'a> Subject<'a> {
+    /// Starts the agent with so many peers in its map.
+    fn start(node: &'a Node, far: &Host, peers: usize) -> anyhow::Result<Self> {
+        let this = node.status()?.this;
+        let listens = SocketAddr::from((node.host().address(), PORT));
+        node.agent().stop()?;
+        let mut spokes = Spokes::open(far, peers, (this.public_key, listens))?;
+        node.edit_map(|map| {
+            spokes.introduce(&map.this);
+            map.peers = spokes.nodes(&map.mesh);
+        })?;
+        let known: Vec<PeerOnDisk> = spokes.on_disk(far.address())?;
+        node.write_state("peers.json", &known)?;
+        node.start()?;
+        agent::wait_ready(node)?;
+        Ok(Self { node, spokes, peers })
+    }
+
+    /// Has all peers talk, and measures it once they are silent.
+    fn measure(mut self) -> anyhow::Result<Taken> {
+        let Self { node, spokes, peers } = &mut self;
+        let peers = *peers;
+        let pid = node.agent().pid().context("the agent runs")?;
+        wait_until(agent::PATIENCE, "the agent knows its peers", || Ok(node.status()?.peers.len() == peers))?;
+        let unknown = procfs::resident_mb(pid)?;
+        let deadline = Instant::now() + PATIENCE;
         spokes.talk()?;
+        let mut looked = Instant::now();
+        loop {
+            spokes.turn()?;
+            if looked.elapsed() < LOOK {
+                continue;
+            }
+            looked = Instant::now();
+            let direct = count_direct(node)?;
+            if direct == peers && spokes.all_connected() {
+                break;
+            }
+            ensure!(looked < deadline, "only {direct} of {peers} peers are on a direct path");
+            spokes.talk()?;
+        }
+        let settled = Instant::now() + SETTLE;
+        while Instant::now() < settled {
+            spokes.turn()?;
+        }
+        ensure!(count_direct(node)? == peers, "idle peers lose their paths");
+        Ok(Taken { unknown, idle: procfs::resident_mb(pid)?, peak: procfs::peak_mb(pid)? })
     }
-    let settled = Instant::now() + SETTLE;
-    while Instant::now() < settled {
-        spokes.turn()?;
-    }
-    ensure!(count_direct(node)? == peers, "idle peers lose their paths");
-    Ok(Taken { unknown, idle: procfs::resident_mb(pid)? })
 }
 
 /// Counts the peers that have a session and are on a direct path.
