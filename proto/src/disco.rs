@@ -16,6 +16,7 @@
 //! | 4 | Punch | see [`crate::punch`] |
 //! | 5, 6 | LendMe, Lent | see [`crate::lend`] |
 //! | 7, 8, 9 | PassOn, Passed, Whereabouts | see [`crate::pass`] |
+//! | 10 | Pause | session (4, little-endian as in WireGuard's messages) |
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
 //! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
@@ -54,6 +55,7 @@ const TYPE_LENT: u8 = 6;
 const TYPE_PASS_ON: u8 = 7;
 const TYPE_PASSED: u8 = 8;
 const TYPE_WHEREABOUTS: u8 = 9;
+const TYPE_PAUSE: u8 = 10;
 
 /// Ties a Pong to its Ping.
 pub type TxId = [u8; TXID_LEN];
@@ -102,6 +104,12 @@ pub enum Message {
     Passed(Passed),
     /// Says where the sender is.
     Whereabouts(Whereabouts),
+    /// Says that the sender is restarted: what is sealed for its present session from now on, nobody can open.
+    Pause {
+        /// The sender's index of that session, as it stands in the receiver's messages. It makes the message good for
+        /// this session alone.
+        session: u32,
+    },
 }
 
 /// Why bytes are not a disco message.
@@ -169,6 +177,7 @@ impl Message {
             Self::PassOn(asked) => [&[TYPE_PASS_ON, VERSION][..], &asked.encode()].concat(),
             Self::Passed(passed) => [&[TYPE_PASSED, VERSION][..], &passed.encode()].concat(),
             Self::Whereabouts(at) => [&[TYPE_WHEREABOUTS, VERSION][..], &at.encode()].concat(),
+            Self::Pause { session } => [&[TYPE_PAUSE, VERSION][..], &session.to_le_bytes()].concat(),
         }
     }
 
@@ -201,6 +210,10 @@ impl Message {
             TYPE_PASSED => Passed::decode(rest).map(Self::Passed).ok_or(DecodeError::Truncated),
             TYPE_WHEREABOUTS => {
                 Whereabouts::decode(rest).map(Self::Whereabouts).ok_or(DecodeError::Truncated)
+            }
+            TYPE_PAUSE => {
+                let session = rest.first_chunk().ok_or(DecodeError::Truncated)?;
+                Ok(Self::Pause { session: u32::from_le_bytes(*session) })
             }
             unknown => Err(DecodeError::UnknownType(unknown)),
         }

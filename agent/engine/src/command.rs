@@ -70,6 +70,9 @@ pub enum Command {
     /// Makes sessions with these peers at once, and looks for paths to them: this node had sessions with them before it was
     /// started again, and they send on those.
     Resume(Vec<NodeId>),
+    /// This process ends, and another one is about to go on for this node: peers with whom there is traffic are told to keep
+    /// what is for it until then. What they have sent before is still on its way.
+    Pause,
     /// This is what was found out, the last time, of how long mappings live in the network in which this node is now:
     /// nothing, if it never was there. To be told after [`Command::NetworkChanged`].
     SetNatLifetime(NatLifetime),

@@ -54,7 +54,7 @@ impl Peer {
         out: &mut TxArena,
     ) {
         self.note_traffic(local, now);
-        if !self.is_established(now) || !self.queue.is_empty() {
+        if !self.may_send(now) || !self.queue.is_empty() {
             let Self { queue, drops, .. } = self;
             for index in 0..segments.count() {
                 let mut packet = Vec::with_capacity(segments.max_len());
@@ -73,7 +73,7 @@ impl Peer {
 
     /// Whether packets wait that can go now.
     pub(crate) fn has_ready_packets(&self, now: Instant) -> bool {
-        !self.queue.is_empty() && self.is_established(now)
+        !self.queue.is_empty() && self.may_send(now)
     }
 
     /// Sends the packets that have waited, oldest first, as far as there is room.
@@ -85,7 +85,7 @@ impl Peer {
         out: &mut TxArena,
     ) -> Room {
         let way = self.way(local, now);
-        while self.is_established(now) {
+        while self.may_send(now) {
             let Some(packet) = self.queue.peek() else { break };
             scratch.packet.clear();
             scratch.packet.extend_from_slice(packet);
@@ -165,6 +165,11 @@ impl Peer {
 
     fn is_established(&self, now: Instant) -> bool {
         self.session.as_ref().is_some_and(|session| session.is_established(now))
+    }
+
+    /// Whether packets can go now: there are keys, and the peer is there to open what they seal.
+    fn may_send(&self, now: Instant) -> bool {
+        self.is_established(now) && !self.is_paused(now)
     }
 
     fn rekey_if_due(&mut self, local: &mut Local, now: Instant) {

@@ -26,12 +26,14 @@ mod handshake;
 mod holding;
 mod lending;
 mod passing;
+mod pausing;
 mod probing;
 mod punching;
 
 pub(crate) use data::{Room, Scratch};
 use holding::Hold;
 pub(crate) use holding::{EXCHANGE_BYTES, HOLD_RATE};
+use pausing::Pause;
 use punching::Punched;
 
 use crate::{
@@ -56,6 +58,7 @@ pub(crate) struct Peer {
     disco: Option<DiscoKey>,
     paths: PathSet,
     queue: Queue,
+    pause: Option<Pause>,
     online: bool,
     /// The relays at which it has a channel, as the coordinator says.
     relays: Vec<RelayId>,
@@ -117,6 +120,7 @@ impl Peer {
             disco: None,
             paths: PathSet::default(),
             queue: Queue::default(),
+            pause: None,
             online: false,
             relays: Vec::new(),
             home: None,
@@ -217,14 +221,14 @@ impl Peer {
     /// Arms the wakeups exactly, after something other than a packet has changed them.
     pub(crate) fn arm(&self, wakeups: &mut Wakeups, now: Instant) {
         let id = self.config.id;
-        wakeups.set_after(WakeupReason::Session(id), self.session_timeout(), now);
+        wakeups.set_after(WakeupReason::Session(id), self.session_timeout(now), now);
         wakeups.set_after(WakeupReason::Paths(id), self.paths_timeout(now), now);
     }
 
     /// Arms the wakeups after packets: one that comes early does no harm and is put right then.
     pub(crate) fn arm_loosely(&self, wakeups: &mut Wakeups, now: Instant) {
         let id = self.config.id;
-        wakeups.bring_forward(WakeupReason::Session(id), self.session_timeout(), now);
+        wakeups.bring_forward(WakeupReason::Session(id), self.session_timeout(now), now);
         wakeups.bring_forward(WakeupReason::Paths(id), self.paths_timeout(now), now);
     }
 
@@ -268,9 +272,9 @@ impl Peer {
         }
     }
 
-    fn session_timeout(&self) -> Option<Instant> {
+    fn session_timeout(&self, now: Instant) -> Option<Instant> {
         let session = self.session.as_ref().and_then(|session| session.poll_timeout());
-        session.into_iter().chain(self.queue.poll_timeout()).min()
+        [session, self.queue.poll_timeout(), self.pause_timeout(now)].into_iter().flatten().min()
     }
 
     /// Judges the paths and tells what came of it.

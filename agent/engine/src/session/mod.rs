@@ -67,7 +67,10 @@ pub(crate) struct Session {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Keypair {
+    /// This side's index, which stands in what the peer sends.
     index: u32,
+    /// The peer's, which stands in what is sealed for it.
+    peers: u32,
     at: Instant,
     role: Role,
 }
@@ -136,6 +139,16 @@ impl Session {
     /// Returns how old the keys are that data is sealed with; `None` without any.
     pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
         self.current.map(|keypair| now.saturating_duration_since(keypair.at))
+    }
+
+    /// Returns this side's index of the keys that data is sealed with.
+    pub(crate) fn index(&self) -> Option<u32> {
+        self.current.map(|keypair| keypair.index)
+    }
+
+    /// Returns this side's index of them, and the peer's.
+    pub(crate) fn indices(&self) -> Option<(u32, u32)> {
+        self.current.map(|keypair| (keypair.index, keypair.peers))
     }
 
     /// Whether an initiation waits for its answer.
@@ -260,15 +273,17 @@ impl Session {
             }
             (_, Some(TYPE_COOKIE)) => Ok(Handshake::Challenge),
             (Some(TYPE_INITIATION), Some(TYPE_RESPONSE)) => {
-                if let Some(index) = read_u32(reply, 4) {
-                    self.made[slot(index)] = Some(Keypair { index, at: now, role: Role::Responder });
+                if let (Some(index), Some(peers)) = (read_u32(reply, 4), read_u32(datagram, 4)) {
+                    self.made[slot(index)] = Some(Keypair { index, peers, at: now, role: Role::Responder });
                 }
                 self.timers.on_keys(now);
                 Ok(Handshake::Responded)
             }
             (Some(TYPE_RESPONSE), Some(TYPE_DATA)) => {
-                let index = read_u32(datagram, 8).ok_or(DropReason::MalformedDatagram)?;
-                let keypair = Keypair { index, at: now, role: Role::Initiator };
+                let (Some(peers), Some(index)) = (read_u32(datagram, 4), read_u32(datagram, 8)) else {
+                    return Err(DropReason::MalformedDatagram);
+                };
+                let keypair = Keypair { index, peers, at: now, role: Role::Initiator };
                 self.made[slot(index)] = Some(keypair);
                 self.timers.on_keys(now);
                 self.confirm(keypair);

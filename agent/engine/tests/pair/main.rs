@@ -9,6 +9,7 @@ mod frame;
 mod hostile;
 mod mtu;
 mod rekey;
+mod restart;
 mod roaming;
 mod sharded;
 mod world;

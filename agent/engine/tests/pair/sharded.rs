@@ -3,7 +3,7 @@
 use proptest::{prelude::*, test_runner::Config};
 
 use crate::{
-    batches, hostile, introduced, is_direct, millis, mtu, rekey, roaming, seconds,
+    batches, hostile, introduced, is_direct, millis, mtu, rekey, restart, roaming, seconds,
     world::{SHARDS, World, packet},
 };
 
@@ -56,6 +56,8 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         mtu::while_a_path_is_doubted_the_narrower_one_counts,
         mtu::the_segment_size_of_a_syn_is_clamped_both_ways,
         rekey::streams_both_ways_lose_nothing_while_keys_change,
+        restart::nothing_is_lost_on_the_way_to_a_node_that_is_restarted,
+        restart::a_node_that_does_not_come_back_is_not_waited_for,
         roaming::a_node_that_moves_and_knows_it_loses_next_to_nothing,
         roaming::a_mapping_that_moves_unnoticed_costs_less_than_three_seconds,
         roaming::a_relayed_node_whose_mapping_moves_is_back_within_four_seconds,
