@@ -7,7 +7,8 @@
 //! drivers (a thread for each engine), control client, local API
 //! wiring: cached map -> plan -> reconcile -> READY   the coordinator may be away
 //! SIGTERM, SIGINT: control and local API end, routes, peers and addresses go, the drivers end, the TUN with them; where
-//! a service manager keeps TUN and sockets, all stays as it is, and packets pass until the last moment
+//! TUN and sockets are kept for a next process, all stays as it is, peers keep what is for this node until that one is
+//! there (`parting`), and what they have sent before passes until the last moment
 //! ```
 //!
 //! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
@@ -23,6 +24,7 @@ mod frugality;
 mod lifetimes;
 mod notify;
 mod opening;
+mod parting;
 mod remembering;
 mod report;
 mod wakes;
@@ -38,7 +40,7 @@ use anyhow::Context;
 use mesh_engine::command::Command;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -47,7 +49,7 @@ use crate::{
     control::{self, ControlConfig, StreamOptions},
     driver,
     identity::{self, StateDir, StateError, StateLock},
-    keep::{Inherited, Keeper},
+    keep::{Inherited, Keeper, Successor},
     kubernetes::{self, KubernetesHandle},
     local_api,
     logs::RecentLogs,
@@ -92,9 +94,14 @@ pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
     }
     let state_dir = StateDir::open(&config.state_dir)?;
     let turn = if is_pod { Turn::Awaited } else { Turn::Now };
-    let Some(_lock) = lock(&state_dir, turn, &cancel).await? else { return Ok(()) };
+    let Some((_lock, handed_on)) = lock(&state_dir, turn, &cancel).await? else { return Ok(()) };
     let reporter = Arc::new(Reporter::new(&config, &logs));
-    let mut kept = Kept { keeper: Keeper::from_env(), inherited: Inherited::take_from_env() };
+    let mut kept = match turn {
+        Turn::Awaited => {
+            Kept { keeper: Keeper::for_successor(state_dir.successor_socket()), inherited: handed_on }
+        }
+        Turn::Now => Kept { keeper: Keeper::from_env(), inherited: Inherited::take_from_env() },
+    };
     let mut addresses = None;
     loop {
         match run_once(&config, &state_dir, &reporter, (&mut kept, addresses.take()), &cancel).await? {
@@ -113,25 +120,32 @@ pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
 enum Turn {
     /// No other one may be there.
     Now,
-    /// The one before it may still be there, as while a DaemonSet is rolled out with `maxSurge`: then all that is missing
-    /// when that one ends is this process.
+    /// The one before it may still be there, as while a DaemonSet is rolled out with `maxSurge`: that one hands on what it
+    /// has when it ends.
     Awaited,
 }
 
-/// Takes the state directory; `None` when cancelled before.
+/// Takes the state directory, and what the process before this one hands on with it; `None` when cancelled before.
 async fn lock(
     state_dir: &StateDir,
     turn: Turn,
     cancel: &CancellationToken,
-) -> anyhow::Result<Option<StateLock>> {
-    let mut is_told = false;
+) -> anyhow::Result<Option<(StateLock, Inherited)>> {
+    let mut successor: Option<Successor> = None;
     loop {
         match (state_dir.lock(), turn) {
             (Err(StateError::InUse { .. }), Turn::Awaited) => {}
-            (taken, _) => return Ok(Some(taken?)),
+            (taken, _) => {
+                return Ok(Some((taken?, successor.map(Successor::into_inherited).unwrap_or_default())));
+            }
         }
-        if !std::mem::replace(&mut is_told, true) {
-            tracing::info!("another pod is this node's agent: waiting until it ends");
+        match &mut successor {
+            Some(successor) => successor.take(),
+            None => {
+                tracing::info!("another pod is this node's agent: waiting until it ends");
+                let socket = state_dir.successor_socket();
+                successor = Some(Successor::listen(&socket).context("nothing can be handed on to this pod")?);
+            }
         }
         tokio::select! {
             biased;
@@ -251,14 +265,15 @@ async fn run_once(
         is_resumed: reading == driver::Reading::WithPeers,
         companions,
     };
-    let mut wiring = Wiring::new(engine, control, facts, following, surroundings);
+    let mut wiring = Wiring::new(engine.clone(), control, facts, following, surroundings);
     let inputs = wiring::Inputs { control: control_events, driver: driver_events, changes, wakes };
     let ended = wiring.run(inputs, &front, &back).await;
 
     notify::stopping();
+    let keeps = matches!(ended, Ok(Ended::Stopped)) && keeper.hand_on();
+    let parting = if keeps { parting::announce(&engine).await } else { None };
     front.cancel();
     tracker.close();
-    let keeps = keeper.is_used() && matches!(ended, Ok(Ended::Stopped));
     if !keeps {
         match timeout(STOP_DEADLINE, wiring.clear()).await {
             Ok(Ok(())) => {}
@@ -269,6 +284,9 @@ async fn run_once(
         }
     }
     end(&tracker).await;
+    if let Some(until) = parting {
+        sleep_until(until.into()).await;
+    }
     back.cancel();
     drivers.close();
     end(&drivers).await;

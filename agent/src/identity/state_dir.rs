@@ -113,6 +113,12 @@ impl StateDir {
         &self.path
     }
 
+    /// Returns where a process listens that waits until this one ends.
+    #[must_use]
+    pub fn successor_socket(&self) -> PathBuf {
+        self.join("successor")
+    }
+
     /// Returns the path of a file in the directory.
     pub(super) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
