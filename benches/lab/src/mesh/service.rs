@@ -91,7 +91,9 @@ impl<'a> Service<'a> {
     /// If it cannot be started.
     pub fn start_with(&self, args: &[&str]) -> anyhow::Result<()> {
         let (mut names, mut descriptors) = (Vec::new(), Vec::new());
-        for (name, kept) in self.manager.kept().iter() {
+        // Until this process has closed its duplicates nothing is closed that the agent asks to be.
+        let kept = self.manager.kept();
+        for (name, kept) in kept.iter() {
             for descriptor in kept {
                 names.push(name.clone());
                 descriptors.push(descriptor.try_clone()?);
@@ -104,6 +106,7 @@ impl<'a> Service<'a> {
             command = command.env("LISTEN_FDNAMES", names.join(":")).descriptors(descriptors);
         }
         *self.process() = Some(command.spawn(self.node.agent().name())?);
+        drop(kept);
         Ok(())
     }
 
@@ -201,10 +204,11 @@ impl Manager {
     fn handle(&self, text: &str, descriptors: Vec<OwnedFd>) {
         let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         let name = value("FDNAME").unwrap_or("stored");
+        let mut kept = self.kept();
         if value("FDSTORE") == Some("1") {
-            self.kept().entry(name.to_owned()).or_default().extend(descriptors);
+            kept.entry(name.to_owned()).or_default().extend(descriptors);
         } else if value("FDSTOREREMOVE") == Some("1") {
-            self.kept().remove(name);
+            kept.remove(name);
         }
     }
 

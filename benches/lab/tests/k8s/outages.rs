@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::{Stream, daemon_set};
-use mesh_lab::mesh::wait_until;
+use mesh_lab::mesh::{Ending, Service, wait_until};
 use mesh_lab::nat::Egress;
 use mesh_proto::status::PathKind;
 use nix::sys::signal::Signal;
@@ -19,22 +19,38 @@ const RESTARTS: usize = 5;
 /// After an event, until a stream is asked how long it was silent.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
-/// Streams between pods outlive the agents below them: killed, and restarted in order.
+/// Streams between pods outlive the agents below them, killed and restarted in order: under a service manager, as guides
+/// have it, and without one, where the interface goes with the agent.
 pub(crate) fn streams_outlive_agents(rig: &Rig) -> anyhow::Result<()> {
     let web = rig.cluster.pods("web")?;
     let stream = stream(&rig.cluster, &web["country"], &web["home-a"])?;
     let agent = rig.village.node("home-a")?;
-    let mut gaps = Vec::new();
-    for _ in 0..RESTARTS {
-        gaps.push(gap(&stream, || agent.restart())?);
-    }
-    gaps.sort();
-    let killed = gap(&stream, || {
+    let gaps = |restart: &dyn Fn() -> anyhow::Result<()>| {
+        let mut gaps = (0..RESTARTS).map(|_| gap(&stream, restart)).collect::<anyhow::Result<Vec<_>>>()?;
+        gaps.sort();
+        anyhow::Ok(gaps)
+    };
+    let alone = gaps(&|| agent.restart())?;
+    let killed_alone = gap(&stream, || {
         agent.kill(Signal::SIGKILL)?;
         agent.start()
     })?;
+    agent.agent().stop()?;
+    let service = Service::new(agent)?;
+    service.start()?;
+    rig.wait_agent("home-a")?;
+    goes_on(&stream)?;
+    let kept = gaps(&|| service.restart(Ending::Asked))?;
+    let killed = gaps(&|| service.restart(Ending::Killed))?;
+    service.stop()?;
+    agent.start()?;
+    rig.wait_agent("home-a")?;
+    goes_on(&stream)?;
     stream.finish().context("the stream")?;
-    println!("gap at an agent's restart: {gaps:.0?}; at kill -9: {killed:.0?}");
+    println!("gap at a service's restart: {kept:.0?}; at its kill -9: {killed:.0?}");
+    println!(
+        "gap at an agent's restart without a service manager: {alone:.0?}; at kill -9: {killed_alone:.0?}"
+    );
     Ok(())
 }
 
