@@ -11,6 +11,7 @@
 //! - [`topology`]: a description of sites and hosts, and the [`Network`] that it becomes.
 //! - [`mesh`]: a coordinator and agents, started on a network from the real binaries.
 //! - [`machine`]: hosts with a Debian of their own: systemd as process 1, packages, reboots.
+//! - [`guide`]: a guide in Markdown, read for its commands.
 //! - [`pods`]: namespaces behind a bridge of a node, as Kubernetes has them.
 //! - [`kubernetes`]: a real Kubernetes whose workers are nodes of a mesh.
 //! - [`capture`]: a sniffer that judges checksums.
@@ -40,10 +41,12 @@
 //! Everything needs root, or a kernel that lets a plain user make user namespaces; see [`run::rootless`].
 
 pub mod capture;
+mod cgroups;
 pub mod cli;
 pub mod demo;
 pub mod dns;
 pub mod events;
+pub mod guide;
 pub mod kubernetes;
 pub mod linksim;
 pub mod machine;

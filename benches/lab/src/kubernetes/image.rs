@@ -23,47 +23,86 @@ const WHO: &str =
 
 /// Writes both images, and returns their archives.
 pub(super) fn make_all(directory: &Path, coredns: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let tools =
-        Image { name: TOOLS, directory: directory.join("tools"), command: &["/bin/sleep", "2147483647"] };
+    Ok(vec![tools(directory)?, dns(directory, coredns)?])
+}
+
+/// Writes the image of [`TOOLS`], and returns its archive.
+pub(super) fn tools(directory: &Path) -> anyhow::Result<PathBuf> {
+    let tools = Image::new(directory, "tools", &[TOOLS], Start::Command(&["/bin/sleep", "2147483647"]))?;
     let root = tools.root();
     for path in ["bin", "tmp", "www/cgi-bin"] {
         std::fs::create_dir_all(root.join(path))?;
     }
-    std::fs::copy(BUSYBOX, root.join("bin/busybox")).with_context(|| format!("{BUSYBOX} is not there"))?;
-    for library in libraries(Path::new(BUSYBOX))? {
-        let to = root.join(library.strip_prefix("/").unwrap_or(&library));
-        std::fs::create_dir_all(to.parent().unwrap_or(&root))?;
-        std::fs::copy(&library, to)?;
-    }
+    tools.add_linked(Path::new(BUSYBOX), "bin/busybox")?;
     let applets = Command::new(BUSYBOX).arg("--list").output()?;
     for applet in String::from_utf8(applets.stdout)?.lines().filter(|applet| *applet != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
     }
     executable(&root.join("www/cgi-bin/who"), WHO)?;
+    tools.write()
+}
 
-    let dns = Image {
-        name: COREDNS,
-        directory: directory.join("coredns"),
-        command: &["/coredns", "-conf", "/etc/coredns/Corefile"],
-    };
-    std::fs::create_dir_all(dns.root())?;
-    std::fs::copy(coredns, dns.root().join("coredns"))?;
-    Ok(vec![tools.write()?, dns.write()?])
+fn dns(directory: &Path, coredns: &Path) -> anyhow::Result<PathBuf> {
+    let start = Start::Command(&["/coredns", "-conf", "/etc/coredns/Corefile"]);
+    let dns = Image::new(directory, "coredns", &[COREDNS], start)?;
+    dns.add(coredns, "coredns")?;
+    dns.write()
+}
+
+/// What an image runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// This, unless the pod says what else.
+    Command(&'a [&'a str]),
+    /// This, with the arguments of the pod.
+    Entrypoint(&'a [&'a str]),
 }
 
 /// One image: what is in its directory's `root`, and what it runs.
-struct Image {
-    name: &'static str,
+pub(super) struct Image<'a> {
+    names: Vec<String>,
     directory: PathBuf,
-    command: &'static [&'static str],
+    start: Start<'a>,
 }
 
-impl Image {
-    fn root(&self) -> PathBuf {
+impl<'a> Image<'a> {
+    /// An empty one, whose archive will be called so in this directory.
+    pub(super) fn new(
+        directory: &Path,
+        file: &str,
+        names: &[&str],
+        start: Start<'a>,
+    ) -> anyhow::Result<Self> {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let image = Self { names, directory: directory.join(file), start };
+        std::fs::create_dir_all(image.root())?;
+        Ok(image)
+    }
+
+    /// Adds a program that needs nothing else, or any other file.
+    pub(super) fn add(&self, program: &Path, to: &str) -> anyhow::Result<()> {
+        let to = self.root().join(to);
+        std::fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
+        std::fs::copy(program, to).with_context(|| format!("{} is not there", program.display()))?;
+        Ok(())
+    }
+
+    /// Adds a program of this machine with the libraries that it is linked to, if it is.
+    pub(super) fn add_linked(&self, program: &Path, to: &str) -> anyhow::Result<()> {
+        self.add(program, to)?;
+        for library in libraries(program)? {
+            let inside = library.strip_prefix("/").unwrap_or(&library).to_string_lossy().into_owned();
+            self.add(&library, &inside)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn root(&self) -> PathBuf {
         self.directory.join("root")
     }
 
-    fn write(&self) -> anyhow::Result<PathBuf> {
+    /// Writes the archive, of which alone something is left, and returns where it is.
+    pub(super) fn write(&self) -> anyhow::Result<PathBuf> {
         let archive = self.directory.with_extension("tar");
         let tree = self.directory.join("oci");
         let blobs = tree.join("blobs/sha256");
@@ -71,10 +110,15 @@ impl Image {
         let layer = self.directory.join("layer.tar");
         tar(&layer, &self.root())?;
         let layer = Blob::put(&blobs, &std::fs::read(&layer)?, "application/vnd.oci.image.layer.v1.tar")?;
+        let mut config = json!({"Env": ["PATH=/bin:/sbin:/usr/sbin:/usr/bin:/usr/local/bin"]});
+        match self.start {
+            Start::Command(command) => config["Cmd"] = json!(command),
+            Start::Entrypoint(entrypoint) => config["Entrypoint"] = json!(entrypoint),
+        }
         let configuration = json!({
             "architecture": architecture(),
             "os": "linux",
-            "config": {"Cmd": self.command, "Env": ["PATH=/bin"]},
+            "config": config,
             "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
         });
         let configuration = Blob::put(
@@ -90,10 +134,14 @@ impl Image {
         });
         let manifest =
             Blob::put(&blobs, manifest.to_string().as_bytes(), "application/vnd.oci.image.manifest.v1+json")?;
-        let mut descriptor = manifest.descriptor();
-        descriptor["annotations"] = json!({"io.containerd.image.name": self.name});
+        let named = |name: &String| {
+            let mut descriptor = manifest.descriptor();
+            descriptor["annotations"] = json!({"io.containerd.image.name": name});
+            descriptor
+        };
         std::fs::write(tree.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
-        let index = json!({"schemaVersion": 2, "manifests": [descriptor]});
+        let index =
+            json!({"schemaVersion": 2, "manifests": self.names.iter().map(named).collect::<Vec<_>>()});
         std::fs::write(tree.join("index.json"), index.to_string())?;
         tar(&archive, &tree)?;
         std::fs::remove_dir_all(&self.directory)?;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Cluster, Kubectl, cgroups, condition, items};
+use super::{Cluster, Kubectl, condition, items};
+use crate::cgroups;
 use crate::mesh::wait_until;
 use crate::netns::Netns;
 use crate::topology::Host;

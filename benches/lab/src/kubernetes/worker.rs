@@ -15,10 +15,10 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::binaries::Binaries;
-use super::cgroups;
 use super::image::TOOLS;
 use super::pki::{Identity, Pki, Subject};
 use super::{CLUSTER_DNS, POD_RANGE, ProxyMode};
+use crate::cgroups;
 use crate::mesh::{Daemon, wait_until};
 use crate::process::HostCommand;
 use crate::topology::Network;

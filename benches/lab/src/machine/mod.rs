@@ -1,9 +1,10 @@
 //! Hosts with a Debian of their own: systemd as process 1, packages, reboots.
 //!
 //! A [`Machine`] is a container that `systemd-nspawn` boots inside a host's network namespace. All share one installed
-//! system, which debootstrap makes once; what a machine writes lies over it, and survives its reboots.
+//! [`System`], which debootstrap makes once; what a machine writes lies over it, and survives its reboots.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,19 +12,28 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
 
+mod containers;
+mod system;
+mod terminal;
+
+pub use system::{CONTAINERS, PLAIN, System};
+pub use terminal::Terminal;
+
+use crate::cgroups;
 use crate::mesh::wait_until;
 use crate::process::{Finished, Process};
 use crate::run::Lab;
 use crate::topology::Host;
 
-/// What is installed beside Debian's least: what our packages depend on, and what tests look with.
-const INCLUDED: &str = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,nftables,procps";
-/// Which Debian.
-const RELEASE: &str = "bookworm";
 /// What boots it.
 const BOOT: &str = include_str!("boot.sh");
+/// What there is in `/dev` beside what every container has, with the mode that udev gives it.
+const DEVICES: &str = "d /dev/net 0755 - - -\nc /dev/net/tun 0666 - - - 10:200\n";
 /// In which a machine boots and shuts down, beside others that do.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the kernel may take to end all processes of a machine that is no more.
+const REMOVAL: Duration = Duration::from_secs(5);
 
 /// A Debian that runs on a host.
 #[derive(Debug)]
@@ -31,6 +41,7 @@ pub struct Machine {
     nspawn: Process,
     init: i32,
     name: String,
+    group: String,
 }
 
 /// What a machine is made of, and where it keeps what it writes.
@@ -41,21 +52,70 @@ pub struct Disk {
     shared: PathBuf,
     script: PathBuf,
     name: String,
+    group: String,
+    options: Vec<OsString>,
 }
 
 impl Disk {
-    /// An empty disk for the machine of this host, over the installed system. `shared` is seen inside where it is outside.
+    /// An empty disk for the machine of this host, over the [`PLAIN`] system. `shared` is seen inside where it is outside.
     ///
     /// # Errors
     ///
     /// If the system cannot be installed.
     pub fn new(lab: &Lab, host: &str, shared: &Path) -> anyhow::Result<Self> {
+        Self::with(lab, host, shared, PLAIN)
+    }
+
+    /// As [`Disk::new`], over another system.
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::new`].
+    pub fn with(lab: &Lab, host: &str, shared: &Path, system: System) -> anyhow::Result<Self> {
+        // Of runs that are dead; this one may have machines already.
+        cgroups::sweep("");
         let own = lab.directory().join("machines").join(host);
         std::fs::create_dir_all(&own)?;
         let script = own.join("boot.sh");
         std::fs::write(&script, BOOT)?;
-        let name = format!("{}-{host}", lab.id());
-        Ok(Self { system: installed()?, own, shared: shared.canonicalize()?, script, name })
+        let disk = Self {
+            system: system.installed()?,
+            own,
+            shared: shared.canonicalize()?,
+            script,
+            name: format!("{}-{host}", lab.id()),
+            group: cgroups::of(lab.id(), &format!("{host}-machine")),
+            options: Vec::new(),
+        };
+        disk.write("/etc/tmpfiles.d/lab.conf", 0o644, DEVICES)?;
+        Ok(disk)
+    }
+
+    /// Boots it with one more option of `systemd-nspawn`.
+    #[must_use]
+    pub fn option(mut self, option: impl Into<OsString>) -> Self {
+        self.options.push(option.into());
+        self
+    }
+
+    /// Writes a file onto it, as it will be found inside.
+    ///
+    /// # Errors
+    ///
+    /// If the disk is full.
+    pub fn write(&self, path: &str, mode: u32, text: &str) -> anyhow::Result<()> {
+        let path = self.own.join("upper").join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+        Ok(())
+    }
+
+    /// What the machine of this host has for itself, outside of what lies over the system.
+    fn directory(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let directory = self.own.join(name);
+        std::fs::create_dir_all(&directory)?;
+        Ok(directory)
     }
 
     /// Boots it on a host, and waits until systemd says that it runs.
@@ -64,11 +124,15 @@ impl Disk {
     ///
     /// If it does not boot, or units of it have failed.
     pub fn boot(&self, host: &Host) -> anyhow::Result<Machine> {
+        // What a machine that was shut down has left there is not this one's.
+        cgroups::make_again(&self.group)?;
         let nspawn = host
             .command("bash")
             .arg(&self.script)
             .arg(&self.name)
             .args([&self.system, &self.own, &self.shared])
+            .arg(&self.group)
+            .args(&self.options)
             .spawn(&format!("{}-machine", host.name()))?;
         let mut init = None;
         wait_until(PATIENCE, "the machine has a process 1", || {
@@ -77,7 +141,7 @@ impl Disk {
             Ok(init.is_some())
         })?;
         let init = init.context("a machine without a process 1")?;
-        let machine = Machine { nspawn, init, name: self.name.clone() };
+        let machine = Machine { nspawn, init, name: self.name.clone(), group: self.group.clone() };
         wait_until(PATIENCE, "systemd runs", || {
             let told = machine.run("systemctl", ["is-system-running"])?;
             if told.stdout.trim() == "degraded" {
@@ -90,6 +154,18 @@ impl Disk {
 }
 
 impl Machine {
+    /// A shell of a user of this machine.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn terminal(&self, user: &str, directory: &Path) -> anyhow::Result<Terminal> {
+        let mut command = self.inside("runuser");
+        command.args(["--user", user, "--", "env", "--chdir"]).arg(directory);
+        command.arg(format!("HOME=/home/{user}")).arg(format!("USER={user}")).arg("bash");
+        Terminal::open(command, &format!("{user} on {}", self.name))
+    }
+
     /// Runs a program inside, to its end.
     ///
     /// # Errors
@@ -100,15 +176,59 @@ impl Machine {
         program: &str,
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> anyhow::Result<Finished> {
-        let output = Command::new("nsenter")
-            .args(["--target", &self.init.to_string(), "--mount", "--pid", "--ipc", "--uts", "--net", "--"])
-            .arg(program)
+        let output = self
+            .inside(program)
             .args(args)
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .output()
             .with_context(|| format!("{program} in {}", self.name))?;
         Ok(Finished::new(format!("{program} in {}", self.name), &output))
+    }
+
+    /// As [`Machine::run`], with a file of the lab's machine as its input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::run`], and if the file is not there.
+    pub fn feed(
+        &self,
+        input: &Path,
+        program: &str,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> anyhow::Result<Finished> {
+        let what = format!("{program} in {}", self.name);
+        let input = std::fs::File::open(input).with_context(|| input.display().to_string())?;
+        let output = self.inside(program).args(args).stdin(input).output().with_context(|| what.clone())?;
+        Ok(Finished::new(what, &output))
+    }
+
+    /// The processes of a pod that runs here, by the numbers that they have outside; that of its sandbox is among them.
+    pub fn processes_of_pod(&self, uid: &str) -> Vec<i32> {
+        cgroups::processes_of_pod(&self.group, uid)
+    }
+
+    /// The machine's process 1, by the number that it has outside.
+    pub fn init(&self) -> i32 {
+        self.init
+    }
+
+    fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args([
+                "--target",
+                &self.init.to_string(),
+                "--mount",
+                "--pid",
+                "--ipc",
+                "--uts",
+                "--net",
+                "--cgroup",
+                "--",
+            ])
+            .arg(program)
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
     }
 
     /// Runs a line of shell inside, which must return 0, and returns what it prints.
@@ -134,6 +254,14 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have been shut down. What cannot be removed now the next run removes.
+        let _ = self.nspawn.kill(Signal::SIGKILL);
+        let _ = wait_until(REMOVAL, "its control group is gone", || Ok(cgroups::remove_one(&self.group)));
+    }
+}
+
 /// The container's process 1: what nspawn has started.
 fn init_of(nspawn: i32) -> Option<i32> {
     let children = std::fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
@@ -142,36 +270,4 @@ fn init_of(nspawn: i32) -> Option<i32> {
     let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let started = std::fs::read_to_string(format!("/proc/{init}/comm")).ok()?.trim() == "systemd";
     (started && namespace(init)? != namespace(nspawn)?).then_some(init)
-}
-
-/// The installed system that all machines share, made if it is not there.
-fn installed() -> anyhow::Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("mesh-lab");
-    let system = cache.join(format!("debian-{RELEASE}-{}", INCLUDED.replace(',', "+")));
-    if system.exists() {
-        return Ok(system);
-    }
-    // Others may make it at the same time: it gets its name when it is whole.
-    let draft = cache.join(format!("draft-{}", std::process::id()));
-    std::fs::create_dir_all(&draft)?;
-    let made = Command::new("debootstrap")
-        .args(["--variant=minbase", &format!("--include={INCLUDED}"), RELEASE])
-        .arg(&draft)
-        .output()
-        .context("debootstrap")?;
-    if !made.status.success() {
-        let said = String::from_utf8_lossy(&made.stdout).into_owned();
-        std::fs::remove_dir_all(&draft)?;
-        bail!("debootstrap cannot install {RELEASE}: {said}");
-    }
-    match std::fs::rename(&draft, &system) {
-        Ok(()) => {}
-        Err(_) if system.exists() => std::fs::remove_dir_all(&draft)?,
-        Err(error) => return Err(error).context("the installed system"),
-    }
-    Ok(system)
 }

@@ -1,4 +1,4 @@
-//! The control groups of workers, and their removal: the kernel keeps them when the processes are gone.
+//! The control groups of workers and machines, and their removal: the kernel keeps them when the processes are gone.
 
 use std::path::{Path, PathBuf};
 
@@ -10,12 +10,12 @@ const ROOT: &str = "/sys/fs/cgroup";
 const ALL: &str = "mesh-lab";
 
 /// The group of one worker's pods, as kubelet is told.
-pub(super) fn of(run: &str, worker: &str) -> String {
+pub(crate) fn of(run: &str, worker: &str) -> String {
     format!("/{ALL}/{run}/{worker}")
 }
 
 /// Makes a worker's group in every hierarchy: kubelet wants to find it.
-pub(super) fn make(group: &str) -> std::io::Result<()> {
+pub(crate) fn make(group: &str) -> std::io::Result<()> {
     for hierarchy in hierarchies() {
         let path = hierarchy.join(group.trim_start_matches('/'));
         std::fs::create_dir_all(&path)?;
@@ -28,7 +28,7 @@ pub(super) fn make(group: &str) -> std::io::Result<()> {
 }
 
 /// The processes of a pod, by the identifier that the API server gave the pod; none if it has no group.
-pub(super) fn processes_of_pod(group: &str, pod: &str) -> Vec<i32> {
+pub(crate) fn processes_of_pod(group: &str, pod: &str) -> Vec<i32> {
     let group = group.trim_start_matches('/');
     let mut found = Vec::new();
     for hierarchy in hierarchies() {
@@ -62,15 +62,23 @@ fn processes(group: &Path, pod: &str, place: Place, found: &mut Vec<i32>) {
 
 /// Removes a worker's groups and makes its own anew: one that nothing is in is waited for by kubelet's statistics, three
 /// seconds for each container that was there before.
-pub(super) fn make_again(group: &str) -> std::io::Result<()> {
+pub(crate) fn make_again(group: &str) -> std::io::Result<()> {
     for hierarchy in hierarchies() {
         remove(&hierarchy.join(group.trim_start_matches('/')));
     }
     make(group)
 }
 
+/// Removes a group in every hierarchy, and says whether it is gone from all of them.
+pub(crate) fn remove_one(group: &str) -> bool {
+    let paths: Vec<PathBuf> =
+        hierarchies().iter().map(|hierarchy| hierarchy.join(group.trim_start_matches('/'))).collect();
+    paths.iter().for_each(|path| remove(path));
+    !paths.iter().any(|path| path.exists())
+}
+
 /// Removes the groups of a run, and of all that are dead.
-pub(super) fn sweep(own: &str) {
+pub(crate) fn sweep(own: &str) {
     for hierarchy in hierarchies() {
         let Ok(runs) = std::fs::read_dir(hierarchy.join(ALL)) else { continue };
         for entry in runs.flatten() {
