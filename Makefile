@@ -11,7 +11,7 @@ PACKAGES := nft:nftables ip:iproute2 ping:iputils-ping wg:wireguard-tools wiregu
 # What a cluster takes beside them. Go is not among it: Debian's is too old to build Kubernetes.
 CLUSTER_PACKAGES := etcd:etcd-server containerd:containerd runc:runc busybox:busybox-static
 
-.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s test-chart test-machines deb matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
+.PHONY: demo demo-up demo-down test test-unit test-lab test-k8s test-chart test-machines test-guides deb matrix chaos events soak lint bench bench-memory bench-soak bench-relay bench-restart bench-roam bench-shards bench-storm bench-wire bench-links bench-profile bench-core bins setup clean
 
 ## demo: stands the village up, tells its story, and takes it down again
 demo: bins
@@ -66,6 +66,13 @@ test-machines: deb
 	MESH_PACKAGES=$(abspath target/debian) MESH_BIN_DIR=$(abspath $(BIN)) \
 		$(CARGO) test --locked -p mesh-lab --features machines --test machines -- --nocapture --test-threads=1
 
+## test-guides: deploy/k8s/README.md, followed word by word on such Debians; builds Kubernetes and kubeadm as test-k8s does
+test-guides: deb
+	@.ci/setup debootstrap:debootstrap systemd-nspawn:systemd-container busybox:busybox-static
+	directory=$$(benches/lab/kubernetes/build kubeadm) && MESH_KUBERNETES_DIR=$$directory \
+		MESH_PACKAGES=$(abspath target/debian) MESH_BIN_DIR=$(abspath $(BIN)) \
+		$(CARGO) test --locked -p mesh-lab --features guides --test guides -- --nocapture --test-threads=1
+
 ## deb: a Debian package of each daemon, in target/debian
 deb: bins
 	@command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb@3.8.0
@@ -101,7 +108,7 @@ lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-engine --all-targets --features virtual-time -- -D warnings
-	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes,machines,helm -- -D warnings
+	$(CARGO) clippy --locked -p mesh-lab --all-targets --features kubernetes,machines,guides,helm -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	.ci/deny
 

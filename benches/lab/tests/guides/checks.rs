@@ -1,0 +1,230 @@
+//! What a guide promises of the cluster that comes of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use mesh_lab::kubernetes::pods::POD_PORT;
+use mesh_lab::kubernetes::{CLUSTER_DNS, condition, items};
+use mesh_lab::mesh::wait_until;
+use serde_json::Value;
+
+use crate::rig::Rig;
+
+/// For what has no budget here: machines that share two processors.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+/// The test's pods.
+const PODS: &str = include_str!("pods.yaml");
+/// The name of their Service.
+const SERVICE_NAME: &str = "web.default.svc.cluster.local";
+
+/// One of the test's pods.
+#[derive(Debug, Clone)]
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) uid: String,
+}
+
+/// Runs kubectl as the guide's reader does, and returns what it prints.
+pub(crate) fn kubectl(rig: &Rig, args: &[&str]) -> anyhow::Result<String> {
+    let config = ["--kubeconfig=/etc/kubernetes/admin.conf"];
+    Ok(rig.first().run("kubectl", config.iter().chain(args))?.success()?.stdout)
+}
+
+/// What `kubectl get` knows of these.
+fn get(rig: &Rig, args: &[&str]) -> anyhow::Result<Value> {
+    let said = kubectl(rig, &[&["get", "-o", "json"], args].concat())?;
+    serde_json::from_str(&said).context("kubectl get -o json")
+}
+
+/// Waits until these are the cluster's Nodes and each is Ready, connected, and known by its address in the mesh; and until
+/// each machine's agent has nothing to complain of.
+pub(crate) fn all_nodes_are_ready(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "all Nodes are Ready and connected", || {
+        let list = get(rig, &["nodes"])?;
+        let present: BTreeSet<&str> =
+            items(&list).filter_map(|node| node["metadata"]["name"].as_str()).collect();
+        ensure!(present == names.iter().copied().collect(), "the Nodes are {present:?}");
+        for node in items(&list) {
+            let name = &node["metadata"]["name"];
+            let says = |kind| condition(node, kind).map(|told| told["status"].as_str().unwrap_or_default());
+            ensure!(says("Ready") == Some("True"), "{name} is not Ready: {:?}", condition(node, "Ready"));
+            ensure!(says("NetworkUnavailable") == Some("False"), "{name} is not connected");
+        }
+        Ok(true)
+    })
+    .with_context(|| why(rig))?;
+    let list = get(rig, &["nodes"])?;
+    for node in items(&list) {
+        let name = node["metadata"]["name"].as_str().context("a Node has a name")?;
+        let machine = rig.machine(name);
+        let own: Value = serde_json::from_str(&machine.shell("meshctl status --json")?)?;
+        let addresses = node["status"]["addresses"].as_array().context("a Node has addresses")?;
+        let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
+        let internal = internal.with_context(|| format!("{name} has no InternalIP"))?;
+        ensure!(
+            internal["address"] == own["self"]["addresses"][0],
+            "{name} is known at {internal}, and is at {}",
+            own["self"]["addresses"]
+        );
+        let status = machine.shell("meshctl status")?;
+        ensure!(
+            status.lines().any(|line| line.trim_start().starts_with("kubernetes")),
+            "no line `kubernetes` on {name}: {status}"
+        );
+        ensure!(!status.contains("warning:"), "{name} is not content: {status}");
+    }
+    Ok(())
+}
+
+/// Starts a pod on each of these nodes, and a Service.
+pub(crate) fn start_pods(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    let file = rig.lab.directory().join("pods.yaml");
+    std::fs::write(&file, PODS)?;
+    let args = ["--kubeconfig=/etc/kubernetes/admin.conf", "apply", "-f", "-"];
+    rig.first().feed(&file, "kubectl", args)?.success()?;
+    wait_pods(rig, names)
+}
+
+/// Waits until the test's pods and the cluster's DNS are ready: one pod on each of these nodes.
+pub(crate) fn wait_pods(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "a pod is ready on each node", || {
+        let pods = pods(rig)?;
+        ensure!(pods.keys().eq(names.iter().collect::<BTreeSet<_>>()), "pods are ready on {:?}", pods.keys());
+        let dns = get(rig, &["pods", "--namespace=kube-system", "--selector=k8s-app=kube-dns"])?;
+        let ready = items(&dns).filter(|pod| is_ready(pod)).count();
+        ensure!(ready == 2, "{ready} of two pods of CoreDNS are ready");
+        Ok(true)
+    })
+    .with_context(|| why(rig))
+}
+
+/// By which boot of its machine the API server knows a node.
+pub(crate) fn known_boot(rig: &Rig, name: &str) -> anyhow::Result<String> {
+    let node = get(rig, &["node", name])?;
+    Ok(node["status"]["nodeInfo"]["bootID"].as_str().context("a Node tells its boot")?.to_owned())
+}
+
+/// Waits until the API server knows that a node was booted since, and that its pods were started again: for a while it
+/// takes all of them for well as they were.
+pub(crate) fn wait_known_as_rebooted(rig: &Rig, name: &str, before: &str) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "the node is known to have booted", || {
+        let field = format!("--field-selector=spec.nodeName={name}");
+        let list = get(rig, &["pods", "--all-namespaces", &field])?;
+        let again = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64() > Some(0);
+        Ok(known_boot(rig, name)? != before && items(&list).all(again))
+    })
+    .with_context(|| why(rig))
+}
+
+/// The test's pods that are ready, by their nodes.
+pub(crate) fn pods(rig: &Rig) -> anyhow::Result<BTreeMap<String, Pod>> {
+    let list = get(rig, &["pods", "--selector=app=web"])?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let pod = |pod: &Value| Pod {
+        name: text(&pod["metadata"]["name"]),
+        address: text(&pod["status"]["podIP"]),
+        uid: text(&pod["metadata"]["uid"]),
+    };
+    let found = items(&list).filter(|pod| is_ready(pod)).map(|it| (text(&it["spec"]["nodeName"]), pod(it)));
+    Ok(found.collect())
+}
+
+fn is_ready(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
+        && condition(pod, "Ready").is_some_and(|told| told["status"] == "True")
+}
+
+/// Each pod reaches each other with its own address seen, the Service by its address, and finds its name.
+pub(crate) fn pods_reach_pods_and_services(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    let pods = pods(rig)?;
+    ensure!(pods.len() == names.len(), "{pods:?}");
+    let service = get(rig, &["service", "web"])?;
+    let service = service["spec"]["clusterIP"].as_str().context("the Service has an address")?.to_owned();
+    for from in pods.values() {
+        let inside = |line: &str| kubectl(rig, &["exec", &from.name, "--", "/bin/sh", "-c", line]);
+        for to in pods.values() {
+            let said = inside(&format!("timeout 10 wget -qO- http://{}:{POD_PORT}/cgi-bin/who", to.address));
+            let said = said.with_context(|| format!("{from:?} asks {to:?}"))?;
+            let wanted = format!("{} {}", from.address, to.name);
+            let told: Vec<String> = said
+                .split_whitespace()
+                .map(|word| word.trim_matches(['[', ']']).replace("::ffff:", ""))
+                .collect();
+            ensure!(told.join(" ") == wanted, "{from:?} asks {to:?}: {said}");
+        }
+        // A Service leads to any pod; so often it is another's, too.
+        for _ in 0..2 * pods.len() {
+            inside(&format!("timeout 10 wget -qO- http://{service}/cgi-bin/who"))
+                .with_context(|| format!("{from:?} asks the Service"))?;
+        }
+        let found = inside(&format!("timeout 10 nslookup {SERVICE_NAME} {CLUSTER_DNS}"))
+            .with_context(|| format!("{from:?} asks for a name"))?;
+        ensure!(found.contains(&service), "{} finds {SERVICE_NAME} at {found}", from.name);
+    }
+    Ok(())
+}
+
+/// `kubectl logs` and `exec` reach every node.
+pub(crate) fn kubelets_are_reached(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    let pods = pods(rig)?;
+    for name in names {
+        let pod = pods.get(*name).with_context(|| format!("no pod on {name}"))?;
+        let logs = kubectl(rig, &["logs", &pod.name])?;
+        ensure!(logs == "started\n", "{} logs {logs:?}", pod.name);
+        let told = kubectl(rig, &["exec", &pod.name, "--", "hostname"])?;
+        ensure!(told.trim() == pod.name, "{} is called {told:?}", pod.name);
+    }
+    Ok(())
+}
+
+/// The range of a node's pods.
+pub(crate) fn pod_range(rig: &Rig, name: &str) -> anyhow::Result<String> {
+    let node = get(rig, &["node", name])?;
+    Ok(node["spec"]["podCIDR"].as_str().context("a Node has a range for its pods")?.to_owned())
+}
+
+/// Of the cluster's network nothing is left on a machine that has left it, and nobody goes there for its range; as a node
+/// of the mesh it is well.
+pub(crate) fn nothing_is_left(rig: &Rig, name: &str, range: &str) -> anyhow::Result<()> {
+    let machine = rig.machine(name);
+    let left = machine.shell(
+        "ls /etc/cni/net.d /opt/cni/bin /run/cni 2>/dev/null | grep -v : | grep . || true; \
+         ip -o link | grep -E 'cni-mesh|veth' || true; nft list tables | grep mesh || true; \
+         pgrep -a 'kubelet|kube-proxy|httpd' || true",
+    )?;
+    ensure!(left.is_empty(), "left on {name}: {left}");
+    wait_until(PATIENCE, "the agent is ready", || {
+        Ok(machine.run("meshctl", ["status", "--check", "ready"])?.status.success())
+    })?;
+    let status = machine.shell("meshctl status")?;
+    ensure!(!status.contains("kubernetes"), "{name} is of a cluster still: {status}");
+    wait_until(PATIENCE, "nobody has a route to its range", || {
+        for (other, machine) in rig.machines() {
+            let route = machine.shell(&format!("ip route show table all {range}"))?;
+            ensure!(route.is_empty(), "{other} has a route: {route}");
+        }
+        Ok(true)
+    })
+}
+
+/// What there is to see when something is not as it should be.
+fn why(rig: &Rig) -> String {
+    let mut said = Vec::new();
+    for args in [
+        &["get", "nodes", "-o", "wide"][..],
+        &["get", "pods", "--all-namespaces", "-o", "wide"],
+        &["get", "events", "--all-namespaces", "--field-selector=type=Warning", "--sort-by=.lastTimestamp"],
+    ] {
+        said.push(kubectl(rig, args).unwrap_or_else(|error| format!("{error:#}")));
+    }
+    for (name, machine) in rig.machines() {
+        let line = "meshctl status; journalctl -u kubelet -u containerd -u mesh-agent --no-pager -n 25 -o cat | cut -c1-400";
+        said.push(format!(
+            "--- {name}\n{}",
+            machine.shell(line).unwrap_or_else(|error| format!("{error:#}"))
+        ));
+    }
+    said.join("\n")
+}
