@@ -162,6 +162,7 @@ impl KubernetesConfig {
             cni_bin_dir: self.cni_bin_dir.clone(),
             plugin_sources: self.cni_plugin_source.iter().cloned().chain(usual.plugin_sources).collect(),
             host_local_dir: usual.host_local_dir,
+            k3s: usual.k3s,
         }
     }
 }

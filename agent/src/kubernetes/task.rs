@@ -417,6 +417,7 @@ fn cuts_off(problem: &podnet::Problem) -> bool {
         podnet::Problem::PluginMissing { .. }
             | podnet::Problem::PluginBroken { .. }
             | podnet::Problem::OtherConfigurationFirst { .. }
+            | podnet::Problem::K3sLooksElsewhere { .. }
             | podnet::Problem::Bridge { .. }
             | podnet::Problem::Filter { .. }
             | podnet::Problem::ForwardDropped { .. }

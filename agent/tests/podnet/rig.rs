@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_agent::kubernetes::podnet::{Desired, MeshState, Places, Problem};
+use mesh_agent::kubernetes::podnet::{Desired, K3s, MeshState, Places, Problem};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -134,6 +134,7 @@ impl Rig {
             cni_bin_dir: self.root.path().join("bin"),
             plugin_sources: vec![own.to_owned(), "/usr/lib/cni".into()],
             host_local_dir: self.root.path().join("leases"),
+            k3s: K3s { socket: self.root.path().join("k3s.sock"), configuration: "/dev/null".into() },
         }
     }
 

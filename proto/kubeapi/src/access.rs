@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::token::claims;
 
-/// What kubelet asks with: kubeadm's, and the one of k3s' agents, which are its servers' too.
+/// What kubelet asks with: kubeadm's, and k3s', which is the same on its servers.
 const KUBELETS: [&str; 2] = ["/etc/kubernetes/kubelet.conf", "/var/lib/rancher/k3s/agent/kubelet.kubeconfig"];
 /// What a pod is given.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -85,9 +85,12 @@ impl std::fmt::Debug for Token {
 /// Why the API server cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// There is nothing to ask it with.
-    #[error("there is no kubeconfig: {} is not there; name one with --kubernetes-kubeconfig", .0.display())]
+    /// The kubeconfig that was named is not there.
+    #[error("there is no kubeconfig: {} is not there", .0.display())]
     Missing(PathBuf),
+    /// No kubeconfig was named, and there is none of a kubelet's.
+    #[error("there is no kubeconfig: neither {} nor {} is there; name one with --kubernetes-kubeconfig", KUBELETS[0], KUBELETS[1])]
+    NoneFound,
     /// A file cannot be read.
     #[error("{} cannot be read: {why}", path.display())]
     Read {
@@ -147,7 +150,7 @@ impl Access {
             };
         }
         let found = || KUBELETS.iter().map(PathBuf::from).find(|path| path.exists());
-        let path = self.kubeconfig.clone().or_else(found).unwrap_or_else(|| PathBuf::from(KUBELETS[0]));
+        let path = self.kubeconfig.clone().or_else(found).ok_or(AccessError::NoneFound)?;
         let unusable = |error: KubeconfigError| match error {
             KubeconfigError::ReadConfig(why, path) if why.kind() == io::ErrorKind::NotFound => {
                 AccessError::Missing(path)

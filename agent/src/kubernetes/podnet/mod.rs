@@ -18,6 +18,7 @@
 mod bridge;
 mod conflist;
 mod forwarding;
+mod k3s;
 mod leases;
 pub mod plugin;
 mod plugins;
@@ -30,6 +31,7 @@ use ipnet::IpNet;
 
 pub use conflist::{FILE as CONFLIST, NETWORK};
 pub use forwarding::TABLE;
+pub use k3s::K3s;
 pub use problem::Problem;
 
 use self::{
@@ -50,6 +52,8 @@ pub struct Places {
     pub plugin_sources: Vec<PathBuf>,
     /// Where host-local keeps the pods' addresses. In memory, so that none outlives a boot: `/run/cni/mesh`.
     pub host_local_dir: PathBuf,
+    /// Where k3s keeps what its container runtime is told.
+    pub k3s: K3s,
 }
 
 /// What the pod network of this node should be.
@@ -101,6 +105,7 @@ impl Default for Places {
             cni_bin_dir: "/opt/cni/bin".into(),
             plugin_sources: shipped.into_iter().chain(beside).collect(),
             host_local_dir: "/run/cni/mesh".into(),
+            k3s: K3s::default(),
         }
     }
 }
@@ -136,7 +141,7 @@ impl PodNetwork {
     /// Takes everything back: the node is as it was before, but for settings of the kernel that others may have come to
     /// need. For a node that leaves, without pods; `interface` is the mesh's.
     pub async fn remove(&mut self, interface: &str) -> Vec<Problem> {
-        let Places { cni_conf_dir, cni_bin_dir, plugin_sources: _, host_local_dir } = &self.places;
+        let Places { cni_conf_dir, cni_bin_dir, plugin_sources: _, host_local_dir, k3s: _ } = &self.places;
         let mut problems = Vec::new();
         let others = conflist::others_present(cni_conf_dir);
         let path = cni_conf_dir.join(CONFLIST);
@@ -162,7 +167,7 @@ impl PodNetwork {
     }
 
     async fn try_set(&mut self, desired: &Desired) -> Vec<Problem> {
-        let mut problems = Vec::new();
+        let mut problems = k3s::looks_elsewhere(&self.places);
         let around = match Surroundings::read(&desired.interface).await {
             Ok(around) => around,
             Err(error) => return vec![Problem::Surroundings { reason: format!("{error:#}") }],
@@ -170,7 +175,8 @@ impl PodNetwork {
         let clashes = around.clashes(desired);
         if !clashes.is_empty() {
             // Whatever was there before goes on as it is.
-            return clashes;
+            problems.extend(clashes);
+            return problems;
         }
         problems.extend(self.forwarding.set(desired, &around.uplinks(), Instant::now()).await);
         match around.set_bridge(desired).await {

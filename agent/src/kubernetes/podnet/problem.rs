@@ -89,6 +89,21 @@ pub enum Problem {
         /// The name of ours.
         ours: &'static str,
     },
+    /// The runtime is k3s', which has been told of other directories.
+    #[error(
+        "k3s' container runtime looks for {what} in {}, not in {}: start k3s' servers with --flannel-backend=none, or set {setting}",
+        theirs.display(), ours.display()
+    )]
+    K3sLooksElsewhere {
+        /// For what.
+        what: &'static str,
+        /// Where it looks.
+        theirs: PathBuf,
+        /// Where the agent puts it.
+        ours: PathBuf,
+        /// Which setting is the agent's.
+        setting: &'static str,
+    },
     /// The host does not tell of its networks.
     #[error("the host's networks cannot be listed: {reason}")]
     Surroundings {
