@@ -11,6 +11,8 @@
 //! by `benches/lab/kubernetes/build`, once per machine; containerd, runc and etcd are Debian's.
 //!
 //! What it takes of a machine: control groups (v1 or v2), overlayfs, and root; no systemd, no registry ([`image`]).
+//! Workers may be arranged as k3s arranges its nodes: [`k3s`].
+//!
 //! Everything ends with the worker's init, which dies with the lab; only control groups stay, and they are removed by
 //! the cluster, or by the next one.
 
@@ -24,11 +26,13 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
+mod balancer;
 mod binaries;
 mod control_plane;
 mod credentials;
 pub mod daemon_set;
 pub mod image;
+pub mod k3s;
 pub mod kubeadm;
 mod kubectl;
 mod pki;
@@ -87,9 +91,20 @@ pub enum PodNetwork {
     PodAgents,
 }
 
+/// Whose arrangement of kubelet, runtime and credentials a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distribution {
+    /// As packages and kubeadm have it.
+    Kubeadm,
+    /// As k3s has it: see [`k3s`].
+    K3s,
+}
+
 /// What a cluster consists of.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
+    /// How its workers are arranged.
+    pub distribution: Distribution,
     /// The node of the mesh that has the control plane.
     pub control_plane: String,
     /// A name that leads to the API server without the mesh, where a router forwards its port.
@@ -115,7 +130,8 @@ pub struct Cluster {
     control_plane: OnceLock<(IpAddr, ControlPlane)>,
 }
 
-/// Tells coordinator and agents who connects the pods of these workers; agents ask the API server as their kubelet does.
+/// Tells coordinator and agents who connects the pods of these workers; agents ask the API server as their kubelet does,
+/// whose credentials they find by themselves where they are where k3s has them.
 ///
 /// # Errors
 ///
@@ -125,6 +141,7 @@ pub fn announce(
     options: &mut MeshOptions,
     workers: &[&str],
     pods: PodNetwork,
+    distribution: Distribution,
 ) -> anyhow::Result<()> {
     let plugins = Binaries::find()?;
     options.coordinator_args.push(format!("--pod-range={POD_RANGE}"));
@@ -132,9 +149,14 @@ pub fn announce(
         PodNetwork::DaemonSet | PodNetwork::PodAgents => {}
         PodNetwork::Agents => {
             for worker in workers {
-                let kubeconfig = pki::kubeconfig_of(&directory(lab), &worker::kubelet(worker));
                 let args = options.agent_args_of.entry((*worker).to_owned()).or_default();
-                args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
+                match distribution {
+                    Distribution::Kubeadm => {
+                        let kubeconfig = pki::kubeconfig_of(&directory(lab), &worker::kubelet(worker));
+                        args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
+                    }
+                    Distribution::K3s => {}
+                }
                 args.push(format!("--kubernetes-cni-plugin-source={}", plugins.directory().display()));
                 args.push(format!("--kubernetes-service-ranges={SERVICE_RANGE}"));
             }
@@ -210,7 +232,14 @@ impl Cluster {
     pub fn start_worker(&self, mesh: &Mesh, name: &str) -> anyhow::Result<()> {
         let (api_server, _) = self.plane()?;
         let address = NodeAddress::Mesh(mesh.node(name)?.address()?.into());
-        let server = control_plane::server(api_server);
+        let server = match self.options.distribution {
+            Distribution::Kubeadm => control_plane::server(api_server),
+            Distribution::K3s if name == self.options.control_plane => k3s::own_server(),
+            Distribution::K3s => {
+                self.worker(name)?.balance_to((*api_server, control_plane::PORT).into());
+                k3s::balanced_server()
+            }
+        };
         self.worker(name)?.start(address, &server, &self.pki, &self.shared())
     }
 
@@ -333,6 +362,7 @@ impl Cluster {
             images: &self.images,
             directory: &self.directory,
             proxy: self.options.proxy,
+            distribution: self.options.distribution,
         }
     }
 }

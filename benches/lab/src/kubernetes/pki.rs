@@ -138,6 +138,11 @@ impl Pki {
         Ok(path)
     }
 
+    /// A key in the form of RFC 5915, as Go's programs write it.
+    pub(super) fn ec_key(&self, key: &Path) -> anyhow::Result<Vec<u8>> {
+        output(Command::new("openssl").args(["ec", "-in"]).arg(key))
+    }
+
     /// Another cluster's authority.
     pub(super) fn other_authority(&self) -> anyhow::Result<PathBuf> {
         let other = self.identity("other");

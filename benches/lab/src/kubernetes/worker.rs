@@ -4,20 +4,22 @@
 //! namespace. What must be the host's own for the agent, too, is a directory of the host ([`DIRECTORIES`]).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use super::balancer::Balancer;
 use super::binaries::Binaries;
 use super::image::TOOLS;
+use super::k3s;
 use super::pki::{Identity, Pki, Subject};
-use super::{CLUSTER_DNS, POD_RANGE, ProxyMode};
+use super::{CLUSTER_DNS, Distribution, POD_RANGE, ProxyMode};
 use crate::cgroups;
 use crate::mesh::{Daemon, wait_until};
 use crate::process::HostCommand;
@@ -25,11 +27,17 @@ use crate::topology::Network;
 
 /// What a host with pods has for itself; `/run/cni` is gone after a reboot.
 const DIRECTORIES: [&str; 4] = ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/var/lib/cni"];
-/// Which of these a reboot empties.
+/// Where addresses are noted: a reboot empties it.
 const VOLATILE: &str = "/run/cni";
 
 /// What kubelet keeps, below the worker's own directory.
 const KUBELET: &str = "var/lib/kubelet";
+
+/// Where Debian's containerd answers.
+const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// The first line of what containerd reads.
+pub(super) const CONTAINERD_VERSION: &str = "version = 2\n";
 
 /// How long the kernel may take to remove what has ended.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,7 +53,16 @@ pub struct Worker {
     name: String,
     state: PathBuf,
     network: Arc<Network>,
+    distribution: Distribution,
     init: Daemon,
+    balanced: Mutex<Balanced>,
+}
+
+/// The way to the API server through a port of the host's own.
+#[derive(Debug, Default)]
+struct Balanced {
+    server: Option<SocketAddr>,
+    balancer: Option<Balancer>,
 }
 
 /// What is known of a node's address when it is started.
@@ -65,6 +82,7 @@ pub(super) struct Shared<'a> {
     pub(super) images: &'a [PathBuf],
     pub(super) directory: &'a Path,
     pub(super) proxy: ProxyMode,
+    pub(super) distribution: Distribution,
 }
 
 impl Worker {
@@ -73,13 +91,17 @@ impl Worker {
         let state = shared.directory.join(name);
         std::fs::create_dir_all(&state)?;
         let host = shared.network.host(name)?;
-        for directory in DIRECTORIES {
+        for directory in DIRECTORIES.iter().chain(k3s::directories(shared.distribution)) {
             host.set_directory(Path::new(directory), &own(&state, directory))?;
         }
         let script = state.join("worker");
         std::fs::write(&script, include_str!("worker.sh"))?;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
         let logs = shared.network.lab().directory().join("logs").join(name);
+        let configuration = match shared.distribution {
+            Distribution::Kubeadm => state.join("containerd.toml"),
+            Distribution::K3s => k3s::CONFIGURATION.into(),
+        };
         let images: Vec<_> = shared.images.iter().map(|image| image.display().to_string()).collect();
         let variables = [
             ("STATE", state.display().to_string()),
@@ -87,6 +109,8 @@ impl Worker {
             ("LOGS", logs.display().to_string()),
             ("KUBERNETES", shared.binaries.directory().display().to_string()),
             ("IMAGES", images.join(" ")),
+            ("CONTAINERD_CONFIG", configuration.display().to_string()),
+            ("CONTAINERD_ADDRESS", socket(shared.distribution).to_owned()),
         ];
         // Its variables are in a file of its own: what is known of a worker grows until it is started.
         write_variables(&state, &variables)?;
@@ -98,7 +122,14 @@ impl Worker {
         std::fs::write(&start, format!("#!/bin/bash\n{line}\n"))?;
         std::fs::set_permissions(&start, std::fs::Permissions::from_mode(0o755))?;
         let init = Daemon::new(Arc::clone(shared.network), name, start, Vec::new());
-        Ok(Self { name: name.to_owned(), state, network: Arc::clone(shared.network), init })
+        let (name, distribution) = (name.to_owned(), shared.distribution);
+        let network = Arc::clone(shared.network);
+        let worker = Self { name, state, network, distribution, init, balanced: Mutex::default() };
+        match distribution {
+            Distribution::Kubeadm => {}
+            Distribution::K3s => worker.set_flannel(k3s::Flannel::None)?,
+        }
+        Ok(worker)
     }
 
     /// Starts it as the node with this address, of the cluster whose API server is there.
@@ -117,16 +148,26 @@ impl Worker {
         serves.push(format!("DNS:{}", self.name));
         let subject = Subject { name: &node, group: Some("system:nodes"), serves: &serves };
         let files = kubelet(&self.name);
-        let kubelet = pki.kubeconfig(&files, server, &subject)?;
+        let kubelet = match self.distribution {
+            Distribution::Kubeadm => pki.kubeconfig(&files, server, &subject)?,
+            Distribution::K3s => {
+                let agent = own(&self.state, k3s::DATA).join("agent");
+                k3s::write_credentials(&agent, server, pki, (&files, &subject))?
+            }
+        };
         let identity = pki.identity(&files);
         let subject = Subject { name: "system:kube-proxy", group: None, serves: &[] };
         let proxy = pki.kubeconfig(&format!("proxy-{}", self.name), server, &subject)?;
-        std::fs::write(self.state.join("containerd.toml"), containerd())?;
+        match self.distribution {
+            Distribution::Kubeadm => std::fs::write(self.state.join("containerd.toml"), containerd())?,
+            // As k3s has been told: see `set_flannel`.
+            Distribution::K3s => {}
+        }
         let cgroup = cgroups::of(self.network.lab().id(), &self.name);
         cgroups::make(&cgroup)?;
         std::fs::write(
             self.state.join("kubelet.json"),
-            kubelet_configuration(&cgroup, pki, &identity).to_string(),
+            kubelet_configuration(&cgroup, socket(self.distribution), pki, &identity).to_string(),
         )?;
         std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared.proxy, &proxy).to_string())?;
         std::fs::write(self.state.join("kubeconfig"), format!("KUBECONFIG={}\n", kubelet.display()))?;
@@ -134,20 +175,52 @@ impl Worker {
             NodeAddress::Mesh(address) => Some(address),
             NodeAddress::Unknown => None,
         })?;
-        self.init.start()
+        self.resume()
+    }
+
+    /// Has the host's own port lead to the API server, from the next start on.
+    pub(super) fn balance_to(&self, server: SocketAddr) {
+        self.balanced().server = Some(server);
+    }
+
+    fn balanced(&self) -> MutexGuard<'_, Balanced> {
+        self.balanced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts who leads to the API server, if somebody is to and does not.
+    pub(super) fn start_balancer(&self) -> anyhow::Result<()> {
+        let mut balanced = self.balanced();
+        if let (Some(server), None) = (balanced.server, &balanced.balancer) {
+            balanced.balancer = Some(Balancer::start(&self.network, &self.name, k3s::BALANCER, server)?);
+        }
+        Ok(())
+    }
+
+    /// Ends it, with all connections.
+    pub(super) fn end_balancer(&self) {
+        self.balanced().balancer = None;
     }
 
     /// Lets kubelet say that the node is at this address.
     pub(super) fn set_node_ip(&self, address: IpAddr) -> anyhow::Result<()> {
         self.write_address(Some(address))?;
-        let pid = std::fs::read_to_string(self.state.join("kubelet.pid"))?;
+        self.end("kubelet")
+    }
+
+    /// Ends one of the programs that the init keeps; it starts it again.
+    pub(super) fn end(&self, program: &str) -> anyhow::Result<()> {
+        let pid = std::fs::read_to_string(self.state.join(format!("{program}.pid")))?;
         self.command("kill")?.arg(pid.trim()).output()?.success().map(drop)
     }
 
     /// What kubelet reads whenever it is started.
     fn write_address(&self, address: Option<IpAddr>) -> std::io::Result<()> {
-        let line = address.map_or_else(String::new, |address| format!("--node-ip={address}"));
-        std::fs::write(self.state.join("node-ip"), line)
+        let address = address.map_or_else(String::new, |address| format!("--node-ip={address}"));
+        let cloud = match self.distribution {
+            Distribution::Kubeadm => "",
+            Distribution::K3s => " --cloud-provider=external",
+        };
+        std::fs::write(self.state.join("node-ip"), address + cloud)
     }
 
     /// A program that sees what the worker's own see: its containers, and its directories.
@@ -192,6 +265,7 @@ impl Worker {
     ///
     /// If it does not run.
     pub fn kill(&self) -> anyhow::Result<()> {
+        self.end_balancer();
         self.init.kill(Signal::SIGKILL)
     }
 
@@ -201,6 +275,7 @@ impl Worker {
     ///
     /// If it cannot be started.
     pub fn resume(&self) -> anyhow::Result<()> {
+        self.start_balancer()?;
         self.init.start()
     }
 
@@ -220,9 +295,11 @@ impl Worker {
     ///
     /// If the kernel refuses.
     pub fn forget(&self) -> anyhow::Result<()> {
-        let volatile = own(&self.state, VOLATILE);
-        std::fs::remove_dir_all(&volatile)?;
-        std::fs::create_dir_all(&volatile)?;
+        for volatile in [VOLATILE].iter().chain(k3s::volatile(self.distribution)) {
+            let volatile = own(&self.state, volatile);
+            std::fs::remove_dir_all(&volatile)?;
+            std::fs::create_dir_all(&volatile)?;
+        }
         cgroups::make_again(&cgroups::of(self.network.lab().id(), &self.name))?;
         let host = self.network.host(&self.name)?;
         host.netns().nft("flush ruleset\n")?;
@@ -243,6 +320,14 @@ impl Worker {
 /// What the files of a worker's kubelet are called.
 pub(super) fn kubelet(worker: &str) -> String {
     format!("kubelet-{worker}")
+}
+
+/// Where containerd answers.
+fn socket(distribution: Distribution) -> &'static str {
+    match distribution {
+        Distribution::Kubeadm => SOCKET,
+        Distribution::K3s => k3s::SOCKET,
+    }
 }
 
 /// Where a host's own directory is.
@@ -269,9 +354,13 @@ fn write_variables(state: &Path, variables: &[(&str, String)]) -> std::io::Resul
 }
 
 fn containerd() -> String {
+    format!("{CONTAINERD_VERSION}{}", containerd_plugins())
+}
+
+/// What containerd is told on every worker, whoever has arranged it.
+pub(super) fn containerd_plugins() -> String {
     format!(
-        r#"version = 2
-[plugins."io.containerd.grpc.v1.cri"]
+        r#"[plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{TOOLS}"
   # Nothing here may lower what the kernel's out-of-memory killer thinks of a process.
   restrict_oom_score_adj = true
@@ -284,7 +373,7 @@ fn containerd() -> String {
     )
 }
 
-fn kubelet_configuration(cgroup: &str, pki: &Pki, identity: &Identity) -> serde_json::Value {
+fn kubelet_configuration(cgroup: &str, socket: &str, pki: &Pki, identity: &Identity) -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -296,7 +385,7 @@ fn kubelet_configuration(cgroup: &str, pki: &Pki, identity: &Identity) -> serde_
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": identity.certificate,
         "tlsPrivateKeyFile": identity.key,
-        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "containerRuntimeEndpoint": format!("unix://{socket}"),
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cgroup,
         "failSwapOn": false,

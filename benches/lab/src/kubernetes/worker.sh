@@ -31,14 +31,16 @@ keep() { # name, command
   local name=$1
   shift
   while :; do
-    "$@" >>"$LOGS-$name.log" 2>&1 || true
+    "$@" >>"$LOGS-$name.log" 2>&1 &
+    echo $! >"$STATE/$name.pid"
+    wait $! || true
     echo "$name has ended" >>"$LOGS-$name.log"
     sleep 0.5
   done &
 }
 trap 'exit 0' TERM
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-keep containerd containerd --config "$STATE/containerd.toml"
+keep containerd containerd --config "$CONTAINERD_CONFIG"
 until ctr version >/dev/null 2>&1; do sleep 0.1; done
 for image in $IMAGES; do
   [ -e "$STATE/imported" ] || ctr --namespace k8s.io images import "$image" >>"$LOGS-images.log" 2>&1
@@ -46,7 +48,7 @@ done
 touch "$STATE/imported"
 # The address is looked up at each start: it may be given later.
 # shellcheck disable=SC2016
-keep kubelet bash -c 'echo $$ >"$STATE/kubelet.pid"; exec "$KUBERNETES/kubelet" --config "$STATE/kubelet.json" --kubeconfig "$KUBECONFIG" \
+keep kubelet bash -c 'exec "$KUBERNETES/kubelet" --config "$STATE/kubelet.json" --kubeconfig "$KUBECONFIG" \
   --hostname-override "$NODE" $(cat "$STATE/node-ip")'
 keep proxy "$KUBERNETES/kube-proxy" --config "$STATE/proxy.json" --hostname-override "$NODE"
 wait

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::pods::{HOST_PORT, POD_PORT, ask_from};
 use mesh_lab::kubernetes::{CLUSTER_DNS, RunningPod};
 
-use crate::rig::{CONTROL_PLANE, Rig, WORKERS};
+use crate::rig::Rig;
 
 /// Ports of the nodes that lead to pods; see the manifests.
 const NODE_PORT: u16 = 30080;
@@ -17,7 +17,7 @@ const POD_HOST_PORT: u16 = 31080;
 /// Each asks all: on the same node, on others, and itself; nobody's address is hidden.
 pub(crate) fn every_pod_sees_every_pod(rig: &Rig) -> anyhow::Result<()> {
     let pods = rig.all_pods()?;
-    ensure!(pods.len() == 2 * WORKERS.len(), "{pods:?}");
+    ensure!(pods.len() == 2 * rig.workers().len(), "{pods:?}");
     let servers: Vec<String> = pods.iter().map(|pod| format!("{}:{POD_PORT}", pod.address)).collect();
     each(&pods, |from| {
         for (to, answer) in pods.iter().zip(rig.cluster.kubectl()?.ask(&from.name, &servers, 1)?) {
@@ -43,7 +43,7 @@ pub(crate) fn pods_and_nodes_see_each_other(rig: &Rig) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    for from in WORKERS.iter().copied().chain([CONTROL_PLANE]) {
+    for from in rig.nodes() {
         let node = rig.village.node(from)?;
         let own = IpAddr::from(node.address()?);
         for (to, address) in &nodes {
@@ -78,7 +78,7 @@ pub(crate) fn services_reach_every_backend(rig: &Rig) -> anyhow::Result<()> {
         kubectl.ask_all(own, &service, &backends)
     })?;
     let nodes = addresses(rig)?;
-    for from in WORKERS.iter().copied().chain([CONTROL_PLANE]) {
+    for from in rig.nodes() {
         let node = rig.village.node(from)?;
         for (to, address) in &nodes {
             ask_from(node.host(), &format!("{address}:{NODE_PORT}"))?;
@@ -100,7 +100,7 @@ pub(crate) fn services_reach_every_backend(rig: &Rig) -> anyhow::Result<()> {
 
 /// The workers with their mesh addresses.
 fn addresses(rig: &Rig) -> anyhow::Result<Vec<(&'static str, IpAddr)>> {
-    WORKERS.iter().map(|&worker| Ok((worker, rig.village.node(worker)?.address()?.into()))).collect()
+    rig.workers().iter().map(|&worker| Ok((worker, rig.village.node(worker)?.address()?.into()))).collect()
 }
 
 /// Does something for all pods at the same time.

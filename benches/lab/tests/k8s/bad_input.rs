@@ -187,7 +187,7 @@ fn credentials_that_fail(rig: &Rig) -> anyhow::Result<()> {
 
 impl Rig {
     /// Waits until a sentence is in the status, for programs and for people, in the log, and in the cluster.
-    fn is_told(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
+    pub(crate) fn is_told(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
         self.is_told_on_node(worker, sentence)?;
         self.is_told_in_cluster(worker, sentence)
     }

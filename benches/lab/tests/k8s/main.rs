@@ -17,6 +17,7 @@
 //! | restart, kill, roam, reboot, rollout under a stream | [`outages`] |
 //! | a VXLAN as flannel's over the mesh: MTU, checksums of what is offloaded | [`beneath`] |
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
+//! | k3s' directories, credentials, restarts and upgrades; flannel that was left on | [`k3s`] |
 //!
 //! Not staged: firewalld, NetworkManager and systemd-networkd (none runs in a namespace); time skew; a full conntrack table
 //! (it is the whole machine's); IPv6 between pods.
@@ -27,6 +28,7 @@ mod bad_input;
 mod beneath;
 mod churn;
 mod coming;
+mod k3s;
 mod leaving;
 mod mtu;
 mod outages;

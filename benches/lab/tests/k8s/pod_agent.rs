@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::daemon_set::{self, Overlay};
 use mesh_lab::kubernetes::pods::{self, POD_PORT};
-use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, ProxyMode};
+use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, Distribution, ProxyMode};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Protocol;
 use mesh_lab::topology::Host;
@@ -89,6 +89,7 @@ impl Pods {
             control_plane: CONTROL_PLANE.to_owned(),
             public_name: Some(COORDINATOR_NAME.to_owned()),
             workers: WORKERS.map(str::to_owned).to_vec(),
+            distribution: Distribution::Kubeadm,
             proxy: ProxyMode::Nftables,
             images: vec![daemon_set::image(&lab)?],
         };

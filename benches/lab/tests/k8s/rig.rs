@@ -9,7 +9,9 @@ use std::{
 use anyhow::Context as _;
 use mesh_lab::{
     Lab, MeshOptions, Village,
-    kubernetes::{self, Cluster, ClusterOptions, PodNetwork, ProxyMode, RunningPod, daemon_set, pods},
+    kubernetes::{
+        self, Cluster, ClusterOptions, Distribution, PodNetwork, ProxyMode, RunningPod, daemon_set, pods,
+    },
     nat::Protocol,
     village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES},
 };
@@ -25,6 +27,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) struct Rig {
     pub(crate) cluster: Cluster,
     pub(crate) village: Village,
+    workers: &'static [&'static str],
+    distribution: Distribution,
     started: Instant,
     lab: Lab,
 }
@@ -32,34 +36,8 @@ pub(crate) struct Rig {
 impl Rig {
     /// Starts everything, and prints how long a worker takes from `join` until its Node is Ready.
     pub(crate) fn start(pods: PodNetwork, proxy: ProxyMode) -> anyhow::Result<Self> {
-        let started = Instant::now();
-        let lab = Lab::new("k8s")?;
-        let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
-        // As people have it who want to be reached from everywhere.
-        options.coordinator_args.push("--listen-tcp=443".to_owned());
-        kubernetes::announce(&lab, &mut options, &WORKERS, pods)?;
-        let village = Village::prepare_with(&lab, options)?;
-        let network = village.network();
-        network
-            .set_nat(CONTROL_PLANE, network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, 443, CONTROL_PLANE))?;
-        let options = ClusterOptions {
-            control_plane: CONTROL_PLANE.to_owned(),
-            public_name: None,
-            workers: WORKERS.map(str::to_owned).to_vec(),
-            proxy,
-            images: match pods {
-                PodNetwork::Agents => Vec::new(),
-                PodNetwork::DaemonSet | PodNetwork::PodAgents => vec![daemon_set::image(&lab)?],
-            },
-        };
-        let cluster = Cluster::prepare(village.network(), options)?;
-        let rig = Self { cluster, village, started, lab };
-        rig.said("the network is built");
-        rig.village.start_coordinator()?;
-        rig.village.join(CONTROL_PLANE)?;
-        rig.wait_agent(CONTROL_PLANE)?;
-        rig.cluster.start_control_plane(&rig.village)?;
-        rig.said("the control plane runs");
+        let rig = Self::prepare(&WORKERS, pods, proxy, Distribution::Kubeadm)?;
+        rig.start_control_plane()?;
         match pods {
             PodNetwork::Agents | PodNetwork::PodAgents => {}
             PodNetwork::DaemonSet => {
@@ -67,13 +45,65 @@ impl Rig {
                 daemon_set::apply(&rig.cluster, &rig.lab, daemon_set::Overlay::HostAgent)?;
             }
         }
+        rig.join_all()?;
+        rig.wait_network()?;
+        Ok(rig)
+    }
+
+    /// Builds the network and prepares the cluster; nothing runs yet.
+    pub(crate) fn prepare(
+        workers: &'static [&'static str],
+        pods: PodNetwork,
+        proxy: ProxyMode,
+        distribution: Distribution,
+    ) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let lab = Lab::new("k8s")?;
+        let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
+        // As people have it who want to be reached from everywhere.
+        options.coordinator_args.push("--listen-tcp=443".to_owned());
+        kubernetes::announce(&lab, &mut options, workers, pods, distribution)?;
+        let village = Village::prepare_with(&lab, options)?;
+        let network = village.network();
+        network
+            .set_nat(CONTROL_PLANE, network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, 443, CONTROL_PLANE))?;
+        let options = ClusterOptions {
+            control_plane: CONTROL_PLANE.to_owned(),
+            public_name: None,
+            workers: workers.iter().copied().map(str::to_owned).collect(),
+            distribution,
+            proxy,
+            images: match pods {
+                PodNetwork::Agents => Vec::new(),
+                PodNetwork::DaemonSet | PodNetwork::PodAgents => vec![daemon_set::image(&lab)?],
+            },
+        };
+        let cluster = Cluster::prepare(village.network(), options)?;
+        let rig = Self { cluster, village, workers, distribution, started, lab };
+        rig.said("the network is built");
+        Ok(rig)
+    }
+
+    /// Starts the coordinator, and the control plane beside it.
+    pub(crate) fn start_control_plane(&self) -> anyhow::Result<()> {
+        self.village.start_coordinator()?;
+        self.village.join(CONTROL_PLANE)?;
+        self.wait_agent(CONTROL_PLANE)?;
+        self.cluster.start_control_plane(&self.village)?;
+        self.said("the control plane runs");
+        Ok(())
+    }
+
+    /// Lets all workers join, and prints how long each takes.
+    pub(crate) fn join_all(&self) -> anyhow::Result<()> {
         let took = std::thread::scope(|scope| {
             let join = |worker: &'static str| -> anyhow::Result<Duration> {
                 let joined = Instant::now();
-                rig.join(worker).with_context(|| format!("worker {worker}"))?;
+                self.join(worker).with_context(|| format!("worker {worker}"))?;
                 Ok(joined.elapsed())
             };
-            let threads = WORKERS.map(|worker| (worker, scope.spawn(move || join(worker))));
+            let threads: Vec<_> =
+                self.workers.iter().map(|&worker| (worker, scope.spawn(move || join(worker)))).collect();
             let took =
                 |(worker, thread): (_, std::thread::ScopedJoinHandle<'_, anyhow::Result<Duration>>)| {
                     Ok((worker, thread.join().expect("a worker's thread does not panic")?))
@@ -81,16 +111,32 @@ impl Rig {
             threads.into_iter().map(took).collect::<anyhow::Result<BTreeMap<_, _>>>()
         })?;
         println!("from join to Ready, all at the same time: {took:.1?}");
-        rig.wait_network()?;
-        Ok(rig)
+        Ok(())
     }
 
     /// Lets a worker join the mesh, and then the cluster.
     pub(crate) fn join(&self, worker: &str) -> anyhow::Result<()> {
-        self.village.join(worker)?;
-        self.wait_agent(worker)?;
+        if worker != CONTROL_PLANE {
+            self.village.join(worker)?;
+            self.wait_agent(worker)?;
+        }
         self.cluster.start_worker(&self.village, worker)?;
+        match self.distribution {
+            Distribution::Kubeadm => {}
+            Distribution::K3s => self.cluster.admit(worker, PATIENCE)?,
+        }
         self.cluster.wait_ready(&[worker], PATIENCE)
+    }
+
+    /// The nodes with pods.
+    pub(crate) fn workers(&self) -> &'static [&'static str] {
+        self.workers
+    }
+
+    /// All nodes of the cluster, and the one of the control plane.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &'static str> {
+        let workers = self.workers.iter().copied().filter(|worker| *worker != CONTROL_PLANE);
+        workers.chain([CONTROL_PLANE])
     }
 
     /// Waits until every Node says that its network is there.
@@ -101,7 +147,7 @@ impl Rig {
                 kubernetes::condition(node, "NetworkUnavailable")
                     .is_some_and(|told| told["status"] == "False")
             };
-            Ok(kubernetes::items(&nodes).filter(|node| is_there(node)).count() == WORKERS.len())
+            Ok(kubernetes::items(&nodes).filter(|node| is_there(node)).count() == self.workers.len())
         })
     }
 
@@ -116,7 +162,7 @@ impl Rig {
         kubectl.apply(pods::WEB)?;
         kubectl.apply(pods::DNS)?;
         for app in ["web", "client", "host"] {
-            self.cluster.wait_pods(app, WORKERS.len(), PATIENCE)?;
+            self.cluster.wait_pods(app, self.workers.len(), PATIENCE)?;
         }
         self.cluster.wait_pods("coredns", 2, PATIENCE)?;
         Ok(())
@@ -136,7 +182,7 @@ impl Rig {
     /// Prints what memory the agents take: on the hosts, and in the pods beside them, if there are any.
     pub(crate) fn said_memory(&self) -> anyhow::Result<()> {
         let mut on_hosts = BTreeMap::new();
-        for worker in WORKERS {
+        for &worker in self.workers {
             let pid = self.village.node(worker)?.agent().pid().context("an agent does not run")?;
             on_hosts.insert(worker, resident(pid)?);
         }
