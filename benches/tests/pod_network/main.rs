@@ -18,7 +18,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use mesh_agent::kubernetes::podnet::{CONFLIST, Desired, MeshState, Places, PodNetwork, Problem};
+use mesh_agent::kubernetes::podnet::{CONFLIST, Desired, K3s, MeshState, Places, PodNetwork, Problem};
 use mesh_lab::{
     Lab, Mesh, MeshOptions, Netns, Village,
     mesh::wait_until,
@@ -88,6 +88,7 @@ impl<'a> Side<'a> {
             cni_bin_dir: root.join("bin"),
             plugin_sources: vec![mesh.binaries().agent.parent().unwrap().to_owned(), "/usr/lib/cni".into()],
             host_local_dir: root.join("leases"),
+            k3s: K3s { socket: root.join("k3s.sock"), configuration: root.join("k3s.toml") },
         };
         let nets = |all: &[String]| all.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
         let desired = Desired {
