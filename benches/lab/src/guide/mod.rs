@@ -147,6 +147,14 @@ pub fn put(text: &str, meanings: &[(&str, &str)]) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Whether a text has this word, as [`put`] finds it.
+#[must_use]
+pub fn has_word(text: &str, word: &str) -> bool {
+    text.match_indices(word).any(|(at, _)| {
+        !text[..at].ends_with(is_of_a_word) && !text[at + word.len()..].starts_with(is_of_a_word)
+    })
+}
+
 /// What a word is continued with: a name of a machine, or of a variable.
 fn is_of_a_word(letter: char) -> bool {
     letter.is_alphanumeric() || letter == '_' || letter == '-'
@@ -224,5 +232,7 @@ mod tests {
         assert_eq!(put(text, &[("NODE", "pi")]).unwrap(), "drain pi --x=pi MY-NODE NODES");
         assert_eq!(put("a=\"ADDRESS\"", &[("ADDRESS", "::1")]).unwrap(), "a=\"::1\"");
         assert!(put("nothing", &[("NODE", "pi")]).is_err());
+        assert_eq!(put("MESH_TOKEN=TOKEN", &[("TOKEN", "a.b")]).unwrap(), "MESH_TOKEN=a.b");
+        assert!(has_word("A=NODE", "NODE") && !has_word("MY_NODE NODES", "NODE"));
     }
 }

@@ -206,11 +206,6 @@ impl Machine {
         cgroups::processes_of_pod(&self.group, uid)
     }
 
-    /// The machine's process 1, by the number that it has outside.
-    pub fn init(&self) -> i32 {
-        self.init
-    }
-
     fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mesh_lab::kubernetes::Binaries;
 use mesh_lab::kubernetes::kubeadm::{self, PROXY_WITHOUT_TABLE};
 
-use crate::rig::{MACHINES, Rig, guide, packages};
+use crate::rig::{MACHINES, Rig, guide};
 use crate::{checks, unit};
 
 /// The node that is rebooted.
@@ -20,10 +20,7 @@ const CONTROL_PLANE: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "
 fn from_bare_machines_to_ready_nodes_and_back() {
     let binaries = Binaries::find().unwrap();
     let guide = guide().unwrap();
-    let mut rig = Rig::boot("guides", |lab, name| kubeadm::disk(lab, name, &packages(), &binaries)).unwrap();
-    let images = kubeadm::images(&rig.lab.directory().join("images"), &binaries).unwrap();
-    import(&rig, &images);
-    rig.said("the images are there");
+    let mut rig = start("guides", &binaries);
 
     for step in guide.section("kubeadm, on the hosts").unwrap() {
         rig.follow(step, None).unwrap();
@@ -69,6 +66,15 @@ fn from_bare_machines_to_ready_nodes_and_back() {
     rig.said("office has left, and nothing of the cluster is left on it");
 }
 
+/// Boots machines that have all that kubeadm takes, images included.
+pub(crate) fn start(name: &str, binaries: &Binaries) -> Rig {
+    let rig = Rig::boot(name, |lab, host, shared| kubeadm::disk(lab, host, shared, binaries)).unwrap();
+    let images = kubeadm::images(&rig.lab.directory().join("images"), binaries).unwrap();
+    import(&rig, &images);
+    rig.said("the images are there");
+    rig
+}
+
 /// Gives every machine what kubeadm and containerd would fetch from a registry.
 fn import(rig: &Rig, images: &[PathBuf]) {
     rig.each(|name| {
@@ -87,7 +93,7 @@ fn import(rig: &Rig, images: &[PathBuf]) {
 
 /// The size of the table of connections is the kernel's, which is not the machine's own: kube-proxy is told to leave it, as
 /// everybody tells it who runs nodes in containers.
-fn spare_the_table(rig: &Rig) {
+pub(crate) fn spare_the_table(rig: &Rig) {
     let kubectl = |args: &[&str]| checks::kubectl(rig, args).unwrap();
     let told = kubectl(&["get", "configmap", "kube-proxy", "--namespace=kube-system", "-o", "json"]);
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();

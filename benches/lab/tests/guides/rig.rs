@@ -1,12 +1,13 @@
 //! What guides are followed on: machines of the village, each with a terminal, and the reader, who remembers what was printed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use mesh_lab::guide::{Step, fill, put};
+use mesh_lab::guide::{Step, fill, has_word, put};
 use mesh_lab::machine::{Disk, Machine, Terminal};
 use mesh_lab::village::COORDINATOR_HOST;
 use mesh_lab::{Host, Lab, Village};
@@ -31,6 +32,7 @@ pub(crate) struct Rig {
     /// All lines that were printed.
     printed: Vec<String>,
     started: Instant,
+    shared: PathBuf,
     pub(crate) lab: Lab,
 }
 
@@ -60,20 +62,24 @@ const PHRASES: [(&str, Place); 5] = [
 pub(crate) const NODE: &str = "NODE";
 
 impl Rig {
-    /// Boots the machines from these disks. Packages lie in the directory in which the terminals are.
+    /// Boots the machines from these disks, which share the directory in which the terminals are: packages lie there, the
+    /// image of the agent, and `deploy`.
     pub(crate) fn boot(
         name: &str,
-        disk: impl Fn(&Lab, &'static str) -> anyhow::Result<Disk>,
+        disk: impl Fn(&Lab, &'static str, &Path) -> anyhow::Result<Disk>,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let lab = Lab::new(name)?;
+        let shared = share(&lab)?;
         let village = Village::prepare(&lab)?;
         let network = village.network();
         network.dns().set(NAME, &[network.outside(COORDINATOR_HOST)?.into()]);
         let first = network.host(COORDINATOR_HOST)?;
         first.set_hosts_entry(NAME, Some(first.address().into()))?;
-        let disks: BTreeMap<&'static str, Disk> =
-            MACHINES.into_iter().map(|name| Ok((name, disk(&lab, name)?))).collect::<anyhow::Result<_>>()?;
+        let disks: BTreeMap<&'static str, Disk> = MACHINES
+            .into_iter()
+            .map(|name| Ok((name, disk(&lab, name, &shared)?)))
+            .collect::<anyhow::Result<_>>()?;
         for disk in disks.values() {
             disk.write("/etc/apt/apt.conf.d/90lab", 0o644, "APT::Get::Assume-Yes \"true\";\n")?;
             disk.write(
@@ -89,12 +95,13 @@ impl Rig {
             village,
             printed: Vec::new(),
             started,
+            shared,
             lab,
         };
         rig.machines = rig.each(|name| rig.disks[name].boot(rig.host(name)?))?;
         for (name, machine) in &rig.machines {
             machine.shell(&format!("useradd --create-home --shell /bin/bash {USER}"))?;
-            rig.terminals.insert(name, machine.terminal(USER, &packages())?.into());
+            rig.terminals.insert(name, machine.terminal(USER, &rig.shared)?.into());
         }
         rig.said("the machines run");
         Ok(rig)
@@ -102,16 +109,27 @@ impl Rig {
 
     /// Does what a block of a guide says, where it says so, with this node's name for [`NODE`], if it is the matter.
     pub(crate) fn follow(&mut self, step: &Step, leaving: Option<&'static str>) -> anyhow::Result<()> {
+        self.follow_on(step, &MACHINES, leaving)
+    }
+
+    /// As [`Rig::follow`], on those of the machines alone that the step means for these.
+    pub(crate) fn follow_on(
+        &mut self,
+        step: &Step,
+        among: &[&str],
+        leaving: Option<&'static str>,
+    ) -> anyhow::Result<()> {
         let place = step
             .said_last(&PHRASES)
             .with_context(|| format!("the text does not say where: line {}", step.line))?;
-        let on: Vec<&str> = match (place, leaving) {
+        let mut on: Vec<&str> = match (place, leaving) {
             (Place::All, _) => MACHINES.to_vec(),
             (Place::Others, _) => MACHINES[1..].to_vec(),
             (Place::First, _) => vec![COORDINATOR_HOST],
             (Place::Leaving, Some(node)) => vec![node],
             (Place::Leaving, None) => bail!("no machine leaves: line {}", step.line),
         };
+        on.retain(|name| among.contains(name));
         let text = self.complete(step, leaving)?;
         let run = |terminal: &Mutex<Terminal>| {
             terminal.lock().unwrap_or_else(PoisonError::into_inner).run(&text, PATIENCE)
@@ -166,10 +184,22 @@ impl Rig {
             lines.push(filled);
         }
         let text = lines.join("\n");
-        match leaving {
-            Some(node) if text.contains(NODE) => put(&text, &[(NODE, node)]),
-            Some(_) | None => Ok(text),
-        }
+        let token = self.printed_after("--token");
+        let hash = self.printed_after("--ca-cert-hash");
+        let hash = hash.map(|hash| hash.trim_start_matches("sha256:"));
+        [(NODE, leaving), ("TOKEN", token), ("HASH", hash)].into_iter().try_fold(
+            text,
+            |text, (word, meaning)| match meaning {
+                Some(meaning) if has_word(&text, word) => put(&text, &[(word, meaning)]),
+                Some(_) | None => Ok(text),
+            },
+        )
+    }
+
+    /// What was printed last behind this flag in a line to join the mesh.
+    fn printed_after(&self, flag: &str) -> Option<&str> {
+        let line = self.printed.iter().rev().find(|line| line.starts_with("mesh-agent join "))?;
+        line.split_whitespace().skip_while(|word| *word != flag).nth(1)
     }
 
     /// A machine by name.
@@ -205,7 +235,7 @@ impl Rig {
             Ok(made_later.is_empty())
         })?;
         let machine = self.disks[name].boot(host)?;
-        self.terminals.insert(name, machine.terminal(USER, &packages())?.into());
+        self.terminals.insert(name, machine.terminal(USER, &self.shared)?.into());
         self.machines.insert(name, machine);
         Ok(())
     }
@@ -235,11 +265,33 @@ impl Rig {
     }
 }
 
-/// The directory with the packages, as `make deb` leaves it.
-pub(crate) fn packages() -> PathBuf {
-    let directory =
-        std::env::var_os("MESH_PACKAGES").expect("MESH_PACKAGES is not set: see `make test-guides`");
-    PathBuf::from(directory).canonicalize().expect("MESH_PACKAGES is a directory: see `make deb`")
+/// Makes the directory in which who follows the guide has what the guide speaks of: the packages of `make deb`, and what is
+/// made of this repository.
+fn share(lab: &Lab) -> anyhow::Result<PathBuf> {
+    let packages =
+        std::env::var_os("MESH_PACKAGES").context("MESH_PACKAGES is not set: see `make test-guides`")?;
+    let binaries =
+        std::env::var_os("MESH_BIN_DIR").context("MESH_BIN_DIR is not set: see `make test-guides`")?;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+    let shared = lab.directory().join("shared");
+    std::fs::create_dir_all(&shared)?;
+    for package in std::fs::read_dir(packages)? {
+        let package = package?.path();
+        if let Some(name) =
+            package.file_name().filter(|_| package.extension().is_some_and(|kind| kind == "deb"))
+        {
+            std::fs::copy(&package, shared.join(name))?;
+        }
+    }
+    let image = Command::new(deploy.join("docker/build"))
+        .arg(shared.join("mesh-agent.tar"))
+        .arg("mesh-agent:1")
+        .env("MESH_BIN_DIR", binaries)
+        .output()?;
+    ensure!(image.status.success(), "deploy/docker/build: {}", String::from_utf8_lossy(&image.stderr));
+    let copied = Command::new("cp").arg("-r").arg(deploy).arg(&shared).status()?;
+    ensure!(copied.success(), "deploy cannot be copied");
+    Ok(shared)
 }
 
 /// The guide itself.
