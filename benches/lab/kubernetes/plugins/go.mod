@@ -1,16 +1,18 @@
-// What pods of the lab's cluster need: the reference CNI plugins and a CoreDNS, built by ../build.
+// What pods of the lab's cluster need: the reference CNI plugins, who asks them, and a CoreDNS, built by ../build.
 module mesh.invalid/lab/plugins
 
 go 1.24.2
 
-require github.com/coredns/coredns v1.13.1
+require (
+	github.com/containernetworking/cni v1.3.0
+	github.com/coredns/coredns v1.13.1
+)
 
 require (
 	github.com/alexflint/go-filemutex v1.3.0 // indirect
 	github.com/apparentlymart/go-cidr v1.1.0 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
-	github.com/containernetworking/cni v1.3.0 // indirect
 	github.com/containernetworking/plugins v1.8.0 // indirect
 	github.com/coredns/caddy v1.1.4-0.20250930002214-15135a999495 // indirect
 	github.com/coreos/go-iptables v0.8.0 // indirect

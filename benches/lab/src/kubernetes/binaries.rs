@@ -6,8 +6,8 @@ use anyhow::{Context as _, ensure};
 
 /// The directory in which they are; `make test-k8s` sets it.
 const VARIABLE: &str = "MESH_KUBERNETES_DIR";
-/// All of them: the control plane, what runs on a worker, the CNI plugins and the cluster's DNS.
-const NAMES: [&str; 11] = [
+/// All of them: the control plane, what runs on a worker, the CNI plugins and who asks them, and the cluster's DNS.
+const NAMES: [&str; 12] = [
     "kube-apiserver",
     "kube-controller-manager",
     "kube-scheduler",
@@ -19,6 +19,7 @@ const NAMES: [&str; 11] = [
     "loopback",
     "portmap",
     "coredns",
+    "runtime",
 ];
 
 /// A directory with Kubernetes.

@@ -5,7 +5,8 @@
 //!
 //! | | |
 //! |---|---|
-//! | addresses of pods that are never given back | [`churn`], [`outages::a_worker_reboots`]; agent: leases, GC |
+//! | addresses of pods that are never given back | [`churn`], [`outages::a_worker_reboots`], [`newer_runtime`] (CNI's GC); agent: leases |
+//! | a runtime that does not know that the agent is dead | [`newer_runtime`] (CNI's STATUS); agent: `plugin` |
 //! | a configuration before the network works, half of one, a second one | [`rig`] (Ready comes after it), [`bad_input`]; agent: `conflist` |
 //! | a bridge of another range | [`remade`] |
 //! | small packets pass and large ones do not | [`mtu`], direct and through TCP 443 |
@@ -31,6 +32,7 @@ mod coming;
 mod k3s;
 mod leaving;
 mod mtu;
+mod newer_runtime;
 mod outages;
 mod pod_agent;
 mod remade;

@@ -3,7 +3,9 @@
 use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
 
 use crate::rig::Rig;
-use crate::{access, adjacency, bad_input, beneath, churn, coming, leaving, mtu, outages, remade};
+use crate::{
+    access, adjacency, bad_input, beneath, churn, coming, leaving, mtu, newer_runtime, outages, remade,
+};
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
@@ -28,6 +30,8 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("streams outlive agents and networks");
     outages::everybody_goes_on_without_control(&rig).unwrap();
     rig.said("the coordinator and the API server were away");
+    newer_runtime::it_is_told_and_may_clean_up(&rig).unwrap();
+    rig.said("a runtime of CNI 1.1 was told of a dead agent, and freed what no pod has");
     bad_input::each_is_told_and_nothing_stops(&rig).unwrap();
     rig.said("what somebody broke was told, and nothing stopped");
     remade::everything_follows_another_range(&rig).unwrap();
