@@ -15,7 +15,8 @@
 //! | ranges that overlap a LAN, Services, another node's, a carrier's | [`bad_input`] |
 //! | no range; RBAC; another CA; an expired token; a directory that cannot be written | [`bad_input`] |
 //! | an agent that starts before the API server, or without it | [`outages::everybody_goes_on_without_control`], [`bad_input`] |
-//! | restart, kill, roam, reboot, rollout under a stream | [`outages`] |
+//! | restart, kill, roam, rollout under a stream | [`outages`], [`pod_agent`] |
+//! | a reboot, with the agent on the host and in a pod | [`outages::a_worker_reboots`], [`pod_agent`] |
 //! | a VXLAN as flannel's over the mesh: MTU, checksums of what is offloaded | [`beneath`] |
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
 //! | k3s' directories, credentials, restarts and upgrades; flannel that was left on | [`k3s`] |

@@ -64,6 +64,8 @@ fn an_agent_in_a_pod_makes_the_network_of_its_node() {
     rig.said("pods reach pods, and are seen as who they are");
     rig.a_stream_outlives_a_rollout().unwrap();
     rig.said("a stream outlives a rollout of the DaemonSet");
+    rig.workers_reboot().unwrap();
+    rig.said("the workers are back after a reboot");
     rig.everything_is_taken_back(Overlay::PodAgent).unwrap();
     rig.said("nothing is left on the hosts");
     rig.join_with_service_accounts().unwrap();
@@ -259,6 +261,37 @@ impl Pods {
         goes_on(&stream)?;
         println!("gap during a rollout of the agents: {:.0?}", stream.take_longest());
         stream.finish().context("the stream")
+    }
+
+    /// All workers lose power at the same time. Nobody has a hand in what comes after it: kubelets start the agents without the
+    /// mesh, at whose addresses the Nodes are.
+    fn workers_reboot(&self) -> anyhow::Result<()> {
+        for worker in WORKERS {
+            let machine = self.cluster.worker(worker)?;
+            machine.kill()?;
+            machine.forget()?;
+            let run = self.village.node(worker)?.directory();
+            std::fs::remove_dir_all(run)?;
+            std::fs::create_dir(run)?;
+        }
+        let started = Instant::now();
+        for worker in WORKERS {
+            self.cluster.worker(worker)?.resume()?;
+        }
+        for worker in WORKERS {
+            let node = self.village.node(worker)?;
+            wait_until(PATIENCE, "the agent is ready", || Ok(node.is_ready()))?;
+        }
+        println!("from power-on until both agents are ready: {:.1?}", started.elapsed());
+        wait_until(PATIENCE, "pods see each other again", || self.pods_see_each_other().map(|()| true))?;
+        println!("from power-on until pods see each other: {:.1?}", started.elapsed());
+        for worker in WORKERS {
+            let address = IpAddr::from(self.village.node(worker)?.address()?);
+            wait_until(PATIENCE, "a Node is at its mesh address again", || {
+                Ok(self.internal_address(worker)? == address)
+            })?;
+        }
+        self.cluster.wait_ready(&WORKERS, PATIENCE)
     }
 
     /// As the guide has it: the manifests, and then what is on each host.
