@@ -16,7 +16,7 @@
 //! | 4 | Punch | see [`crate::punch`] |
 //! | 5, 6 | LendMe, Lent | see [`crate::lend`] |
 //! | 7, 8, 9 | PassOn, Passed, Whereabouts | see [`crate::pass`] |
-//! | 10 | Pause | session (4, little-endian as in WireGuard's messages) |
+//! | 10 | Pause | session (8): the beginning of the initiator's ephemeral key in the handshake that made it |
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
 //! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
@@ -41,6 +41,8 @@ pub const NONCE_LEN: usize = 24;
 pub const TAG_LEN: usize = 16;
 /// Length in bytes of what stands before the sealed body.
 pub const HEADER_LEN: usize = MAGIC.len() + KEY_LEN + NONCE_LEN;
+/// Length in bytes of what both sides call a session.
+pub const SESSION_NAME_LEN: usize = 8;
 /// Length in bytes of a transaction id.
 pub const TXID_LEN: usize = 12;
 
@@ -106,9 +108,8 @@ pub enum Message {
     Whereabouts(Whereabouts),
     /// Says that the sender is restarted: what is sealed for its present session from now on, nobody can open.
     Pause {
-        /// The sender's index of that session, as it stands in the receiver's messages. It makes the message good for
-        /// this session alone.
-        session: u32,
+        /// What both sides call that session. It makes the message good for this session alone.
+        session: [u8; SESSION_NAME_LEN],
     },
 }
 
@@ -177,7 +178,7 @@ impl Message {
             Self::PassOn(asked) => [&[TYPE_PASS_ON, VERSION][..], &asked.encode()].concat(),
             Self::Passed(passed) => [&[TYPE_PASSED, VERSION][..], &passed.encode()].concat(),
             Self::Whereabouts(at) => [&[TYPE_WHEREABOUTS, VERSION][..], &at.encode()].concat(),
-            Self::Pause { session } => [&[TYPE_PAUSE, VERSION][..], &session.to_le_bytes()].concat(),
+            Self::Pause { session } => [&[TYPE_PAUSE, VERSION][..], session].concat(),
         }
     }
 
@@ -213,7 +214,7 @@ impl Message {
             }
             TYPE_PAUSE => {
                 let session = rest.first_chunk().ok_or(DecodeError::Truncated)?;
-                Ok(Self::Pause { session: u32::from_le_bytes(*session) })
+                Ok(Self::Pause { session: *session })
             }
             unknown => Err(DecodeError::UnknownType(unknown)),
         }

@@ -18,7 +18,7 @@ use boringtun::{
     noise::{Tunn, TunnResult, errors::WireGuardError},
     x25519,
 };
-use mesh_proto::key::PublicKey;
+use mesh_proto::{disco::SESSION_NAME_LEN, key::PublicKey};
 
 mod clock;
 mod initiation;
@@ -59,6 +59,8 @@ pub(crate) struct Session {
     timers: Timers,
     /// When the keys in each of the library's slots were made.
     made: [Option<Keypair>; KEPT_SESSIONS],
+    /// What the keys would be called that the initiation in each of them leads to.
+    initiated: [SessionName; KEPT_SESSIONS],
     /// The keys that data is sealed with.
     current: Option<Keypair>,
     rekey_due: bool,
@@ -67,13 +69,15 @@ pub(crate) struct Session {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Keypair {
-    /// This side's index, which stands in what the peer sends.
     index: u32,
-    /// The peer's, which stands in what is sealed for it.
-    peers: u32,
+    name: SessionName,
     at: Instant,
     role: Role,
 }
+
+/// What both sides can call the keys of one handshake, and those of no other: a part of the initiator's ephemeral key.
+/// Indices begin anew with each process.
+pub(crate) type SessionName = [u8; SESSION_NAME_LEN];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -114,6 +118,7 @@ impl Session {
             tunn,
             timers: Timers::default(),
             made: [None; KEPT_SESSIONS],
+            initiated: [[0; SESSION_NAME_LEN]; KEPT_SESSIONS],
             current: None,
             rekey_due: false,
             jitter: Duration::ZERO,
@@ -141,14 +146,21 @@ impl Session {
         self.current.map(|keypair| now.saturating_duration_since(keypair.at))
     }
 
-    /// Returns this side's index of the keys that data is sealed with.
-    pub(crate) fn index(&self) -> Option<u32> {
-        self.current.map(|keypair| keypair.index)
+    /// Returns what the keys are called that data is sealed with.
+    pub(crate) fn name(&self) -> Option<SessionName> {
+        self.current.map(|keypair| keypair.name)
     }
 
-    /// Returns this side's index of them, and the peer's.
-    pub(crate) fn indices(&self) -> Option<(u32, u32)> {
-        self.current.map(|keypair| (keypair.index, keypair.peers))
+    /// Returns when the keys were made that data is sealed with.
+    pub(crate) fn made_at(&self) -> Option<Instant> {
+        self.current.map(|keypair| keypair.at)
+    }
+
+    /// Returns when the keys of this name were made, if they are in use on either side.
+    pub(crate) fn made_as(&self, name: SessionName, now: Instant) -> Option<Instant> {
+        let mut made = self.made.iter().flatten();
+        let found = made.find(|keypair| keypair.name == name).map(|keypair| keypair.at);
+        found.filter(|at| now.duration_since(*at) < REJECT_AFTER_TIME)
     }
 
     /// Whether an initiation waits for its answer.
@@ -273,17 +285,16 @@ impl Session {
             }
             (_, Some(TYPE_COOKIE)) => Ok(Handshake::Challenge),
             (Some(TYPE_INITIATION), Some(TYPE_RESPONSE)) => {
-                if let (Some(index), Some(peers)) = (read_u32(reply, 4), read_u32(datagram, 4)) {
-                    self.made[slot(index)] = Some(Keypair { index, peers, at: now, role: Role::Responder });
+                if let (Some(index), Some(name)) = (read_u32(reply, 4), name_of(datagram)) {
+                    self.made[slot(index)] = Some(Keypair { index, name, at: now, role: Role::Responder });
                 }
                 self.timers.on_keys(now);
                 Ok(Handshake::Responded)
             }
             (Some(TYPE_RESPONSE), Some(TYPE_DATA)) => {
-                let (Some(peers), Some(index)) = (read_u32(datagram, 4), read_u32(datagram, 8)) else {
-                    return Err(DropReason::MalformedDatagram);
-                };
-                let keypair = Keypair { index, peers, at: now, role: Role::Initiator };
+                let index = read_u32(datagram, 8).ok_or(DropReason::MalformedDatagram)?;
+                let name = self.initiated[slot(index)];
+                let keypair = Keypair { index, name, at: now, role: Role::Initiator };
                 self.made[slot(index)] = Some(keypair);
                 self.timers.on_keys(now);
                 self.confirm(keypair);
@@ -307,6 +318,9 @@ impl Session {
                 matches!(self.tunn.format_handshake_initiation(&mut out, true), TunnResult::WriteToNetwork(_))
             }
         };
+        if let (Some(index), Some(name)) = (read_u32(&out, 4).filter(|_| made), name_of(&out)) {
+            self.initiated[slot(index)] = name;
+        }
         self.rekey_due = false;
         self.timers.on_initiation_sent(now, self.jitter);
         made.then_some(out)
@@ -375,6 +389,11 @@ fn drop_reason(error: &WireGuardError) -> DropReason {
         | WireGuardError::InvalidPacket
         | WireGuardError::LockFailed => DropReason::MalformedDatagram,
     }
+}
+
+/// Returns what the keys are called that an initiation leads to: the beginning of its ephemeral key.
+fn name_of(initiation: &[u8]) -> Option<SessionName> {
+    initiation.get(8..)?.first_chunk().copied()
 }
 
 fn slot(index: u32) -> usize {
