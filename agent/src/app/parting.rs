@@ -11,18 +11,20 @@ use crate::{driver::EngineHandle, io::tun::Tun};
 const LATELY: Duration = Duration::from_millis(2500);
 /// How long this process stays for what is on its way, at most: it is a part of the silence that a stream bears.
 const MAX_WAIT: Duration = Duration::from_millis(100);
+/// What a round trip may take longer than was measured.
+const JITTER: Duration = Duration::from_millis(10);
 
 /// Tells the peers; returns until when something may come of what they sent before they knew.
 pub(super) async fn announce<T: Tun>(engine: &EngineHandle<T>) -> Option<Instant> {
     engine.command(Command::Pause).await.ok()?;
     let (now, snapshot, _) = engine.snapshot().await.ok()?;
-    Some(now + farthest(&snapshot, now).min(MAX_WAIT))
+    Some(now + farthest(&snapshot, now).map_or(Duration::ZERO, |rtt| (rtt + JITTER).min(MAX_WAIT)))
 }
 
 /// The longest round trip to a peer that is talked to: what this node says arrives, and what was sent just before does.
-fn farthest(snapshot: &Snapshot, now: Instant) -> Duration {
+fn farthest(snapshot: &Snapshot, now: Instant) -> Option<Duration> {
     let paths = snapshot.peers.iter().filter_map(|peer| peer.path.as_ref());
     let is_used = |at: Instant| now.saturating_duration_since(at) < LATELY;
     let used = paths.filter(|path| path.last_answer.is_some_and(is_used));
-    used.filter_map(|path| path.rtt).max().unwrap_or_default()
+    used.filter_map(|path| path.rtt).max()
 }

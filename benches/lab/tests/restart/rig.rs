@@ -42,11 +42,17 @@ pub(crate) fn start(mesh: &Mesh) -> anyhow::Result<[Service<'_>; 2]> {
     }
     mesh.wait_ready(PATIENCE)?;
     mesh.wait_connected(PATIENCE)?;
+    wait_direct(mesh)?;
+    Ok(services)
+}
+
+/// Waits until both agents talk on a direct path.
+pub(crate) fn wait_direct(mesh: &Mesh) -> anyhow::Result<()> {
     wait_until(PATIENCE, "the path is direct", || {
         mesh.ping("a", "b")?;
-        Ok(mesh.node("a")?.peer("b")?.path.kind == PathKind::Direct)
-    })?;
-    Ok(services)
+        let is_direct = |from, to| anyhow::Ok(mesh.node(from)?.peer(to)?.path.kind == PathKind::Direct);
+        Ok(is_direct("a", "b")? && is_direct("b", "a")?)
+    })
 }
 
 /// Waits until node `a` is back.

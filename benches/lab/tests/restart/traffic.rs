@@ -1,8 +1,20 @@
 //! A connection lives through restarts and crashes of either side, and nobody sees the interface go.
 
+use std::time::{Duration, Instant};
+
 use mesh_lab::mesh::{Ending, wait_until};
+use mesh_lab::traffic::Probe;
 
 use crate::rig::{self, Monitor, PATIENCE};
+
+/// Between two questions to the node that is restarted.
+const INTERVAL: Duration = Duration::from_millis(5);
+/// How often it is.
+const RESTARTS: u64 = 3;
+/// Questions that may be lost each time, on a busy machine: a tenth of those that fall into a restart.
+const MAX_LOST: u64 = 3;
+/// The last of them are answered by then.
+const IN_FLIGHT: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_connection_lives_through_restarts_and_crashes_of_both_sides() {
@@ -32,6 +44,30 @@ fn a_connection_lives_through_restarts_and_crashes_of_both_sides() {
         ["mesh-record", "mesh-tun-0", "mesh-udp4-0", "mesh-udp6-0"],
         "nothing piles up"
     );
+}
+
+#[test]
+fn next_to_nothing_is_lost_at_a_restart_that_was_asked_for() {
+    let (_lab, mesh) = rig::mesh("asked").unwrap();
+    let [service, _other] = rig::start(&mesh).unwrap();
+    let (a, b) = (mesh.node("a").unwrap(), mesh.node("b").unwrap());
+    let probe = Probe::start(b.host(), (a.host(), a.address().unwrap().into()), INTERVAL).unwrap();
+    wait_until(PATIENCE, "questions are answered", || Ok(probe.counts().1 > 50)).unwrap();
+    for _ in 0..RESTARTS {
+        service.restart(Ending::Asked).unwrap();
+        rig::wait_back(&mesh).unwrap();
+        rig::wait_direct(&mesh).unwrap();
+        probe.wait_reply(Instant::now(), PATIENCE).unwrap();
+    }
+    probe.set_silent(true);
+    let lost = || {
+        let (sent, received) = probe.counts();
+        sent - received
+    };
+    // Those that are on their way come; if one is lost, this is waited for in vain.
+    let _ = wait_until(IN_FLIGHT, "all are answered", || Ok(lost() == 0));
+    println!("{} of {} questions were lost", lost(), probe.counts().0);
+    assert!(lost() <= RESTARTS * MAX_LOST);
 }
 
 #[test]
