@@ -81,21 +81,23 @@ pub(crate) fn all_nodes_are_ready_at(rig: &Rig, names: &[&str], known: Known) ->
     if known == Known::Anywhere {
         return Ok(());
     }
-    let list = get(rig, &["nodes"])?;
-    for node in items(&list) {
-        let name = node["metadata"]["name"].as_str().context("a Node has a name")?;
-        let machine = rig.machine(name);
-        let own: Value = serde_json::from_str(&machine.shell("meshctl status --json")?)?;
-        let addresses = node["status"]["addresses"].as_array().context("a Node has addresses")?;
-        let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
-        let internal = internal.with_context(|| format!("{name} has no InternalIP"))?;
-        ensure!(
-            internal["address"] == own["self"]["addresses"][0],
-            "{name} is known at {internal}, and is at {}",
-            own["self"]["addresses"]
-        );
-    }
-    Ok(())
+    wait_until(PATIENCE, "all Nodes are known by their addresses in the mesh", || {
+        let list = get(rig, &["nodes"])?;
+        for node in items(&list) {
+            let name = node["metadata"]["name"].as_str().context("a Node has a name")?;
+            let addresses = node["status"]["addresses"].as_array().context("a Node has addresses")?;
+            let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
+            let internal = internal.with_context(|| format!("{name} has no InternalIP"))?;
+            let own = mesh_address(rig, name)?;
+            ensure!(internal["address"] == own.as_str(), "{name} is known at {internal}, and is at {own}");
+        }
+        Ok(true)
+    })
+}
+
+/// A machine's address in the mesh, as its kernel has it.
+pub(crate) fn mesh_address(rig: &Rig, name: &str) -> anyhow::Result<String> {
+    rig.machine(name).shell("ip -o -4 address show dev mesh0 | awk '{print $4}' | cut -d/ -f1")
 }
 
 /// Starts a pod on each of these nodes, and a Service.

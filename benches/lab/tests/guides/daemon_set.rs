@@ -2,6 +2,7 @@
 //!
 //! The image is built before machines are booted, and not by `make bins` again.
 
+use mesh_lab::guide::{Step, put};
 use mesh_lab::kubernetes::Binaries;
 use mesh_lab::nat::Protocol;
 
@@ -80,6 +81,16 @@ fn the_agent_in_the_pod() {
     }
     checks::all_nodes_are_ready_at(&rig, &MACHINES, checks::Known::Anywhere).unwrap();
     rig.said("all Nodes are Ready");
+    // Of the two ways in which kubelets are told, that which outlives a restart of theirs.
+    let told = guide.section("With the agent in the pod").unwrap();
+    let told =
+        told.into_iter().find(|step| step.text.contains(ADDRESS) && step.text.contains("--node-ip")).unwrap();
+    for name in &MACHINES[1..] {
+        let address = checks::mesh_address(&rig, name).unwrap();
+        let told = Step { text: put(&told.text, &[(ADDRESS, &address)]).unwrap(), ..told.clone() };
+        rig.follow_on(&told, &[name], None).unwrap();
+    }
+    all_is_well(&rig);
 }
 
 /// Gives every machine the agent's image, as the guide says it.
