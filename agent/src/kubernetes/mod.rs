@@ -21,6 +21,7 @@ mod api;
 pub mod beside;
 mod memory;
 mod objects;
+mod owner;
 #[cfg(target_os = "linux")]
 pub mod podnet;
 mod ranges;

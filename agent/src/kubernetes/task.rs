@@ -26,6 +26,7 @@ use super::{
     KubernetesConfig, KubernetesHandle, Mesh,
     memory::{Memory, Remembered},
     objects::Node,
+    owner::Owner,
     podnet::{self, MeshState, PodNetwork},
     ranges::{self, Problem, Surroundings, Verdict},
     tell::{Answers, Network, Notice, Severity, Wanted},
@@ -81,6 +82,7 @@ pub(super) struct Task<M> {
     /// Whether the mesh was ready at the last look.
     was_ready: bool,
     troubles: Troubles,
+    owner: Owner,
     /// What kept the agent from the API server, for an Event once it does not.
     untold: Option<Untold>,
     /// Since when what takes a while has been so.
@@ -102,6 +104,8 @@ struct Look {
     usable: Vec<IpNet>,
     /// Whether the mesh has not said yet what becomes of the Node's ranges.
     awaits_mesh: bool,
+    /// Whether another machine says that it is this Node.
+    is_contended: bool,
     problems: Vec<String>,
     notices: Vec<Notice>,
 }
@@ -125,6 +129,7 @@ impl<M: Mesh> Task<M> {
             offered: None,
             was_ready: false,
             troubles: Troubles::default(),
+            owner: Owner::default(),
             untold: None,
             since: BTreeMap::new(),
             said: BTreeSet::new(),
@@ -225,12 +230,19 @@ impl<M: Mesh> Task<M> {
             state: PodNetworkState::Waiting,
             usable: Vec::new(),
             awaits_mesh: false,
+            is_contended: false,
             problems: absence.iter().map(ToString::to_string).collect(),
             notices: Vec::new(),
         };
         let Some(node) = self.node.clone() else { return look };
         let services = self.service_ranges(answers);
-        let verdict = self.judge(&node, &services, status).await;
+        let mut verdict = self.judge(&node, &services, status).await;
+        let other_machine = Problem::OtherMachine { name: node.metadata.name.clone() };
+        let is_others = verdict.problems.contains(&other_machine);
+        look.is_contended = self.owner.observe(is_others, std::time::Instant::now());
+        if look.is_contended && !is_others {
+            verdict.problems.insert(0, other_machine);
+        }
         let has_none = verdict.problems.iter().any(|problem| matches!(problem, Problem::NoRanges { .. }));
         let tells_none = self.lasts("no ranges", has_none, APPEARS);
         for problem in &verdict.problems {
@@ -330,6 +342,10 @@ impl<M: Mesh> Task<M> {
     fn condition(&mut self, look: &Look, status: &Status) -> Option<Network> {
         let is_ready = look.state == PodNetworkState::Ready;
         let is_down = self.lasts("down", !is_ready, GRACE);
+        if look.is_contended {
+            // Whoever of the two has no network must not say so of the other's.
+            return None;
+        }
         if is_ready {
             let ranges: Vec<_> = look.usable.iter().map(ToString::to_string).collect();
             return Some(Network::Available(format!("the mesh carries the pods of {}", ranges.join(", "))));

@@ -22,6 +22,8 @@ const AGO: Duration = Duration::from_secs(600);
 pub enum Credentials {
     /// What its kubelet has.
     Kubelet,
+    /// What the kubelet of that Node has.
+    KubeletOf(&'static str),
     /// A user to whom RBAC has to permit everything.
     User(&'static str),
     /// What its kubelet has, but the authority of another cluster.
@@ -46,6 +48,7 @@ impl Cluster {
         };
         let (authority, user) = match credentials {
             Credentials::Kubelet => (self.pki.authority(), identity(&file)),
+            Credentials::KubeletOf(node) => (self.pki.authority(), identity(&worker::kubelet(node))),
             Credentials::User(user) => {
                 self.pki.sign(user, &Subject { name: user, group: None, serves: &[] })?;
                 (self.pki.authority(), identity(user))

@@ -27,6 +27,8 @@ use crate::topology::Network;
 
 /// What a host with pods has for itself; `/run/cni` is gone after a reboot.
 const DIRECTORIES: [&str; 4] = ["/etc/cni/net.d", "/opt/cni/bin", "/run/cni", "/var/lib/cni"];
+/// The number that a machine has for itself, which kubelets and agents read.
+const MACHINE_ID: &str = "/etc/machine-id";
 /// Where addresses are noted: a reboot empties it.
 const VOLATILE: &str = "/run/cni";
 
@@ -94,6 +96,9 @@ impl Worker {
         for directory in DIRECTORIES.iter().chain(k3s::directories(shared.distribution)) {
             host.set_directory(Path::new(directory), &own(&state, directory))?;
         }
+        let machine_id = state.join("machine-id");
+        std::fs::write(&machine_id, number(name))?;
+        host.set_file(Path::new(MACHINE_ID), &machine_id)?;
         let script = state.join("worker");
         std::fs::write(&script, include_str!("worker.sh"))?;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
@@ -171,6 +176,7 @@ impl Worker {
         )?;
         std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared.proxy, &proxy).to_string())?;
         std::fs::write(self.state.join("kubeconfig"), format!("KUBECONFIG={}\n", kubelet.display()))?;
+        std::fs::write(self.state.join("node-name"), &self.name)?;
         self.write_address(match address {
             NodeAddress::Mesh(address) => Some(address),
             NodeAddress::Unknown => None,
@@ -204,6 +210,16 @@ impl Worker {
     /// Lets kubelet say that the node is at this address.
     pub(super) fn set_node_ip(&self, address: IpAddr) -> anyhow::Result<()> {
         self.write_address(Some(address))?;
+        self.end("kubelet")
+    }
+
+    /// Has kubelet be that Node from now on, with the credentials that are in its file then.
+    ///
+    /// # Errors
+    ///
+    /// If the worker does not run.
+    pub fn set_node_name(&self, node: &str) -> anyhow::Result<()> {
+        std::fs::write(self.state.join("node-name"), node)?;
         self.end("kubelet")
     }
 
@@ -346,6 +362,12 @@ fn leases(directory: &Path, found: &mut BTreeSet<IpAddr>) -> std::io::Result<()>
         }
     }
     Ok(())
+}
+
+/// A machine's number, out of its name.
+fn number(name: &str) -> String {
+    let digits: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{digits:0<32.32}\n")
 }
 
 fn write_variables(state: &Path, variables: &[(&str, String)]) -> std::io::Result<()> {

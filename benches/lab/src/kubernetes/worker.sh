@@ -46,9 +46,9 @@ for image in $IMAGES; do
   [ -e "$STATE/imported" ] || ctr --namespace k8s.io images import "$image" >>"$LOGS-images.log" 2>&1
 done
 touch "$STATE/imported"
-# The address is looked up at each start: it may be given later.
+# Address and name are looked up at each start: they may be given later.
 # shellcheck disable=SC2016
 keep kubelet bash -c 'exec "$KUBERNETES/kubelet" --config "$STATE/kubelet.json" --kubeconfig "$KUBECONFIG" \
-  --hostname-override "$NODE" $(cat "$STATE/node-ip")'
+  --hostname-override "$(cat "$STATE/node-name")" $(cat "$STATE/node-ip")'
 keep proxy "$KUBERNETES/kube-proxy" --config "$STATE/proxy.json" --hostname-override "$NODE"
 wait

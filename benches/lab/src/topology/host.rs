@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use super::{Ipv4, Ipv6, NAME_SERVER, NAME_SERVER_V6, Ping};
 use crate::netns::{self, Netns};
@@ -38,8 +38,8 @@ struct State {
     attachment: Option<Attachment>,
     /// Lines of the `hosts` file beyond the usual ones.
     entries: Vec<(String, IpAddr)>,
-    /// Directories of its own in place of the machine's: what is seen, and where.
-    directories: Vec<(PathBuf, PathBuf)>,
+    /// Directories and files of its own in place of the machine's: what is seen, and where.
+    covered: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Host {
@@ -88,7 +88,7 @@ impl Host {
     pub fn surroundings(&self) -> Surroundings {
         let file = |name: &str| (self.files.join(name), Path::new("/etc").join(name));
         let mut files = vec![file("resolv.conf"), file("hosts")];
-        files.extend(self.state().directories.iter().cloned());
+        files.extend(self.state().covered.iter().cloned());
         Surroundings { netns: netns::path_of(self.netns.name()), hostname: self.name.clone(), files }
     }
 
@@ -102,10 +102,27 @@ impl Host {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("directory {}", directory.display()))?;
         }
-        let mut state = self.state();
-        state.directories.retain(|(_, known)| known != target);
-        state.directories.push((source.to_owned(), target.to_owned()));
+        self.cover(target, source);
         Ok(())
+    }
+
+    /// Gives the host a file of its own at `target`, where processes that are started from now on see `source`.
+    ///
+    /// # Errors
+    ///
+    /// If one of the two is no file: something must be there to be covered.
+    pub fn set_file(&self, target: &Path, source: &Path) -> anyhow::Result<()> {
+        for file in [target, source] {
+            ensure!(file.is_file(), "there is no file {}", file.display());
+        }
+        self.cover(target, source);
+        Ok(())
+    }
+
+    fn cover(&self, target: &Path, source: &Path) {
+        let mut state = self.state();
+        state.covered.retain(|(_, known)| known != target);
+        state.covered.push((source.to_owned(), target.to_owned()));
     }
 
     /// Writes a name into the host's `/etc/hosts`, for running processes too; `None` takes it out.

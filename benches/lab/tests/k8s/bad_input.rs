@@ -176,7 +176,10 @@ fn credentials_that_fail(rig: &Rig) -> anyhow::Result<()> {
         match credentials {
             // The API server knows who this is.
             Credentials::User(_) => rig.is_told_in_cluster(WITHOUT_FILES, &sentence)?,
-            Credentials::Kubelet | Credentials::OtherAuthority | Credentials::ExpiredToken => {}
+            Credentials::Kubelet
+            | Credentials::KubeletOf(_)
+            | Credentials::OtherAuthority
+            | Credentials::ExpiredToken => {}
         }
         rig.cluster.set_credentials(WITHOUT_FILES, Credentials::Kubelet)?;
         rig.is_told_in_cluster(WITHOUT_FILES, &sentence)?;
@@ -192,7 +195,7 @@ impl Rig {
         self.is_told_in_cluster(worker, sentence)
     }
 
-    fn is_told_on_node(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
+    pub(crate) fn is_told_on_node(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
         self.is_told_by_status(worker, sentence)?;
         let agent = self.village.node(worker)?.agent();
         wait_until(PATIENCE, &format!("{worker}'s log says: {sentence}"), || {

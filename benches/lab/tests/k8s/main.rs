@@ -17,6 +17,7 @@
 //! | an agent that starts before the API server, or without it | [`outages::everybody_goes_on_without_control`], [`bad_input`] |
 //! | restart, kill, roam, rollout under a stream | [`outages`], [`pod_agent`] |
 //! | a reboot, with the agent on the host and in a pod | [`outages::a_worker_reboots`], [`pod_agent`] |
+//! | two machines with one name | [`two_of_a_name`]; agent: `ranges`, `owner` |
 //! | a VXLAN as flannel's over the mesh: MTU, checksums of what is offloaded | [`beneath`] |
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
 //! | k3s' directories, credentials, restarts and upgrades; flannel that was left on | [`k3s`] |
@@ -40,3 +41,4 @@ mod remade;
 mod rig;
 mod story;
 mod talk;
+mod two_of_a_name;

@@ -5,6 +5,7 @@ use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
 use crate::rig::Rig;
 use crate::{
     access, adjacency, bad_input, beneath, churn, coming, leaving, mtu, newer_runtime, outages, remade,
+    two_of_a_name,
 };
 
 #[test]
@@ -34,6 +35,8 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("a runtime of CNI 1.1 was told of a dead agent, and freed what no pod has");
     bad_input::each_is_told_and_nothing_stops(&rig).unwrap();
     rig.said("what somebody broke was told, and nothing stopped");
+    two_of_a_name::the_first_one_stays(&rig).unwrap();
+    rig.said("two machines had one name");
     remade::everything_follows_another_range(&rig).unwrap();
     rig.said("a Node was made again with another range");
     outages::a_worker_reboots(&rig).unwrap();
