@@ -49,10 +49,10 @@ test-lab: bins
 	$(LAB) -p mesh-lab --doc
 	$(LAB) -p mesh-benches -- --test-threads=1
 
-## test-k8s: a real Kubernetes in the village; needs Go 1.24, and builds Kubernetes the first time: about ten minutes; ROUNDS=1 of 40 pods
+## test-k8s: a real Kubernetes in the village; needs Go 1.24, and builds Kubernetes the first time: about ten minutes; ROUNDS=5 of 40 pods
 test-k8s: bins
 	@.ci/setup $(CLUSTER_PACKAGES)
-	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) MESH_POD_ROUNDS=$(or $(ROUNDS),1) \
+	directory=$$(benches/lab/kubernetes/build) && MESH_KUBERNETES_DIR=$$directory MESH_BIN_DIR=$(abspath $(BIN)) MESH_POD_ROUNDS=$(or $(ROUNDS),5) \
 		$(CARGO) test --locked -p mesh-lab --features kubernetes --test k8s -- --nocapture --test-threads=1
 
 ## test-chart: the Helm chart against the overlays of kustomize, with a real helm; builds Kubernetes and helm as test-k8s does

@@ -14,7 +14,7 @@ use crate::rig::Rig;
 /// How many come at once.
 const PODS: usize = 40;
 /// How often, unless `MESH_POD_ROUNDS` says: with 7 there are more than a range of 254 has addresses.
-const ROUNDS: u64 = 1;
+const ROUNDS: u64 = 5;
 /// On a busy machine, for all of a round.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Where.
