@@ -1,5 +1,5 @@
-//! Machines as they are before somebody sets up a cluster with kubeadm on them: containerd, kubeadm, kubelet and kubectl are
-//! installed, and nothing is configured. Where this departs from a machine of somebody's own, the lab's machine is the
+//! Machines as they are before somebody sets up a cluster with kubeadm on them: containerd, kubeadm, kubelet, kubectl and helm
+//! are installed, and nothing is configured. Where this departs from a machine of somebody's own, the lab's machine is the
 //! reason, and all of it is here and in [`crate::machine`]:
 //!
 //! - The programs are built from source and bound into the machine, with the units of Kubernetes' own packages.
@@ -79,7 +79,7 @@ const IPTABLES_NAMES: [&str; 6] =
 /// If the system cannot be installed or a program is missing.
 pub fn disk(lab: &Lab, host: &str, shared: &Path, binaries: &Binaries) -> anyhow::Result<Disk> {
     let mut disk = Disk::with(lab, host, shared, CONTAINERS)?.for_containers(host)?;
-    for name in ["kubeadm", "kubelet", "kubectl"] {
+    for name in ["kubeadm", "kubelet", "kubectl", "helm"] {
         disk = disk.program(&binaries.path(name), name);
     }
     for (path, text) in [

@@ -14,6 +14,8 @@ for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
 done
 mkdir -p "$own/upper" "$own/work" "$own/root"
 mount -t overlay overlay -o "lowerdir=$system,upperdir=$own/upper,workdir=$own/work" "$own/root"
+# The names that the host knows are the machine's from its installation on, which is its own to change.
+[ -e "$own/upper/etc/hosts" ] || cp /etc/hosts "$own/root/etc/hosts"
 exec systemd-nspawn --directory="$own/root" --machine="$name" --boot --register=no --keep-unit \
-  --resolv-conf=copy-host --bind-ro=/etc/hosts --bind-ro="$shared" \
+  --resolv-conf=copy-host --bind-ro="$shared" \
   --capability=CAP_NET_ADMIN,CAP_NET_RAW --console=passive "$@"

@@ -20,3 +20,6 @@ mount -o remount,bind,rw /proc/sys/net
 
 # What is mounted from now on is seen by containers, too.
 mount --make-rshared /
+
+# As Debian's installer leaves it.
+grep -q '^127\.0\.1\.1' /etc/hosts || printf '127.0.1.1\t%s\n' "$(cat /etc/hostname)" >>/etc/hosts

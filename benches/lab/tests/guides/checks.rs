@@ -222,6 +222,26 @@ pub(crate) fn nothing_is_left(rig: &Rig, name: &str, range: &str) -> anyhow::Res
     })?;
     let status = machine.shell("meshctl status")?;
     ensure!(!status.contains("kubernetes"), "{name} is of a cluster still: {status}");
+    nobody_goes_to(rig, range)
+}
+
+/// As [`nothing_is_left`], where the agent was in its pod: nothing of the mesh is left either.
+pub(crate) fn no_agent_is_left(rig: &Rig, name: &str, range: &str) -> anyhow::Result<()> {
+    let left = rig.machine(name).shell(
+        "ls /etc/cni/net.d /opt/cni/bin /run/cni 2>/dev/null | grep -v : | grep . || true; \
+         ls -d /var/lib/mesh-agent* /run/mesh-agent* 2>/dev/null || true; \
+         ip -o link | grep -E 'mesh|veth' || true; nft list tables | grep mesh || true; \
+         ip route show table all proto 109; ip -6 route show table all proto 109; ip rule | grep -v 'from all lookup' || true; \
+         pgrep -a 'kubelet|kube-proxy|httpd|mesh-agent' || true; ctr -n k8s.io containers list -q",
+    )?;
+    ensure!(left.is_empty(), "left on {name}: {left}");
+    let nodes = rig.first().shell("mesh-coordinator node list")?;
+    ensure!(!nodes.contains(name), "{name} is a node of the mesh still: {nodes}");
+    nobody_goes_to(rig, range)
+}
+
+/// No machine has a route to a range of pods.
+fn nobody_goes_to(rig: &Rig, range: &str) -> anyhow::Result<()> {
     wait_until(PATIENCE, "nobody has a route to its range", || {
         for (other, machine) in rig.machines() {
             let route = machine.shell(&format!("ip route show table all {range}"))?;
@@ -229,6 +249,25 @@ pub(crate) fn nothing_is_left(rig: &Rig, name: &str, range: &str) -> anyhow::Res
         }
         Ok(true)
     })
+}
+
+/// Waits until the DaemonSet has a pod on each of these nodes and nowhere else, ready, with an image that ends so.
+pub(crate) fn wait_agents(rig: &Rig, names: &[&str], image: &str) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "the agent's pods are those that were asked for", || {
+        let list = get(rig, &["pods", "--namespace=mesh-system"])?;
+        let nodes: Vec<&str> = items(&list).filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+        ensure!(
+            nodes.iter().copied().collect::<BTreeSet<_>>() == names.iter().copied().collect()
+                && nodes.len() == names.len(),
+            "pods of the agent are on {nodes:?}"
+        );
+        for pod in items(&list) {
+            let runs = pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+            ensure!(runs.ends_with(image) && is_ready(pod), "{runs} on {}", pod["spec"]["nodeName"]);
+        }
+        Ok(true)
+    })
+    .with_context(|| why(rig))
 }
 
 /// What there is to see when something is not as it should be.

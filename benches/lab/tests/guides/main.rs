@@ -16,3 +16,4 @@ mod daemon_set;
 mod kubeadm;
 mod rig;
 mod unit;
+mod vouched;

@@ -212,6 +212,11 @@ impl Rig {
         self.machine(COORDINATOR_HOST)
     }
 
+    /// The directory that they share, in which the terminals are.
+    pub(crate) fn shared(&self) -> &Path {
+        &self.shared
+    }
+
     /// All of them.
     pub(crate) fn machines(&self) -> impl Iterator<Item = (&'static str, &Machine)> {
         self.machines.iter().map(|(name, machine)| (*name, machine))

@@ -44,11 +44,7 @@ pub(crate) fn runs_as_its_drop_in_says(rig: &Rig, name: &str) -> anyhow::Result<
 
 /// A stream from a pod of one node to a pod of another outlives restarts of the agent.
 pub(crate) fn streams_survive_a_restart(rig: &Rig, name: &str, other: &str) -> anyhow::Result<()> {
-    let pods = checks::pods(rig)?;
-    let (from, to) = (&pods[name], &pods[other]);
-    let pids = rig.machine(name).processes_of_pod(&from.uid);
-    let netns = Netns::of_process(*pids.first().with_context(|| format!("no process of {from:?}"))?)?;
-    let stream = Stream::start(&netns, to.address.parse()?)?;
+    let stream = stream(rig, [name, other])?;
     let machine = rig.machine(name);
     for _ in 0..RESTARTS {
         let before = stream.count();
@@ -62,4 +58,17 @@ pub(crate) fn streams_survive_a_restart(rig: &Rig, name: &str, other: &str) -> a
         ensure!(silence < SILENCE, "a stream was silent for {silence:?}");
     }
     stream.finish()
+}
+
+/// A stream from the pod of the first node to that of the second.
+pub(crate) fn stream(rig: &Rig, [name, other]: [&str; 2]) -> anyhow::Result<Stream> {
+    let to = checks::pods(rig)?[other].address.parse()?;
+    Stream::start(&netns(rig, name)?, to)
+}
+
+/// The network of the pod on a node.
+pub(crate) fn netns(rig: &Rig, name: &str) -> anyhow::Result<Netns> {
+    let pod = &checks::pods(rig)?[name];
+    let pids = rig.machine(name).processes_of_pod(&pod.uid);
+    Netns::of_process(*pids.first().with_context(|| format!("no process of {pod:?}"))?)
 }
