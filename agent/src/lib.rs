@@ -18,6 +18,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod driver;
+pub mod entropy;
 pub mod identity;
 pub mod io;
 #[cfg(target_os = "linux")]

@@ -26,6 +26,7 @@ use super::{
     objects::{Condition, EventSource, InvolvedObject, NewEvent, NewMetadata, Node},
     watch::{Presence, Seen},
 };
+use crate::entropy;
 
 /// The condition by which the scheduler keeps pods away from a node without a network.
 pub(super) const CONDITION: &str = "NetworkUnavailable";
@@ -130,6 +131,7 @@ impl Teller {
 
     /// Tells and asks until it is cancelled.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
+        entropy::gathered().await;
         loop {
             tokio::select! {
                 biased;

@@ -24,7 +24,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{api::Api, objects::Node};
-use crate::control::backoff::{Backoff, random};
+use crate::{
+    control::backoff::{Backoff, random},
+    entropy,
+};
 
 /// After so many failures in a row, the version to go on from is taken to be the trouble.
 const DISTRUST_AFTER: u32 = 3;
@@ -81,6 +84,7 @@ impl Watcher {
 
     /// Watches until it is cancelled.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
+        entropy::gathered().await;
         let sign = Arc::clone(&self.sign);
         loop {
             let since = Instant::now();

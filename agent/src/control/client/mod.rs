@@ -33,6 +33,7 @@ use super::{
     winners::WinnerBook,
 };
 use crate::{
+    entropy,
     identity::Identity,
     netmap::{self, CachedMap, CachedPeer, CachedPeers, Caches, KnownAddresses, Saver, Store},
 };
@@ -198,6 +199,7 @@ impl Client {
         if self.emit_cached().await.is_err() {
             return;
         }
+        entropy::gathered().await;
         let mut moved: Option<Moved> = None;
         loop {
             let connected = match moved.take() {
