@@ -16,7 +16,7 @@
 //! | 4 | Punch | see [`crate::punch`] |
 //! | 5, 6 | LendMe, Lent | see [`crate::lend`] |
 //! | 7, 8, 9 | PassOn, Passed, Whereabouts | see [`crate::pass`] |
-//! | 10 | Pause | session (8): the beginning of the initiator's ephemeral key in the handshake that made it |
+//! | 10 | Pause | session (8): the beginning of the initiator's ephemeral key in the handshake that made it; stays (2): ms |
 //!
 //! An address is an IPv6 or IPv4-mapped address (16) and a port (2), both big-endian; decoded, it is canonical
 //! (IPv4 where it is mapped). The kind of a candidate is 1 host, 2 port-mapped, 3 reflexive, 4 guess; every
@@ -110,6 +110,9 @@ pub enum Message {
     Pause {
         /// What both sides call that session. It makes the message good for this session alone.
         session: [u8; SESSION_NAME_LEN],
+        /// For how long, in milliseconds, the sender still opens what was sealed before. It takes no part in handshakes any
+        /// more; what comes later is for the process that goes on for it.
+        stays: u16,
     },
 }
 
@@ -178,7 +181,9 @@ impl Message {
             Self::PassOn(asked) => [&[TYPE_PASS_ON, VERSION][..], &asked.encode()].concat(),
             Self::Passed(passed) => [&[TYPE_PASSED, VERSION][..], &passed.encode()].concat(),
             Self::Whereabouts(at) => [&[TYPE_WHEREABOUTS, VERSION][..], &at.encode()].concat(),
-            Self::Pause { session } => [&[TYPE_PAUSE, VERSION][..], session].concat(),
+            Self::Pause { session, stays } => {
+                [&[TYPE_PAUSE, VERSION][..], session, &stays.to_be_bytes()].concat()
+            }
         }
     }
 
@@ -213,8 +218,9 @@ impl Message {
                 Whereabouts::decode(rest).map(Self::Whereabouts).ok_or(DecodeError::Truncated)
             }
             TYPE_PAUSE => {
-                let session = rest.first_chunk().ok_or(DecodeError::Truncated)?;
-                Ok(Self::Pause { session: *session })
+                let (session, rest) = rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+                let stays = rest.first_chunk().ok_or(DecodeError::Truncated)?;
+                Ok(Self::Pause { session: *session, stays: u16::from_be_bytes(*stays) })
             }
             unknown => Err(DecodeError::UnknownType(unknown)),
         }

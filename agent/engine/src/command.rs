@@ -72,7 +72,10 @@ pub enum Command {
     Resume(Vec<NodeId>),
     /// This process ends, and another one is about to go on for this node: peers with whom there is traffic are told to keep
     /// what is for it until then. What they have sent before is still on its way.
-    Pause,
+    Pause {
+        /// For how long this one stays to open that. It takes no part in handshakes any more.
+        stays: Duration,
+    },
     /// This is what was found out, the last time, of how long mappings live in the network in which this node is now:
     /// nothing, if it never was there. To be told after [`Command::NetworkChanged`].
     SetNatLifetime(NatLifetime),

@@ -52,6 +52,8 @@ drop_reasons! {
     Replayed => "replayed",
     /// Inbound: too many handshakes.
     RateLimited => "rate-limited",
+    /// Inbound: a handshake with a process that is about to end.
+    Parting => "parting",
     /// Inbound: the inner source is not the peer's.
     WrongSource => "wrong-source",
     /// Inbound: the inner destination is not this node's.

@@ -16,9 +16,10 @@ const JITTER: Duration = Duration::from_millis(10);
 
 /// Tells the peers; returns until when something may come of what they sent before they knew.
 pub(super) async fn announce<T: Tun>(engine: &EngineHandle<T>) -> Option<Instant> {
-    engine.command(Command::Pause).await.ok()?;
     let (now, snapshot, _) = engine.snapshot().await.ok()?;
-    Some(now + farthest(&snapshot, now).map_or(Duration::ZERO, |rtt| (rtt + JITTER).min(MAX_WAIT)))
+    let stays = farthest(&snapshot, now).map_or(Duration::ZERO, |rtt| (rtt + JITTER).min(MAX_WAIT));
+    engine.command(Command::Pause { stays }).await.ok()?;
+    Some(now + stays)
 }
 
 /// The longest round trip to a peer that is talked to: what this node says arrives, and what was sent just before does.

@@ -88,7 +88,7 @@ pub(crate) fn disco_messages() -> Vec<(&'static str, disco::Message)> {
         ("passed_relayed", Message::Passed(Passed { observed: None, sealed: b"sealed".to_vec() })),
         ("whereabouts", Message::Whereabouts(whereabouts())),
         ("whereabouts_empty", Message::Whereabouts(empty_whereabouts())),
-        ("pause", Message::Pause { session: *b"initiate" }),
+        ("pause", Message::Pause { session: *b"initiate", stays: 50 }),
     ]
 }
 

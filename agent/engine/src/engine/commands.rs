@@ -64,7 +64,10 @@ impl Engine {
                     self.with_peer(id, now, |peer, local| peer.resume(local, now));
                 }
             }
-            Command::Pause => self.with_all_peers(now, |peer, local| peer.announce_pause(local, now)),
+            Command::Pause { stays } => {
+                self.local.parting.begin(now);
+                self.with_all_peers(now, |peer, local| peer.announce_pause(stays, local, now));
+            }
             Command::SetNatLifetime(known) if self.local.sharing.is_home() => {
                 self.local.netcheck.lifetime.set_known(known, now);
             }

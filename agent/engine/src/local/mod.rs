@@ -26,7 +26,7 @@ use crate::{
     },
     pass::{Passing, Wish},
     path::{guess::guesses, is_probable, mtu::Bounds, translation::Translation},
-    peer::{EXCHANGE_BYTES, HOLD_RATE},
+    peer::{EXCHANGE_BYTES, HOLD_RATE, Parting},
     punch::Punching,
     queue::{Budget, footprint, trim},
     rate::{Allowance, Rate},
@@ -79,6 +79,8 @@ pub(crate) struct Local {
     pub(crate) holding: Allowance,
     /// How IPv4 is reached where there is none.
     pub(crate) translation: Translation,
+    /// Whether this process is about to end.
+    pub(crate) parting: Parting,
     /// Something changed that [`crate::Engine::settle`] is to see to.
     pub(crate) unsettled: bool,
 }

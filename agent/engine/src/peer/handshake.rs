@@ -72,6 +72,9 @@ impl Peer {
         local: &mut Local,
         now: Instant,
     ) {
+        if local.parting.is_on(now) {
+            return self.drops.count(DropReason::Parting);
+        }
         if self.newest_initiation.is_some_and(|newest| initiation.timestamp <= newest) {
             return self.drops.count(DropReason::Replayed);
         }
@@ -123,6 +126,7 @@ impl Peer {
     pub(crate) fn handle_session_timeout(&mut self, local: &mut Local, now: Instant) {
         let Self { queue, drops, .. } = self;
         queue.expire(now, &mut local.budget, |reason| drops.count(reason));
+        self.meet_next_process(local, now);
         loop {
             let Some(session) = self.session.as_mut() else { return };
             match session.handle_timeout(now) {
@@ -150,7 +154,7 @@ impl Peer {
         let jitter = local.random_fraction();
         let session = self.open_session(local, now);
         session.set_jitter(jitter);
-        let Some(initiation) = session.initiate(now) else { return };
+        let Some(initiation) = session.initiate(now).filter(|_| !local.parting.is_on(now)) else { return };
         let retries = session.retries();
         let targets = self.paths.handshake_targets(retries, now);
         tracing::trace!(peer = self.config.id.0, retries, ?targets, "initiation");

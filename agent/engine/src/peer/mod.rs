@@ -33,6 +33,7 @@ mod punching;
 pub(crate) use data::{Room, Scratch};
 use holding::Hold;
 pub(crate) use holding::{EXCHANGE_BYTES, HOLD_RATE};
+pub(crate) use pausing::Parting;
 use pausing::Pause;
 use punching::Punched;
 

@@ -195,7 +195,9 @@ impl Peer {
             Message::PassOn(asked) => self.handle_pass_on(asked, from, local, now),
             Message::Passed(passed) => self.handle_passed(passed, from, local, now),
             Message::Whereabouts(at) => self.handle_whereabouts(&at, None, local, now),
-            Message::Pause { session } => self.handle_pause(session, now),
+            Message::Pause { session, stays } => {
+                self.handle_pause(session, Duration::from_millis(stays.into()), now);
+            }
         }
     }
 

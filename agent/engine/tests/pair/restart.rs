@@ -15,8 +15,10 @@ use crate::{
 
 /// What a process takes from the end of the one before it until it knows its peers.
 const AWAY: Duration = Duration::from_millis(70);
-/// There and back, and there: then the peer has keys and knows that the node has them.
-const HANDSHAKE: Duration = DIRECT.saturating_mul(3);
+/// How long the process that ends opens what is on its way.
+const STAYS: Duration = DIRECT.saturating_mul(2);
+/// The response to what the peer has begun, and the first packet: no way is made for nothing.
+const BACK: Duration = DIRECT.saturating_mul(2);
 /// Longer than packets wait for anybody.
 const TOO_LONG: Duration = Duration::from_secs(2);
 
@@ -33,12 +35,14 @@ fn talking() -> World {
 
 /// Node 2 says that it is restarted, opens what is on its way, and its next process begins.
 fn restart(world: &mut World, mut meanwhile: impl FnMut(&mut World, Duration)) {
-    world.command(2, Command::Pause);
-    meanwhile(world, 2 * DIRECT);
+    world.command(2, Command::Pause { stays: STAYS });
+    meanwhile(world, STAYS);
     let received = std::mem::take(&mut world.nodes[1].received);
     world.nodes[1] = world.node(2);
     world.nodes[1].received = received;
+    world.set_away(2, true);
     meanwhile(world, AWAY);
+    world.set_away(2, false);
     world.open_relay(2);
     world.set_candidates(2);
     world.tell_of_peer(2);
@@ -79,7 +83,7 @@ fn lose_nothing(mut world: World) {
     for _ in 0..3 {
         restart(&mut world, &mut stream);
         let back = world.elapsed();
-        stream(&mut world, HANDSHAKE + DIRECT + millis(5));
+        stream(&mut world, BACK + millis(5));
         let waited = world.nodes[1].received.len();
         let taken = world.elapsed() - back;
         assert!(waited > usize::from(sent.get()) - 8, "{waited} of {sent:?} after {taken:?}");
@@ -95,7 +99,7 @@ fn lose_nothing(mut world: World) {
 #[test]
 pub(super) fn a_node_that_does_not_come_back_is_not_waited_for() {
     let mut world = talking();
-    world.command(2, Command::Pause);
+    world.command(2, Command::Pause { stays: STAYS });
     world.run_for(DIRECT);
     world.send(1, &sent_by_1(1));
     world.run_for(TOO_LONG - DIRECT);
@@ -108,9 +112,30 @@ pub(super) fn a_node_that_does_not_come_back_is_not_waited_for() {
 }
 
 #[test]
+pub(super) fn no_keys_are_agreed_on_with_a_process_that_is_about_to_end() {
+    let mut world = talking();
+    world.command(2, Command::Pause { stays: STAYS });
+    // The peer is restarted at the same moment, and knows nothing of a Pause.
+    world.nodes[0] = world.node(1);
+    world.open_relay(1);
+    world.set_candidates(1);
+    world.tell_of_peer(1);
+    world.send(1, &sent_by_1(1));
+    world.run_for(STAYS);
+    assert!(world.peer(2).drops.iter().any(|(reason, _)| reason == DropReason::Parting));
+    world.nodes[1] = world.node(2);
+    world.open_relay(2);
+    world.set_candidates(2);
+    world.tell_of_peer(2);
+    world.command(2, Command::Resume(vec![NodeId(1)]));
+    world.run_for(4 * DIRECT);
+    assert_eq!(world.nodes[1].received, [sent_by_1(1)]);
+}
+
+#[test]
 pub(super) fn a_pause_that_is_sent_again_by_somebody_does_nothing() {
     let mut world = talking();
-    world.command(2, Command::Pause);
+    world.command(2, Command::Pause { stays: STAYS });
     let is_pause =
         |(from, _, bytes): &&(_, _, Vec<u8>)| *from == address(2) && classify(bytes) == DatagramKind::Disco;
     let pause = world.captured.iter().rfind(is_pause).map(|(.., bytes)| bytes.clone()).unwrap();

@@ -57,6 +57,7 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         mtu::the_segment_size_of_a_syn_is_clamped_both_ways,
         rekey::streams_both_ways_lose_nothing_while_keys_change,
         restart::nothing_is_lost_on_the_way_to_a_node_that_is_restarted,
+        restart::no_keys_are_agreed_on_with_a_process_that_is_about_to_end,
         restart::a_node_that_does_not_come_back_is_not_waited_for,
         roaming::a_node_that_moves_and_knows_it_loses_next_to_nothing,
         roaming::a_mapping_that_moves_unnoticed_costs_less_than_three_seconds,

@@ -76,6 +76,8 @@ pub(crate) struct Node {
     /// What the engine gave the TUN by itself.
     pub(crate) told: Vec<Vec<u8>>,
     pub(crate) wakeups: usize,
+    /// What has arrived while nobody reads its sockets.
+    unread: Option<Vec<Flying>>,
 }
 
 struct Flying {
@@ -173,6 +175,7 @@ impl World {
             events: Vec::new(),
             told: Vec::new(),
             wakeups: 0,
+            unread: None,
         }
     }
 
@@ -337,7 +340,17 @@ impl World {
         }
     }
 
+    /// Leaves what arrives at a node in its sockets, or hands it over.
+    pub(crate) fn set_away(&mut self, id: u32, is_away: bool) {
+        let unread = std::mem::replace(&mut self.nodes[index(id)].unread, is_away.then(Vec::new));
+        unread.into_iter().flatten().for_each(|flying| self.arrive(flying));
+    }
+
     fn arrive(&mut self, flying: Flying) {
+        let node = self.nodes.iter_mut().find(|node| node.address == flying.to);
+        if let Some(unread) = node.and_then(|node| node.unread.as_mut()) {
+            return unread.push(flying);
+        }
         let Flying { to, from, mut bytes } = flying;
         if to == relay_address() {
             return self.relay(from, &bytes);
