@@ -7,7 +7,7 @@ use mesh_lab::{Lab, Site, Topology};
 use crate::{INSTALL, PATIENCE, package, packages, property, start_coordinator, wait_ready};
 
 /// The exposure that `systemd-analyze security` may find, in tenths.
-const EXPOSURE: [(&str, u32); 3] = [("mesh-agent", 20), ("mesh-coordinator", 15), ("mesh-relay", 15)];
+const EXPOSURE: [(&str, u32); 3] = [("mesh-agent", 15), ("mesh-coordinator", 15), ("mesh-relay", 15)];
 
 #[test]
 fn a_package_from_its_installation_to_its_purge() {
