@@ -47,7 +47,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::RunConfig,
     control::{self, ControlConfig, StreamOptions},
-    driver,
+    driver, entropy,
     identity::{self, StateDir, StateError, StateLock},
     keep::{Inherited, Keeper, Successor},
     kubernetes::{self, KubernetesHandle},
@@ -143,6 +143,7 @@ async fn lock(
             Some(successor) => successor.take(),
             None => {
                 tracing::info!("another pod is this node's agent: waiting until it ends");
+                entropy::gathered().await;
                 let socket = state_dir.successor_socket();
                 successor = Some(Successor::listen(&socket).context("nothing can be handed on to this pod")?);
             }
