@@ -66,10 +66,10 @@ test-machines: deb
 	MESH_PACKAGES=$(abspath target/debian) MESH_BIN_DIR=$(abspath $(BIN)) \
 		$(CARGO) test --locked -p mesh-lab --features machines --test machines -- --nocapture --test-threads=1
 
-## test-guides: deploy/k8s/README.md, followed word by word on such Debians; builds Kubernetes, kubeadm and helm as test-k8s does
+## test-guides: deploy/k8s/README.md, followed word by word on such Debians; builds Kubernetes, kubeadm, helm and flannel as test-k8s does
 test-guides: deb
 	@.ci/setup debootstrap:debootstrap systemd-nspawn:systemd-container busybox:busybox-static
-	directory=$$(benches/lab/kubernetes/build kubeadm helm) && MESH_KUBERNETES_DIR=$$directory \
+	directory=$$(benches/lab/kubernetes/build kubeadm helm flannel) && MESH_KUBERNETES_DIR=$$directory \
 		MESH_PACKAGES=$(abspath target/debian) MESH_BIN_DIR=$(abspath $(BIN)) \
 		$(CARGO) test --locked -p mesh-lab --features guides --test guides -- --nocapture --test-threads=1
 

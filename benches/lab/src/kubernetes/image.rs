@@ -185,7 +185,8 @@ fn architecture() -> &'static str {
     }
 }
 
-fn executable(path: &Path, text: &str) -> anyhow::Result<()> {
+/// Writes a script.
+pub(super) fn executable(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::write(path, text)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;

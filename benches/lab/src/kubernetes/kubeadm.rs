@@ -132,14 +132,7 @@ fn image(directory: &Path, binaries: &Binaries, program: &str, name: &str) -> an
         "kube-proxy" => {
             let image = Image::new(directory, program, &[name], Start::Command(&[]))?;
             image.add(&binaries.path(program), &format!("usr/local/bin/{program}"))?;
-            image.add_linked(Path::new(IPTABLES), "usr/sbin/xtables-nft-multi")?;
-            for name in IPTABLES_NAMES {
-                std::os::unix::fs::symlink("xtables-nft-multi", image.root().join("usr/sbin").join(name))?;
-            }
-            for extension in extensions()? {
-                let inside = extension.strip_prefix("/")?.to_string_lossy().into_owned();
-                image.add_linked(&extension, &inside)?;
-            }
+            add_iptables(&image)?;
             image.write()
         }
         // Nothing is done in it but to last until it is asked to end.
@@ -155,6 +148,19 @@ fn image(directory: &Path, binaries: &Binaries, program: &str, name: &str) -> an
         }
         other => bail!("kubeadm asks for an image of {other}, which is not known here"),
     }
+}
+
+/// Adds iptables by all its names, with what it loads.
+pub(super) fn add_iptables(image: &Image<'_>) -> anyhow::Result<()> {
+    image.add_linked(Path::new(IPTABLES), "usr/sbin/xtables-nft-multi")?;
+    for name in IPTABLES_NAMES {
+        std::os::unix::fs::symlink("xtables-nft-multi", image.root().join("usr/sbin").join(name))?;
+    }
+    for extension in extensions()? {
+        let inside = extension.strip_prefix("/")?.to_string_lossy().into_owned();
+        image.add_linked(&extension, &inside)?;
+    }
+    Ok(())
 }
 
 /// What iptables loads when a rule asks for it.

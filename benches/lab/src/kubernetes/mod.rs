@@ -31,6 +31,7 @@ mod binaries;
 mod control_plane;
 mod credentials;
 pub mod daemon_set;
+pub mod flannel;
 pub mod image;
 pub mod k3s;
 pub mod kubeadm;

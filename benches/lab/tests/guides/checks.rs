@@ -201,6 +201,13 @@ pub(crate) fn kubelets_are_reached(rig: &Rig, names: &[&str]) -> anyhow::Result<
     Ok(())
 }
 
+/// What somebody has noted of a node.
+pub(crate) fn annotation(rig: &Rig, name: &str, key: &str) -> anyhow::Result<String> {
+    let node = get(rig, &["node", name])?;
+    let noted = node["metadata"]["annotations"][key].as_str();
+    Ok(noted.with_context(|| format!("{key} is not noted of {name}"))?.to_owned())
+}
+
 /// The range of a node's pods.
 pub(crate) fn pod_range(rig: &Rig, name: &str) -> anyhow::Result<String> {
     let node = get(rig, &["node", name])?;

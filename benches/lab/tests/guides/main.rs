@@ -11,6 +11,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail that way")]
 
+mod beneath;
 mod checks;
 mod daemon_set;
 mod kubeadm;

@@ -212,6 +212,13 @@ impl Rig {
         self.machine(COORDINATOR_HOST)
     }
 
+    /// Gives the reader a file in the home directory of the first machine, as if it had been fetched there.
+    pub(crate) fn put_home(&self, file: &Path, name: &str) -> anyhow::Result<()> {
+        let home = format!("/home/{USER}/{name}");
+        self.first().feed(file, "tee", [&home])?.success()?;
+        self.first().shell(&format!("chown {USER}: {home}")).map(drop)
+    }
+
     /// The directory that they share, in which the terminals are.
     pub(crate) fn shared(&self) -> &Path {
         &self.shared
