@@ -95,6 +95,35 @@ fn pods_reach_pods_and_the_world_and_nothing_is_left_of_it() {
     });
 }
 
+#[test]
+fn a_node_that_forwards_hears_its_routers_but_no_pods() {
+    netns::isolated("a_node_that_forwards_hears_its_routers_but_no_pods", async || {
+        let rig = Rig::new();
+        let (mut network, desired) = (PodNetwork::new(rig.places()), rig.desired());
+        let default_by = |device: &str| {
+            eventually(&format!("the router of {device} is heard"), || {
+                rig.announce_router(device);
+                run("ip -6 route show default").contains(&format!("dev {device} proto ra")).then_some(())
+            });
+        };
+        default_by("eth0");
+        assert_eq!(rig.problems(network.set(&desired).await), vec![]);
+        assert_eq!(run("sysctl -n net.ipv6.conf.all.forwarding").trim(), "1");
+        assert!(run("ip -6 route show default").contains("dev eth0 proto ra"), "the way out is kept");
+
+        // A machine that somebody has made a router before, or that gets another network.
+        rig.add_uplink("eth1");
+        assert_eq!(rig.problems(network.set(&desired).await), vec![]);
+        default_by("eth1");
+
+        let runtime = Runtime::read(&rig.places().cni_conf_dir.join(CONFLIST), &rig.places().cni_bin_dir);
+        let pod = Pod::new("pod-a", &runtime, &[]);
+        assert_eq!(rig.problems(network.set(&desired).await), vec![]);
+        assert_eq!(run("sysctl -n net.ipv6.conf.cni-mesh0.accept_ra").trim(), "0");
+        runtime.delete(&pod.place);
+    });
+}
+
 /// A pod of this node.
 struct Pod {
     netns: Netns,

@@ -10,6 +10,11 @@ use mesh_agent::kubernetes::podnet::{Desired, K3s, MeshState, Places, Problem};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Says to all nodes of a link that this one is a router for half an hour (RFC 4861, section 4.2); the kernel adds the checksum.
+const ROUTER: &str = "socket($s, AF_INET6, SOCK_RAW, 58) or die; setsockopt($s, 41, 18, pack('i', 255)) or die; \
+                      setsockopt($s, 41, 17, pack('i', $ARGV[0])) or die; \
+                      send($s, pack('CCnCCnNN', 134, 0, 0, 64, 0, 1800, 0, 0), 0, \
+                      pack_sockaddr_in6(0, inet_pton(AF_INET6, 'ff02::1'))) or die";
 
 /// A network namespace, which is there as long as its process.
 pub(crate) struct Netns(Child);
@@ -120,6 +125,22 @@ impl Rig {
             other.run(line);
         }
         Self { world, other, root: tempfile::tempdir().unwrap() }
+    }
+
+    /// Gives the node one more way to the world.
+    pub(crate) fn add_uplink(&self, name: &str) {
+        run(&format!("ip link add {name} type veth peer name {name} netns {}", self.world.pid()));
+        run(&format!("ip link set {name} up"));
+        self.world.run(&format!("ip link set {name} up"));
+    }
+
+    /// Lets the world say, on one of its devices, that it is a router.
+    pub(crate) fn announce_router(&self, device: &str) {
+        let shown = self.world.run(&format!("ip -o link show {device}"));
+        let index = shown.split(':').next().unwrap();
+        // Its address on the link may be still tentative.
+        let _ =
+            self.world.try_run(&format!("perl -MSocket=:all -e '{}' {index}", ROUTER.replace('\'', "\"")));
     }
 
     /// Lets the other node answer the mesh address of this one.

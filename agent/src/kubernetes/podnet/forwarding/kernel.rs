@@ -1,7 +1,9 @@
 //! The settings of the kernel that a node of a pod network needs (`/proc/sys/net`).
 //!
 //! A node that forwards IPv6 ignores what routers announce, and so loses its own way out, unless the interface says
-//! otherwise (`accept_ra` 2): that comes first. A strict filter for reverse paths drops what comes from the mesh while the
+//! otherwise (`accept_ra` 2): that comes first, and again for each uplink that appears later. Whoever told the node to
+//! forward before, as kubeadm wants it, is not asked whether he thought of that. The pods' bridge is no uplink, and pods
+//! are nobody's routers. A strict filter for reverse paths drops what comes from the mesh while the
 //! node's own way to the sender is another; the larger value of `all` and the interface's counts, so 2, loose, on the
 //! mesh's interface is enough.
 
@@ -63,12 +65,10 @@ fn plan(desired: &Desired, uplinks: &[String], read: &dyn Fn(&str) -> Option<Str
         }
     }
     if has(Family::V6) {
-        if !is("ipv6/conf/all/forwarding", "1") {
-            for uplink in uplinks {
-                let path = format!("ipv6/conf/{uplink}/accept_ra");
-                if is(&path, "1") {
-                    want(path, "2");
-                }
+        for uplink in uplinks {
+            let path = format!("ipv6/conf/{uplink}/accept_ra");
+            if is(&path, "1") {
+                want(path, "2");
             }
         }
         want("ipv6/conf/all/forwarding".to_owned(), "1");
@@ -120,13 +120,34 @@ mod tests {
     }
 
     #[test]
+    fn an_uplink_that_appears_on_a_router_is_told_to_hear_its_own() {
+        let present = [
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv6/conf/eth0/accept_ra", "2"),
+            ("ipv6/conf/wlan0/accept_ra", "1"),
+            ("ipv6/conf/cni-mesh0/accept_ra", "1"),
+        ];
+        assert_eq!(planned(&fixtures::desired(), &present), ["ipv6/conf/wlan0/accept_ra=2"]);
+    }
+
+    #[test]
+    fn a_node_of_ipv6_alone_is_left_as_it_is_in_ipv4() {
+        let mut only_v6 = fixtures::desired();
+        only_v6.pods.remove(0);
+        let present = [("ipv4/ip_forward", "0"), ("ipv4/conf/all/rp_filter", "1")];
+        assert_eq!(planned(&only_v6, &present), ["ipv6/conf/all/forwarding=1"]);
+    }
+
+    #[test]
     fn what_is_as_needed_is_not_touched() {
         let present = [
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "1"),
             ("ipv4/conf/mesh0/rp_filter", "2"),
             ("ipv6/conf/all/forwarding", "1"),
-            ("ipv6/conf/eth0/accept_ra", "1"),
+            ("ipv6/conf/eth0/accept_ra", "2"),
+            ("ipv6/conf/wlan0/accept_ra", "0"),
         ];
         assert!(planned(&fixtures::desired(), &present).is_empty());
         let mut only_v4 = fixtures::desired();
