@@ -3,7 +3,8 @@
 //! A range that clashes with something is not offered to the mesh. One that was accepted before is kept, whatever it
 //! clashes with now: the laptop that stands in a network with the same addresses for an hour loses that network's
 //! neighbours, and not its pods. A Node that is deleted and made again with other ranges keeps those that it had until the
-//! mesh has accepted one of the others: pods that run stay where everybody finds them.
+//! mesh has accepted the others: pods that run stay where everybody finds them. That is so for each family by itself. A
+//! family that the Node has no more is given up as soon as the other one is there.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -11,7 +12,7 @@ use ipnet::IpNet;
 use mesh_proto::route::{RouteAnswer, RouteState, check_routable, overlap};
 
 use super::objects::Node;
-use crate::os::HostNetworks;
+use crate::os::{Family, HostNetworks};
 
 /// Addresses of carriers' NATs (RFC 6598).
 const CARRIER_NAT: &str = "100.64.0.0/10";
@@ -44,7 +45,7 @@ pub(super) struct Verdict {
     pub(super) offered: Vec<IpNet>,
     /// Of these, those that are this node's own.
     pub(super) usable: Vec<IpNet>,
-    /// Whether the usable ones are no more than what an earlier Node of this name had.
+    /// Whether all usable ones are what an earlier Node of this name had.
     pub(super) is_former: bool,
     /// What a person should know, worst first.
     pub(super) problems: Vec<Problem>,
@@ -115,12 +116,30 @@ pub(super) fn judge(node: &Node, around: &Surroundings<'_>) -> Verdict {
         }
         verdict.problems.extend(clash);
     }
-    if verdict.usable.is_empty() {
-        verdict.usable = former(&ranges, around);
-        verdict.is_former = !verdict.usable.is_empty();
-        verdict.offered.extend(&verdict.usable);
-    }
+    let has_own = !verdict.usable.is_empty();
+    let is_awaited = |family| match has_own {
+        true => of(family, &ranges) && !of(family, &verdict.usable),
+        false => true,
+    };
+    let former: Vec<_> =
+        former(&ranges, around).into_iter().filter(|range| is_awaited(Family::of(range.addr()))).collect();
+    verdict.is_former = !has_own && !former.is_empty();
+    verdict.offered.extend(&former);
+    verdict.usable.extend(&former);
+    // In the order of the Node's own.
+    let place = |range: &IpNet| {
+        ranges
+            .iter()
+            .position(|own| Family::of(own.addr()) == Family::of(range.addr()))
+            .unwrap_or(ranges.len())
+    };
+    verdict.usable.sort_by_key(place);
     verdict
+}
+
+/// Whether there is one of a family.
+fn of(family: Family, ranges: &[IpNet]) -> bool {
+    ranges.iter().any(|range| Family::of(range.addr()) == family)
 }
 
 /// Returns the ranges that were this node's before the Node had these, and still may be.
@@ -346,6 +365,38 @@ mod tests {
         // Meanwhile the mesh has given it to somebody else.
         case.answers = vec![answer("10.244.1.0/24", RouteState::Refused)];
         assert_eq!(case.judge(&node(&[])).usable, []);
+    }
+
+    #[test]
+    fn each_family_goes_its_own_way() {
+        let [v4, v6] = ["10.244.1.0/24", "fd00:0:0:1::/64"].map(net);
+        let mut case = Case::new(&[("eth0", "192.168.1.20/24")]);
+        case.accepted = [v4, v6].into();
+        case.answers = vec![
+            answer("10.244.1.0/24", RouteState::Approved),
+            answer("fd00:0:0:1::/64", RouteState::Approved),
+            answer("fd00:0:0:7::/64", RouteState::Refused),
+        ];
+        for (ranges, usable) in [
+            (&["10.244.1.0/24", "fd00:0:0:7::/64"][..], vec![v4, v6]),
+            (&["fd00:0:0:7::/64", "10.244.1.0/24"], vec![v6, v4]),
+            (&["10.244.1.0/24"], vec![v4]),
+            (&["fd00:0:0:1::/64"], vec![v6]),
+            (&["fd00:0:0:7::/64"], vec![v4, v6]),
+        ] {
+            let verdict = case.judge(&node(ranges));
+            assert_eq!(verdict.usable.iter().collect::<BTreeSet<_>>(), usable.iter().collect(), "{ranges:?}");
+            if ranges.len() > 1 {
+                assert_eq!(verdict.usable, usable, "{ranges:?}");
+                assert_eq!(
+                    verdict.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    ["the podCIDR fd00:0:0:7::/64 is refused by the mesh: it belongs to country"]
+                );
+                assert!(
+                    !verdict.is_former && verdict.usable.iter().all(|range| verdict.offered.contains(range))
+                );
+            }
+        }
     }
 
     #[test]

@@ -213,6 +213,29 @@ mod tests {
     }
 
     #[test]
+    fn families_are_in_the_order_of_the_node_and_what_it_has_not_is_left_out() {
+        let ipam = |ranges: &[&str]| {
+            let pods = ranges.iter().map(|range| range.parse().unwrap()).collect();
+            let desired = Desired { pods, ..fixtures::desired() };
+            let text = render(&desired, Path::new("/run/cni/mesh"), &["1.0.0"]);
+            let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let ipam = &value["plugins"][0]["ipam"];
+            (ipam["ranges"].to_string(), ipam["routes"].to_string())
+        };
+        assert_eq!(
+            ipam(&["fd00:10:244:1::/64", "10.244.1.0/24"]),
+            (
+                r#"[[{"subnet":"fd00:10:244:1::/64"}],[{"subnet":"10.244.1.0/24"}]]"#.to_owned(),
+                r#"[{"dst":"::/0"},{"dst":"0.0.0.0/0"}]"#.to_owned()
+            )
+        );
+        assert_eq!(
+            ipam(&["fd00:10:244:1::/64"]),
+            (r#"[[{"subnet":"fd00:10:244:1::/64"}]]"#.to_owned(), r#"[{"dst":"::/0"}]"#.to_owned())
+        );
+    }
+
+    #[test]
     fn old_plugins_are_not_asked_for_what_they_do_not_speak() {
         let old = ["0.4.0", "1.0.0"].map(str::to_owned).to_vec();
         let new = ["0.4.0", "1.0.0", "1.1.0"].map(str::to_owned).to_vec();

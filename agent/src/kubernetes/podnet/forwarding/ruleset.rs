@@ -117,6 +117,26 @@ table inet mesh-pods {
     }
 
     #[test]
+    fn a_node_of_ipv6_alone_masquerades_nothing_of_ipv4_but_what_the_mesh_does_not_know() {
+        let mut only_v6 = fixtures::desired();
+        only_v6.pods.remove(0);
+        let text = render(&only_v6);
+        let of_v4: Vec<_> = text.lines().filter(|line| line.contains(" ip ")).collect();
+        assert_eq!(
+            of_v4,
+            ["\t\toifname \"mesh0\" ip saddr != { 10.90.0.0/16, 10.244.0.0/16 } masquerade fully-random"]
+        );
+        let pods = "ip6 saddr { fd00:10:244:1::/64 } masquerade fully-random";
+        assert_eq!(text.matches(pods).count(), 1, "{text}");
+        only_v6.pods.insert(1, "10.244.1.0/24".parse().unwrap());
+        assert_eq!(
+            render(&only_v6),
+            render(&fixtures::desired()),
+            "the order is nothing to the packet filter"
+        );
+    }
+
+    #[test]
     fn what_is_not_there_has_no_rule() {
         let only_v4 = Desired {
             pods: vec!["10.244.1.0/24".parse().unwrap()],
