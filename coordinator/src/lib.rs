@@ -8,7 +8,7 @@
 //!
 //! On the other side is one UDP port: [`front`] tells apart what arrives there, [`relay`] forwards between
 //! nodes, and [`control`] is what nodes and the coordinator say to each other over QUIC, with the keys of
-//! [`tls`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
+//! [`mesh_rawkeys`]. [`limit`] has the rate limits of all of them. [`tcp`] is the one TCP port, [`metrics`] what is
 //! counted, [`dyndns`] keeps the coordinator's name pointing here, and [`kubernetes`] has the tokens of pods checked, and [`serve`] puts the parts together; [`standalone`]
 //! does so for a relay on another machine.
 
@@ -30,4 +30,3 @@ mod shared;
 pub mod standalone;
 pub mod store;
 pub mod tcp;
-pub mod tls;

@@ -19,18 +19,7 @@ use mesh_proto::{
 use quinn::{
     Connection, ConnectionError, Endpoint, RecvStream, SendStream, crypto::rustls::QuicServerConfig,
 };
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key},
-    pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime},
-    server::{
-        AlwaysResolvesServerRawPublicKeys,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
-    sign::CertifiedKey,
-    version::TLS13,
-};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Mutex, mpsc},
     time::timeout,
@@ -189,62 +178,7 @@ async fn read(
 }
 
 fn server_config(identity: &Identity, protocols: &[&[u8]]) -> quinn::ServerConfig {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let key = PrivateKeyDer::Pkcs8(identity.node_key_pkcs8().clone_key());
-    let key = provider.key_provider.load_private_key(key).unwrap();
-    let spki = CertificateDer::from(identity.node_key().to_spki());
-    let certified = Arc::new(CertifiedKey::new(vec![spki], key));
-    let verifier = Arc::new(AnyKey(provider.signature_verification_algorithms));
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
+    let mut tls = mesh_rawkeys::server_config(identity.node_key_pkcs8().secret_pkcs8_der(), ALPN).unwrap();
     tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()))
-}
-
-#[derive(Debug)]
-struct AnyKey(WebPkiSupportedAlgorithms);
-
-impl ClientCertVerifier for AnyKey {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
-        verify_tls13_signature_with_raw_key(message, &spki, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
 }

@@ -7,17 +7,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use mesh_proto::{control, key::KeyPin, stream};
 use quinn::{IdleTimeout, TransportConfig, TransportErrorCode, VarInt, crypto::rustls::QuicClientConfig};
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    client::{
-        AlwaysResolvesClientRawPublicKeys, Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
-    sign::CertifiedKey,
-    version::TLS13,
-};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error};
 
 use crate::identity::Identity;
 
@@ -38,7 +28,7 @@ const RECEIVE_WINDOW: u32 = 2 << 20;
 /// # Errors
 /// When the node key cannot be used, which [`Identity`] excludes.
 pub(super) fn client_config(identity: &Identity, pin: KeyPin) -> Result<quinn::ClientConfig, Error> {
-    let tls = session_config(identity, pin, control::ALPN)?;
+    let tls = mesh_rawkeys::client_config(identity.node_key_pkcs8().secret_pkcs8_der(), pin, control::ALPN)?;
     let quic = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(quic));
     config.transport_config(Arc::new(transport()));
@@ -50,26 +40,7 @@ pub(super) fn client_config(identity: &Identity, pin: KeyPin) -> Result<quinn::C
 /// # Errors
 /// As [`client_config`].
 pub(super) fn stream_config(identity: &Identity, pin: KeyPin) -> Result<Arc<ClientConfig>, Error> {
-    session_config(identity, pin, stream::ALPN).map(Arc::new)
-}
-
-fn session_config(identity: &Identity, pin: KeyPin, alpn: &[u8]) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let key = provider
-        .key_provider
-        .load_private_key(PrivateKeyDer::Pkcs8(identity.node_key_pkcs8().clone_key()))?;
-    let spki = CertificateDer::from(identity.node_key().to_spki());
-    let certified = Arc::new(CertifiedKey::new(vec![spki], key));
-    let verifier = PinnedKey { pin, algorithms: provider.signature_verification_algorithms };
-    let mut tls = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    tls.resumption = Resumption::disabled();
-    tls.enable_sni = false;
-    Ok(tls)
+    mesh_rawkeys::client_config(identity.node_key_pkcs8().secret_pkcs8_der(), pin, stream::ALPN).map(Arc::new)
 }
 
 /// Returns whether a connection failed because the other side does not have the pinned key.
@@ -120,55 +91,4 @@ fn transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
         .datagram_receive_buffer_size(None);
     transport
-}
-
-/// Accepts the server whose key has the pin.
-#[derive(Debug)]
-struct PinnedKey {
-    pin: KeyPin,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for PinnedKey {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        if KeyPin::of_spki(end_entity) == self.pin {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
-        verify_tls13_signature_with_raw_key(message, &spki, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
 }

@@ -2,9 +2,14 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use mesh_proto::control::{self, Refusal, RefusalCode, ServerMessage};
-use quinn::{ConnectionError, Incoming, TransportErrorCode, VarInt, crypto::rustls::QuicServerConfig};
-use rustls::AlertDescription;
+use mesh_proto::{
+    control::{self, Refusal, RefusalCode, ServerMessage},
+    key::NodeKey,
+};
+use quinn::{
+    Connection, ConnectionError, Incoming, TransportErrorCode, VarInt, crypto::rustls::QuicServerConfig,
+};
+use rustls::{AlertDescription, pki_types::CertificateDer};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -14,7 +19,6 @@ use super::{
     refusal,
     stats::ControlStats,
 };
-use crate::tls;
 
 /// Without a packet for this long a client is gone.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -40,7 +44,7 @@ pub struct ControlServer<S> {
 /// # Errors
 /// When the key cannot be used.
 pub fn server_config(pkcs8: &[u8]) -> io::Result<quinn::ServerConfig> {
-    let tls = tls::server_config(pkcs8, control::ALPN).map_err(io::Error::other)?;
+    let tls = mesh_rawkeys::server_config(pkcs8, control::ALPN).map_err(io::Error::other)?;
     let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
@@ -116,9 +120,15 @@ async fn open(incoming: Incoming, stats: &ControlStats) -> Option<Link> {
             return None;
         }
     };
-    let node_key = tls::node_key_of(&connection)?;
+    let node_key = node_key(&connection)?;
     let (send, recv) = connection.accept_bi().await.ok()?;
     Some(Link::over_quic(node_key, connection.remote_address(), recv, send))
+}
+
+/// Returns the node key that the other side has proved.
+fn node_key(connection: &Connection) -> Option<NodeKey> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    mesh_rawkeys::node_key(&identity)
 }
 
 /// Returns whether the other side offered no version of the protocol that this side speaks (RFC 7301, section 3.2).

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_proto::{
-    control::{ClientMessage, Hello, Refusal, RefusalCode, ServerMessage},
+    control::{self, ClientMessage, Hello, Refusal, RefusalCode, ServerMessage},
     key::PublicKey,
     netmap::NetworkMap,
 };
@@ -28,7 +28,6 @@ use crate::{
     front::observer::knock_from_anywhere,
     identity::Identity,
     relay::RelayHandle,
-    tls,
 };
 
 /// From the first packet to Welcome.
@@ -85,7 +84,8 @@ impl Uplink {
         relay: RelayHandle,
         known: watch::Sender<Option<Arc<KnownNodes>>>,
     ) -> io::Result<Self> {
-        let tls = tls::client_config(&identity.pkcs8, options.pin).map_err(io::Error::other)?;
+        let tls = mesh_rawkeys::client_config(&identity.pkcs8, options.pin, control::ALPN)
+            .map_err(io::Error::other)?;
         let crypto = QuicClientConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         let mut transport = quinn::TransportConfig::default();

@@ -17,7 +17,6 @@ use super::{GOODBYE, Shared, StreamTls};
 use crate::{
     control::{IDLE_TIMEOUT, Link},
     relay::RelayGone,
-    tls,
 };
 
 /// First byte of a TLS record that carries a handshake (RFC 8446 section 5.1).
@@ -56,7 +55,8 @@ pub(super) async fn open<S>(
     if session.alpn_protocol() != Some(ALPN) {
         return Err(OpenError::Protocol);
     }
-    let node_key: NodeKey = session.peer_certificates().and_then(tls::node_key_in).ok_or(OpenError::NoKey)?;
+    let node_key: NodeKey =
+        session.peer_certificates().and_then(mesh_rawkeys::node_key).ok_or(OpenError::NoKey)?;
     let (relay, outbound) = shared.streams.relay.add_stream(remote).await?;
     shared.stats.streams.fetch_add(1, Relaxed);
     let (control, near) = duplex(CONTROL_ROOM);

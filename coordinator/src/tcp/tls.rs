@@ -15,8 +15,6 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::tls;
-
 /// What the outer certificate calls itself.
 const CERTIFICATE_NAME: &str = "mesh-coordinator";
 
@@ -33,7 +31,7 @@ impl StreamTls {
     /// # Errors
     /// When the key cannot be used, or no certificate can be made.
     pub fn new(pkcs8: &[u8]) -> anyhow::Result<Self> {
-        let inner = tls::server_config(pkcs8, stream::ALPN).context("cannot use the key for TLS")?;
+        let inner = mesh_rawkeys::server_config(pkcs8, stream::ALPN).context("cannot use the key for TLS")?;
         Ok(Self { outer: Arc::new(outer_config()?).into(), inner: Arc::new(inner).into() })
     }
 }

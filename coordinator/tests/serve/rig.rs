@@ -11,10 +11,9 @@ use mesh_coordinator::{
     registry::{MeshOptions, RoutePolicy, TokenSpec},
     relay::Limits,
     serve::{ServeOptions, Server},
-    tls,
 };
 use mesh_proto::{
-    control::{ClientMessage, Hello, RefusalCode, RelayChannel, ServerMessage, Welcome, frame},
+    control::{ALPN, ClientMessage, Hello, RefusalCode, RelayChannel, ServerMessage, Welcome, frame},
     key::{KeyPin, PublicKey},
     netmap::{NetworkMap, Node},
     relay::{Frame, bind_mac},
@@ -175,7 +174,7 @@ pub(crate) fn client_config(
     pin: KeyPin,
     change: impl FnOnce(&mut rustls::ClientConfig),
 ) -> quinn::ClientConfig {
-    let mut tls = tls::client_config(&agent.identity.pkcs8, pin).unwrap();
+    let mut tls = mesh_rawkeys::client_config(&agent.identity.pkcs8, pin, ALPN).unwrap();
     change(&mut tls);
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
 }

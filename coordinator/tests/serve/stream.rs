@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_coordinator::tls;
 use mesh_pipe::{CONTROL_ROOM, Ends, Train, TrainSender, carry, trains};
 use mesh_proto::{
     control::{ClientMessage, Hello, RelayChannel, ServerMessage, frame},
@@ -32,8 +31,8 @@ impl Streamed {
     async fn dial(rig: &Rig, agent: &Agent) -> Self {
         let tcp = TcpStream::connect(rig.server.tcp_addr()).await.unwrap();
         let pipe = within(mesh_pipe::connect(Box::new(tcp), "pi.example", stream::PATH)).await.unwrap();
-        let mut config = tls::client_config(&agent.identity.pkcs8, rig.server.pin()).unwrap();
-        config.alpn_protocols = vec![stream::ALPN.to_vec()];
+        let config =
+            mesh_rawkeys::client_config(&agent.identity.pkcs8, rig.server.pin(), stream::ALPN).unwrap();
         let name = ServerName::try_from("mesh").unwrap();
         let session = within(TlsConnector::from(Arc::new(config)).connect(name, pipe)).await.unwrap();
         let (control, far) = duplex(CONTROL_ROOM);

@@ -1,15 +1,11 @@
 //! TLS with raw public keys (RFC 7250) both ways: the keys are the identities, there are no certificates.
 //!
-//! Agents know the coordinator by the pin of its key, the coordinator knows agents by their node keys; each
-//! side proves its Ed25519 key in the handshake. TLS 1.3 only, X25519MLKEM768 offered first, no resumption:
+//! A client knows the server by the pin of its key, the server learns the client's node key; each side proves its Ed25519 key in the handshake. TLS 1.3 only, X25519MLKEM768 offered first, no resumption:
 //! every connection proves both keys anew.
 
 use std::sync::Arc;
 
-use mesh_proto::{
-    control,
-    key::{KeyPin, NodeKey},
-};
+use mesh_proto::key::{KeyPin, NodeKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
     SignatureScheme,
@@ -27,7 +23,7 @@ use rustls::{
     version::TLS13,
 };
 
-/// Makes the configuration of a server with this Ed25519 key, for one protocol.
+/// Makes the configuration of a server with this Ed25519 key (PKCS #8), for one protocol.
 ///
 /// # Errors
 /// When the key is not a PKCS #8 private key that TLS can use.
@@ -44,12 +40,12 @@ pub fn server_config(pkcs8: &[u8], alpn: &[u8]) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// Makes the configuration of a control client with this Ed25519 key, which talks to the holder of the
-/// pinned key alone.
+/// Makes the configuration of a client with this Ed25519 key (PKCS #8), for one protocol, which talks to the holder of the
+/// pinned key alone. That key is checked before this side has sent its own, or any message.
 ///
 /// # Errors
 /// As [`server_config`].
-pub fn client_config(pkcs8: &[u8], pin: KeyPin) -> Result<ClientConfig, Error> {
+pub fn client_config(pkcs8: &[u8], pin: KeyPin, alpn: &[u8]) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = certified_key(&provider, pkcs8)?;
     let verifier = PinnedKey { pin, signatures: RawKeySignatures::new(&provider) };
@@ -58,21 +54,15 @@ pub fn client_config(pkcs8: &[u8], pin: KeyPin) -> Result<ClientConfig, Error> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(key)));
-    config.alpn_protocols = vec![control::ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
+    config.enable_sni = false;
     Ok(config)
-}
-
-/// Returns the node key that the other side of a connection proved.
-#[must_use]
-pub fn node_key_of(connection: &quinn::Connection) -> Option<NodeKey> {
-    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    node_key_in(&identity)
 }
 
 /// Returns the node key that the other side of a TLS session proved.
 #[must_use]
-pub fn node_key_in(identity: &[CertificateDer<'_>]) -> Option<NodeKey> {
+pub fn node_key(identity: &[CertificateDer<'_>]) -> Option<NodeKey> {
     match identity {
         [spki] => NodeKey::from_spki(spki),
         _ => None,
