@@ -9,7 +9,9 @@ use std::ffi::OsString;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{MIN_MTU, parse_flag, parse_path, settings::Settings};
+use mesh_settings::Settings;
+
+use super::{MIN_MTU, parse_flag, parse_path};
 use crate::kubernetes::KubernetesConfig;
 
 /// Where container runtimes look for the configuration of the pod network when they are not told.
@@ -144,7 +146,7 @@ mod tests {
         let environment = |name: &str| {
             variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(*value))
         };
-        let mut settings = Settings::new(environment, file).unwrap();
+        let mut settings = Settings::new(environment, file).unwrap().with_table("kubernetes");
         let config = take(&mut settings, args);
         settings.finish().map(|()| config).map_err(|problems| problems.to_string())
     }

@@ -7,7 +7,6 @@
 mod cli;
 mod kubernetes;
 mod punch;
-mod settings;
 mod shards;
 mod stream;
 
@@ -28,6 +27,8 @@ use mesh_proto::{
     route::{MAX_ROUTES, check_routable},
     token::{InvalidToken, JoinToken},
 };
+use mesh_settings::Settings;
+pub use mesh_settings::{Problem, Problems};
 
 use crate::{
     control::{HostPort, JoinRight, StreamOptions},
@@ -40,8 +41,6 @@ use crate::{
 
 pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
 pub use kubernetes::KubernetesArgs;
-use settings::Settings;
-pub use settings::{Problem, Problems};
 
 /// Where an agent keeps its keys and its last good network map when it is not told.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-agent";
@@ -135,7 +134,7 @@ impl RunConfig {
         environment: impl Fn(&str) -> Option<OsString>,
         file: &str,
     ) -> Result<Self, Problems> {
-        let mut settings = Settings::new(environment, file)?;
+        let mut settings = Settings::new(environment, file)?.with_table("kubernetes");
         let state_dir = settings.take("state-dir", args.state_dir.as_deref(), parse_path);
         let socket = settings.take("socket", args.socket.as_deref(), parse_path);
         let interface = settings.take("interface", args.interface.as_deref(), parse_interface);
@@ -230,7 +229,7 @@ impl JoinConfig {
         let name = name.or_else(|| settings.check("name", &host_label(host_name), parse_own_name));
         let stream = stream::take(&mut settings, args.proxy.as_ref(), args.websocket_url.as_deref());
         let nat64 = settings.take("nat64-prefix", args.nat64_prefix.as_deref(), parse_nat64);
-        settings.require("token", right.is_some());
+        settings.require_any("token", &["service-account-token"], right.is_some());
         settings.require("ca-cert-hash", pin.is_some());
         settings.finish()?;
         let (Some(coordinator), Some(right), Some(pin), Some(name)) = (coordinator, right, pin, name) else {

@@ -4,7 +4,9 @@ use std::{ffi::OsString, ops::RangeInclusive, time::Duration};
 
 use mesh_engine::config::PunchLimits;
 
-use super::{cli::RunArgs, settings::Settings};
+use mesh_settings::Settings;
+
+use super::cli::RunArgs;
 
 /// Most probes per second, and in one attempt.
 const MAX_PROBES: u16 = 4096;

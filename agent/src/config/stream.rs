@@ -5,7 +5,9 @@
 
 use std::ffi::OsString;
 
-use super::{cli::Secret, settings::Settings};
+use mesh_settings::Settings;
+
+use super::cli::Secret;
 use crate::control::{Proxy, ProxyRules, StreamOptions, WebSocketUrl};
 
 /// Variables that name a proxy for all programs, in the order in which they are looked at.

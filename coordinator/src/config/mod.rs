@@ -11,19 +11,17 @@ use std::{
 };
 
 use anyhow::Context;
+use mesh_settings::Settings;
+pub use mesh_settings::{Problem, Problems};
 
-pub use self::{
-    args::{RelayArgs, Secret, ServeArgs},
-    settings::{Problem, Problems},
-};
-use self::{parse::parse_path, settings::Settings};
+pub use self::args::{RelayArgs, Secret, ServeArgs};
+use self::parse::parse_path;
 use crate::{limit::Rate, relay::Limits, serve::ServeOptions, standalone::RelayOptions};
 
 mod args;
 mod parse;
 mod relay;
 mod serve;
-mod settings;
 
 /// Where the coordinator keeps its state when it is not told.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-coordinator";

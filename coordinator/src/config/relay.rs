@@ -3,12 +3,12 @@
 use std::{ffi::OsString, net::SocketAddr};
 
 use mesh_proto::{DEFAULT_COORDINATOR_PORT, key::KeyPin, name::NodeName, token::JoinToken};
+use mesh_settings::Settings;
 
 use super::{
     Host, Problems, RelayArgs,
     parse::{parse_host, parse_listen, parse_path, parse_rate},
     relay_limits,
-    settings::Settings,
 };
 use crate::standalone::RelayOptions;
 

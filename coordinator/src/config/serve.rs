@@ -7,12 +7,12 @@ use std::{
 };
 
 use mesh_proto::DEFAULT_COORDINATOR_PORT;
+use mesh_settings::Settings;
 
 use super::{
     DEFAULT_STATE_DIR, Host, Problems, ServeArgs,
     parse::{parse_host, parse_listen, parse_metrics, parse_path, parse_prefix, parse_range, parse_rate},
     relay_limits,
-    settings::Settings,
 };
 use crate::{
     dyndns::{
