@@ -124,6 +124,31 @@ fn a_node_that_forwards_hears_its_routers_but_no_pods() {
     });
 }
 
+#[test]
+fn a_family_whose_range_is_in_use_leaves_the_other_one_alone() {
+    netns::isolated("a_family_whose_range_is_in_use_leaves_the_other_one_alone", async || {
+        let rig = Rig::new();
+        let (mut network, desired) = (PodNetwork::new(rig.places()), rig.desired());
+        let conflist = || fs::read_to_string(rig.places().cni_conf_dir.join(CONFLIST)).unwrap();
+        let range = desired.pods[1];
+        rig.add_uplink("eth1");
+        run("ip addr add fd00:10:244:1::77/64 dev eth1 nodad");
+        let problems = rig.problems(network.set(&desired).await);
+        let (network_of_eth1, interface) = (range, "eth1".to_owned());
+        assert_eq!(problems, [Problem::RangeInUse { range, network: network_of_eth1, interface }]);
+        assert!(conflist().contains("10.244.1.0/24") && !conflist().contains("fd00:"), "{}", conflist());
+        let runtime = Runtime::read(&rig.places().cni_conf_dir.join(CONFLIST), &rig.places().cni_bin_dir);
+        let pod = Pod::new("pod-a", &runtime, &[]);
+        pod.ping(OTHER_POD[0], "");
+        pod.ping(WORLD[0], "");
+        runtime.delete(&pod.place);
+
+        run("ip addr del fd00:10:244:1::77/64 dev eth1");
+        assert_eq!(rig.problems(network.set(&desired).await), vec![]);
+        assert!(conflist().contains("fd00:10:244:1::/64"), "{}", conflist());
+    });
+}
+
 /// A pod of this node.
 struct Pod {
     netns: Netns,

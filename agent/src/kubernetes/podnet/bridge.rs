@@ -5,7 +5,7 @@
 //! are removed. Only the bridge of this agent is touched.
 //!
 //! A range that overlaps a network that the host is connected to would take that network's addresses away, so nothing is
-//! made of it.
+//! made of it. The other family's range, if there is one, has its pods all the same.
 
 use std::collections::BTreeSet;
 
@@ -56,6 +56,25 @@ impl Surroundings {
         problems.sort();
         problems.dedup();
         problems
+    }
+
+    /// Returns what is wanted but for the ranges that something speaks against; `None` if no range is left, or the bridge has
+    /// had one of them since before that was so.
+    pub(super) fn without_clashes(&self, desired: &Desired) -> Option<Desired> {
+        let is_free = |range: &&IpNet| {
+            let alone = Desired { pods: vec![**range], ..desired.clone() };
+            self.clashes(&alone).is_empty()
+        };
+        let (free, taken): (Vec<&IpNet>, Vec<&IpNet>) = desired.pods.iter().partition(is_free);
+        let name = desired.bridge();
+        let bridge = self.networks.interfaces.iter().find(|interface| interface.name == name);
+        let is_there = |range: &&IpNet| {
+            bridge.is_some_and(|bridge| gateway(range).is_some_and(|own| bridge.addresses.contains(&own)))
+        };
+        if free.is_empty() || taken.iter().any(is_there) {
+            return None;
+        }
+        Some(Desired { pods: free.into_iter().copied().collect(), ..desired.clone() })
     }
 
     /// Has the bridge, if there is one, have the addresses of these ranges and no others; returns whether it changed.
@@ -185,6 +204,19 @@ mod tests {
                 "the pod range 10.244.1.0/24 of this node overlaps the service range 10.244.1.0/25 of the cluster"
             ]
         );
+    }
+
+    #[test]
+    fn a_range_that_is_in_use_leaves_the_other_family_its_pods() {
+        let [v4, v6] = [0, 1].map(|at| fixtures::desired().pods[at]);
+        let possible = |interfaces: &[(&str, &str)]| {
+            surroundings(interfaces).without_clashes(&fixtures::desired()).map(|desired| desired.pods)
+        };
+        assert_eq!(possible(&[("br-docker", "fd00:10:244:1::1/64")]), Some(vec![v4]));
+        assert_eq!(possible(&[("eth0", "10.244.0.9/16")]), Some(vec![v6]));
+        assert_eq!(possible(&[("eth0", "10.244.0.9/16"), ("eth1", "fd00:10:244:1::9/64")]), None);
+        let visiting = [("eth0", "10.244.0.9/16"), ("cni-mesh0", "10.244.1.1/24")];
+        assert_eq!(possible(&visiting), None, "pods have it already");
     }
 
     #[test]

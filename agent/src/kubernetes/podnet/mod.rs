@@ -173,11 +173,13 @@ impl PodNetwork {
             Err(error) => return vec![Problem::Surroundings { reason: format!("{error:#}") }],
         };
         let clashes = around.clashes(desired);
-        if !clashes.is_empty() {
-            // Whatever was there before goes on as it is.
-            problems.extend(clashes);
-            return problems;
-        }
+        let possible = match clashes.is_empty() {
+            true => Some(desired.clone()),
+            false => around.without_clashes(desired),
+        };
+        problems.extend(clashes);
+        // Whatever was there before goes on as it is.
+        let Some(desired) = &possible else { return problems };
         problems.extend(self.forwarding.set(desired, &around.uplinks(), Instant::now()).await);
         match around.set_bridge(desired).await {
             Ok(true) => tracing::info!(bridge = desired.bridge(), "bridge put right"),
