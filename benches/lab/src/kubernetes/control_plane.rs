@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::binaries::Binaries;
 use super::kubectl::Kubectl;
 use super::pki::{Identity, Pki, Subject};
-use super::{POD_RANGE, SERVICE_RANGE};
+use super::{Families, POD_RANGE, POD_RANGE_V6, SERVICE_RANGE, SERVICE_RANGE_V6};
 use crate::mesh::{Daemon, wait_until};
 use crate::topology::Network;
 
@@ -41,6 +41,8 @@ pub(super) struct Place<'a> {
     pub(super) address: IpAddr,
     /// A name that leads there without the mesh.
     pub(super) public_name: Option<&'a str>,
+    /// Which addresses it gives away.
+    pub(super) families: Families,
 }
 
 /// The way to the API server, for whoever is given a kubeconfig.
@@ -56,7 +58,7 @@ impl ControlPlane {
         pki: &Pki,
         directory: &Path,
     ) -> anyhow::Result<Self> {
-        let Place { network, host, address, public_name } = *place;
+        let Place { network, host, address, public_name: _, families } = *place;
         let server = server(address);
         let user = |file: &str, name: &str, group: Option<&str>| {
             pki.kubeconfig(file, &server, &Subject { name, group, serves: &[] })
@@ -74,8 +76,8 @@ impl ControlPlane {
         let manager = user("controller-manager", "system:kube-controller-manager", None)?;
         let scheduler = user("scheduler", "system:kube-scheduler", None)?;
         let daemons = [
-            daemon(binaries.path("kube-apiserver"), api_server(address, public_name, pki)?),
-            daemon(binaries.path("kube-controller-manager"), controller_manager(&manager, pki)),
+            daemon(binaries.path("kube-apiserver"), api_server(place, pki)?),
+            daemon(binaries.path("kube-controller-manager"), controller_manager(&manager, families, pki)),
             daemon(
                 binaries.path("kube-scheduler"),
                 vec![
@@ -136,7 +138,8 @@ fn etcd(directory: &Path) -> Vec<String> {
     ]
 }
 
-fn api_server(address: IpAddr, public_name: Option<&str>, pki: &Pki) -> anyhow::Result<Vec<String>> {
+fn api_server(place: &Place<'_>, pki: &Pki) -> anyhow::Result<Vec<String>> {
+    let Place { address, public_name, families, .. } = *place;
     let serves =
         [address, SERVICE_ADDRESS.into(), Ipv4Addr::LOCALHOST.into()].map(|address| format!("IP:{address}"));
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].into_iter().chain(public_name);
@@ -151,7 +154,7 @@ fn api_server(address: IpAddr, public_name: Option<&str>, pki: &Pki) -> anyhow::
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
         argument("secure-port", PORT),
         argument("advertise-address", address),
-        argument("service-cluster-ip-range", SERVICE_RANGE),
+        argument("service-cluster-ip-range", families.list([SERVICE_RANGE, SERVICE_RANGE_V6])),
         argument("tls-cert-file", certificate.display()),
         argument("tls-private-key-file", key.display()),
         argument("client-ca-file", pki.authority().display()),
@@ -170,14 +173,14 @@ fn api_server(address: IpAddr, public_name: Option<&str>, pki: &Pki) -> anyhow::
     ])
 }
 
-fn controller_manager(kubeconfig: &Path, pki: &Pki) -> Vec<String> {
+fn controller_manager(kubeconfig: &Path, families: Families, pki: &Pki) -> Vec<String> {
     vec![
         argument("kubeconfig", kubeconfig.display()),
         "--leader-elect=false".to_owned(),
         "--secure-port=0".to_owned(),
         "--allocate-node-cidrs=true".to_owned(),
-        argument("cluster-cidr", POD_RANGE),
-        argument("service-cluster-ip-range", SERVICE_RANGE),
+        argument("cluster-cidr", families.list([POD_RANGE, POD_RANGE_V6])),
+        argument("service-cluster-ip-range", families.list([SERVICE_RANGE, SERVICE_RANGE_V6])),
         argument("root-ca-file", pki.authority().display()),
         argument("service-account-private-key-file", pki.accounts_key().display()),
         "--use-service-account-credentials=true".to_owned(),

@@ -58,8 +58,12 @@ use crate::topology::Network;
 
 /// The range of all pods; each worker has a part of it.
 pub const POD_RANGE: &str = "10.244.0.0/16";
+/// The same in IPv6, where a worker has a /64.
+pub const POD_RANGE_V6: &str = "fd00:10:244::/56";
 /// The range of Services.
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// The same in IPv6.
+pub const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
 /// The Service by which pods ask for names.
 pub const CLUSTER_DNS: &str = "10.96.0.10";
 
@@ -92,6 +96,34 @@ pub enum PodNetwork {
     PodAgents,
 }
 
+/// Which addresses pods, Services and Nodes have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 alone.
+    Ipv4,
+    /// Both, IPv4 first.
+    DualStack,
+}
+
+impl Families {
+    /// Of something that there is once in IPv4 and once in IPv6, what is there, as programs of Kubernetes take it.
+    pub fn list(self, [v4, v6]: [&str; 2]) -> String {
+        match self {
+            Self::Ipv4 => v4.to_owned(),
+            Self::DualStack => format!("{v4},{v6}"),
+        }
+    }
+
+    /// Of a node's addresses, those that its Node has.
+    pub fn of_node(self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let has = |address: &&IpAddr| match self {
+            Self::Ipv4 => address.is_ipv4(),
+            Self::DualStack => true,
+        };
+        addresses.iter().filter(has).copied().collect()
+    }
+}
+
 /// Whose arrangement of kubelet, runtime and credentials a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distribution {
@@ -114,6 +146,8 @@ pub struct ClusterOptions {
     pub workers: Vec<String>,
     /// What kube-proxy does on all of them.
     pub proxy: ProxyMode,
+    /// Which addresses everything has.
+    pub families: Families,
     /// Archives of images that they have beside the lab's own.
     pub images: Vec<PathBuf>,
 }
@@ -131,21 +165,31 @@ pub struct Cluster {
     control_plane: OnceLock<(IpAddr, ControlPlane)>,
 }
 
-/// Tells coordinator and agents who connects the pods of these workers; agents ask the API server as their kubelet does,
-/// whose credentials they find by themselves where they are where k3s has them.
+/// How the pods of some workers are connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrangement {
+    /// The nodes of the mesh that are workers.
+    pub workers: &'static [&'static str],
+    /// Who does it.
+    pub pods: PodNetwork,
+    /// How the workers are arranged.
+    pub distribution: Distribution,
+    /// Which addresses pods have.
+    pub families: Families,
+}
+
+/// Tells coordinator and agents who connects the pods; agents ask the API server as their kubelet does, whose credentials
+/// they find by themselves where they are where k3s has them.
 ///
 /// # Errors
 ///
 /// If the binaries are missing.
-pub fn announce(
-    lab: &Lab,
-    options: &mut MeshOptions,
-    workers: &[&str],
-    pods: PodNetwork,
-    distribution: Distribution,
-) -> anyhow::Result<()> {
+pub fn announce(lab: &Lab, options: &mut MeshOptions, arranged: &Arrangement) -> anyhow::Result<()> {
+    let Arrangement { workers, pods, distribution, families } = *arranged;
     let plugins = Binaries::find()?;
-    options.coordinator_args.push(format!("--pod-range={POD_RANGE}"));
+    for range in families.list([POD_RANGE, POD_RANGE_V6]).split(',') {
+        options.coordinator_args.push(format!("--pod-range={range}"));
+    }
     match pods {
         PodNetwork::DaemonSet | PodNetwork::PodAgents => {}
         PodNetwork::Agents => {
@@ -159,7 +203,8 @@ pub fn announce(
                     Distribution::K3s => {}
                 }
                 args.push(format!("--kubernetes-cni-plugin-source={}", plugins.directory().display()));
-                args.push(format!("--kubernetes-service-ranges={SERVICE_RANGE}"));
+                let services = families.list([SERVICE_RANGE, SERVICE_RANGE_V6]);
+                args.push(format!("--kubernetes-service-ranges={services}"));
             }
         }
     }
@@ -217,7 +262,8 @@ impl Cluster {
         let host = &self.options.control_plane;
         let address = mesh.node(host)?.address()?.into();
         let public_name = self.options.public_name.as_deref();
-        let place = Place { network: &self.network, host, address, public_name };
+        let families = self.options.families;
+        let place = Place { network: &self.network, host, address, public_name, families };
         let plane = ControlPlane::start(&place, &self.binaries, &self.pki, &self.directory)?;
         if self.control_plane.set((address, plane)).is_err() {
             bail!("the control plane was started before");
@@ -232,7 +278,7 @@ impl Cluster {
     /// If it cannot be started. Whether its Node becomes ready is another question: see [`Cluster::wait_ready`].
     pub fn start_worker(&self, mesh: &Mesh, name: &str) -> anyhow::Result<()> {
         let (api_server, _) = self.plane()?;
-        let address = NodeAddress::Mesh(mesh.node(name)?.address()?.into());
+        let address = NodeAddress::Mesh(self.options.families.of_node(&mesh.node(name)?.addresses()?));
         let server = match self.options.distribution {
             Distribution::Kubeadm => control_plane::server(api_server),
             Distribution::K3s if name == self.options.control_plane => k3s::own_server(),
@@ -363,6 +409,7 @@ impl Cluster {
             images: &self.images,
             directory: &self.directory,
             proxy: self.options.proxy,
+            families: self.options.families,
             distribution: self.options.distribution,
         }
     }

@@ -32,8 +32,10 @@ pub struct RunningPod {
     pub name: String,
     /// Where it runs.
     pub node: String,
-    /// Its address.
+    /// Its address; where it has two, the one of the cluster's first family.
     pub address: IpAddr,
+    /// All of them.
+    pub addresses: Vec<IpAddr>,
     /// What the API server knows it by.
     pub uid: String,
 }
@@ -45,6 +47,18 @@ pub struct Answer {
     pub source: IpAddr,
     /// What it calls itself.
     pub server: String,
+}
+
+impl RunningPod {
+    /// Its address of the family that another one is of.
+    ///
+    /// # Errors
+    ///
+    /// If it has none.
+    pub fn address_like(&self, other: IpAddr) -> anyhow::Result<IpAddr> {
+        let found = self.addresses.iter().find(|own| own.is_ipv4() == other.is_ipv4());
+        found.copied().with_context(|| format!("{self:?} has no address of the family of {other}"))
+    }
 }
 
 impl Cluster {
@@ -69,10 +83,12 @@ impl Cluster {
             let is_ready = condition(pod, "Ready").is_some_and(|ready| ready["status"] == "True");
             let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
             let Ok(address) = text(&pod["status"]["podIP"]).parse() else { continue };
+            let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
+            let addresses = addresses.filter_map(|own| own["ip"].as_str()?.parse().ok()).collect();
             let (name, node) = (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
             if is_ready {
                 let uid = text(&pod["metadata"]["uid"]);
-                pods.insert(node.clone(), RunningPod { name, node, address, uid });
+                pods.insert(node.clone(), RunningPod { name, node, address, addresses, uid });
             }
         }
         Ok(pods)
@@ -144,8 +160,9 @@ impl Kubectl {
     /// If nothing can be run in the pod. No answer is no error.
     pub fn ask(&self, pod: &str, servers: &[String], times: usize) -> anyhow::Result<Vec<Option<Answer>>> {
         let line = format!(
-            "for s in {}; do for i in $(seq {times}); do timeout {ANSWER} wget -qO- http://$s/cgi-bin/who 2>/dev/null || echo -; done; done",
-            servers.join(" ")
+            "for s in {}; do for i in $(seq {times}); do timeout {ANSWER} wget -qO- \"http://$s/cgi-bin/who\" 2>/dev/null || echo -; done; done",
+            // Addresses of IPv6 have brackets, which mean something to a shell.
+            servers.iter().map(|server| format!("'{server}'")).collect::<Vec<_>>().join(" ")
         );
         let said = self.shell(pod, &line)?;
         let answers: Vec<_> = said.lines().map(parse).collect::<anyhow::Result<_>>()?;

@@ -19,7 +19,7 @@ use super::binaries::Binaries;
 use super::image::TOOLS;
 use super::k3s;
 use super::pki::{Identity, Pki, Subject};
-use super::{CLUSTER_DNS, Distribution, POD_RANGE, ProxyMode};
+use super::{CLUSTER_DNS, Distribution, Families, POD_RANGE, POD_RANGE_V6, ProxyMode};
 use crate::cgroups;
 use crate::mesh::{Daemon, wait_until};
 use crate::process::HostCommand;
@@ -68,10 +68,10 @@ struct Balanced {
 }
 
 /// What is known of a node's address when it is started.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum NodeAddress {
-    /// It is in the mesh already.
-    Mesh(IpAddr),
+    /// It is in the mesh already, and has one of each family that the cluster has.
+    Mesh(Vec<IpAddr>),
     /// It will be.
     Unknown,
 }
@@ -84,6 +84,7 @@ pub(super) struct Shared<'a> {
     pub(super) images: &'a [PathBuf],
     pub(super) directory: &'a Path,
     pub(super) proxy: ProxyMode,
+    pub(super) families: Families,
     pub(super) distribution: Distribution,
 }
 
@@ -146,8 +147,8 @@ impl Worker {
         shared: &Shared<'_>,
     ) -> anyhow::Result<()> {
         let node = format!("system:node:{}", self.name);
-        let mut serves: Vec<String> = match address {
-            NodeAddress::Mesh(address) => vec![format!("IP:{address}")],
+        let mut serves: Vec<String> = match &address {
+            NodeAddress::Mesh(addresses) => addresses.iter().map(|address| format!("IP:{address}")).collect(),
             NodeAddress::Unknown => FIRST_MESH_ADDRESSES.map(|address| format!("IP:{address}")).into(),
         };
         serves.push(format!("DNS:{}", self.name));
@@ -174,12 +175,12 @@ impl Worker {
             self.state.join("kubelet.json"),
             kubelet_configuration(&cgroup, socket(self.distribution), pki, &identity).to_string(),
         )?;
-        std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared.proxy, &proxy).to_string())?;
+        std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared, &proxy).to_string())?;
         std::fs::write(self.state.join("kubeconfig"), format!("KUBECONFIG={}\n", kubelet.display()))?;
         std::fs::write(self.state.join("node-name"), &self.name)?;
-        self.write_address(match address {
-            NodeAddress::Mesh(address) => Some(address),
-            NodeAddress::Unknown => None,
+        self.write_addresses(&match address {
+            NodeAddress::Mesh(addresses) => addresses,
+            NodeAddress::Unknown => Vec::new(),
         })?;
         self.resume()
     }
@@ -209,7 +210,7 @@ impl Worker {
 
     /// Lets kubelet say that the node is at this address.
     pub(super) fn set_node_ip(&self, address: IpAddr) -> anyhow::Result<()> {
-        self.write_address(Some(address))?;
+        self.write_addresses(&[address])?;
         self.end("kubelet")
     }
 
@@ -230,8 +231,12 @@ impl Worker {
     }
 
     /// What kubelet reads whenever it is started.
-    fn write_address(&self, address: Option<IpAddr>) -> std::io::Result<()> {
-        let address = address.map_or_else(String::new, |address| format!("--node-ip={address}"));
+    fn write_addresses(&self, addresses: &[IpAddr]) -> std::io::Result<()> {
+        let addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+        let address = match addresses.is_empty() {
+            true => String::new(),
+            false => format!("--node-ip={}", addresses.join(",")),
+        };
         let cloud = match self.distribution {
             Distribution::Kubeadm => "",
             Distribution::K3s => " --cloud-provider=external",
@@ -427,12 +432,12 @@ fn kubelet_configuration(cgroup: &str, socket: &str, pki: &Pki, identity: &Ident
     })
 }
 
-fn proxy_configuration(mode: ProxyMode, kubeconfig: &Path) -> serde_json::Value {
+fn proxy_configuration(shared: &Shared<'_>, kubeconfig: &Path) -> serde_json::Value {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": mode.to_string(),
-        "clusterCIDR": POD_RANGE,
+        "mode": shared.proxy.to_string(),
+        "clusterCIDR": shared.families.list([POD_RANGE, POD_RANGE_V6]),
         "detectLocalMode": "ClusterCIDR",
         "clientConnection": {"kubeconfig": kubeconfig},
         // The table of connections is the whole machine's.

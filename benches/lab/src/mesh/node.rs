@@ -241,6 +241,18 @@ impl Node {
             .with_context(|| format!("{} has no mesh address", self.name))
     }
 
+    /// All of the node's addresses in the mesh, IPv4 first.
+    ///
+    /// # Errors
+    ///
+    /// If the agent does not answer, or has none yet.
+    pub fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let mut addresses = self.status()?.this.addresses;
+        addresses.sort();
+        ensure!(!addresses.is_empty(), "{} has no mesh address", self.name);
+        Ok(addresses)
+    }
+
     /// Where the agent's files are.
     pub fn directory(&self) -> &Path {
         &self.directory

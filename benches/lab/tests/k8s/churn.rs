@@ -50,7 +50,8 @@ fn live(rig: &Rig) -> anyhow::Result<BTreeSet<IpAddr>> {
     let field = format!("--field-selector=spec.nodeName={NODE}");
     let pods = rig.cluster.kubectl()?.get(["pods", "--all-namespaces", &field])?;
     let own = items(&pods).filter(|pod| pod["spec"]["hostNetwork"] != true);
-    Ok(own.filter_map(|pod| pod["status"]["podIP"].as_str()?.parse().ok()).collect())
+    let addresses = own.filter_map(|pod| pod["status"]["podIPs"].as_array()).flatten();
+    Ok(addresses.filter_map(|own| own["ip"].as_str()?.parse().ok()).collect())
 }
 
 fn deployment() -> serde_json::Value {

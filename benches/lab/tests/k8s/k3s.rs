@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::k3s::Flannel;
-use mesh_lab::kubernetes::{Distribution, PodNetwork, ProxyMode, items};
+use mesh_lab::kubernetes::{Arrangement, Distribution, Families, PodNetwork, ProxyMode, items};
 use mesh_lab::mesh::wait_until;
 
 use crate::rig::{CONTROL_PLANE, PATIENCE, Rig};
@@ -24,7 +24,13 @@ const UPGRADE: &str = "iptables-save | grep -viE 'KUBE-|flannel' | iptables-rest
 
 #[test]
 fn nodes_arranged_as_k3s_has_them_need_no_further_settings() {
-    let rig = Rig::prepare(&NODES, PodNetwork::Agents, ProxyMode::Iptables, Distribution::K3s).unwrap();
+    let arranged = Arrangement {
+        workers: &NODES,
+        pods: PodNetwork::Agents,
+        distribution: Distribution::K3s,
+        families: Families::Ipv4,
+    };
+    let rig = Rig::prepare(&arranged, ProxyMode::Iptables).unwrap();
     rig.start_control_plane().unwrap();
     somebody_has_left_flannel_on(&rig).unwrap();
     rig.said("flannel that was left on was told, and is off");

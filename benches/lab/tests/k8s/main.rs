@@ -19,11 +19,12 @@
 //! | a reboot, with the agent on the host and in a pod | [`outages::a_worker_reboots`], [`pod_agent`] |
 //! | two machines with one name | [`two_of_a_name`]; agent: `ranges`, `owner` |
 //! | a VXLAN as flannel's over the mesh: MTU, checksums of what is offloaded | [`beneath`] |
+//! | two families: one that cannot be had, one alone, IPv6 first; a node without a way into the IPv6 internet | [`story`]'s first cluster has both; [`dual_stack`], [`bad_input`], [`remade`] |
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
 //! | k3s' directories, credentials, restarts and upgrades; flannel that was left on | [`k3s`] |
 //!
 //! Not staged: firewalld, NetworkManager and systemd-networkd (none runs in a namespace); time skew; a full conntrack table
-//! (it is the whole machine's); IPv6 between pods.
+//! (it is the whole machine's).
 
 mod access;
 mod adjacency;
@@ -31,6 +32,7 @@ mod bad_input;
 mod beneath;
 mod churn;
 mod coming;
+mod dual_stack;
 mod k3s;
 mod leaving;
 mod mtu;

@@ -53,7 +53,7 @@ fn status_follows_the_agent(rig: &Rig) -> anyhow::Result<()> {
 
 fn addresses_of_nobody_are_freed(rig: &Rig) -> anyhow::Result<()> {
     let worker = rig.cluster.worker(NODE)?;
-    let leaked = rig.pod_range(NODE)?.hosts().nth(LEAKED).context("a range with so many addresses")?;
+    let leaked = rig.pod_ranges(NODE)?[0].hosts().nth(LEAKED).context("a range with so many addresses")?;
     let before = worker.leases()?;
     std::fs::write(worker.directory(LEASES).join(leaked.to_string()), CRASHED)?;
     let sandboxes = ["--namespace", "k8s.io", "containers", "list", "--quiet", SANDBOXES];
@@ -64,7 +64,10 @@ fn addresses_of_nobody_are_freed(rig: &Rig) -> anyhow::Result<()> {
     ensure!(!before.contains(&leaked) && after == before, "before {before:?}, after GC {after:?}");
     let pods = rig.all_pods()?;
     let here: Vec<_> = pods.iter().filter(|pod| pod.node == NODE).collect();
-    ensure!(here.iter().all(|pod| after.contains(&pod.address)), "{here:?} are not all in {after:?}");
+    ensure!(
+        here.iter().flat_map(|pod| &pod.addresses).all(|address| after.contains(address)),
+        "{here:?} are not all in {after:?}"
+    );
     println!("GC freed {leaked}, and left {} addresses to {} sandboxes", after.len(), known.len());
     Ok(())
 }

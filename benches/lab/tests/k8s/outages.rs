@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use mesh_lab::kubernetes::{Stream, daemon_set};
+use mesh_lab::kubernetes::daemon_set;
 use mesh_lab::mesh::{Ending, Service, wait_until};
 use mesh_lab::nat::Egress;
 use mesh_proto::status::PathKind;
@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::mtu;
 use crate::rig::{PATIENCE, Rig, WORKERS};
-use crate::talk::{goes_on, stream};
+use crate::talk::{Talk, goes_on, stream};
 
 /// How often an agent is restarted, for a median.
 const RESTARTS: usize = 5;
@@ -73,7 +73,9 @@ pub(crate) fn a_worker_reboots(rig: &Rig) -> anyhow::Result<()> {
         rig.asks(other, own).map(|()| true)
     })?;
     println!("from power-on until a pod is reached: {:.1?}", started.elapsed());
-    rig.sees_others(&pod.context("the pod was found")?)
+    let pod = pod.context("the pod was found")?;
+    ensure!(pod.addresses.len() == rig.addresses("home-b")?.len(), "{pod:?} has not what its node has");
+    rig.sees_others(&pod)
 }
 
 /// Nobody who talks notices that the DaemonSet is rolled out anew.
@@ -149,7 +151,7 @@ pub(crate) fn everybody_goes_on_without_control(rig: &Rig) -> anyhow::Result<()>
 }
 
 /// How long a stream is silent at most around some event.
-fn gap(stream: &Stream, event: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+fn gap(stream: &Talk, event: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     stream.take_longest();
     event()?;
     std::thread::sleep(AFTERMATH);

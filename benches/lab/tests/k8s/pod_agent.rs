@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::daemon_set::{self, Overlay};
 use mesh_lab::kubernetes::pods::{self, POD_PORT};
-use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, Distribution, ProxyMode};
+use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, Distribution, Families, ProxyMode};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Protocol;
 use mesh_lab::topology::Host;
@@ -93,6 +93,7 @@ impl Pods {
             workers: WORKERS.map(str::to_owned).to_vec(),
             distribution: Distribution::Kubeadm,
             proxy: ProxyMode::Nftables,
+            families: Families::Ipv4,
             images: vec![daemon_set::image(&lab)?],
         };
         let cluster = Cluster::prepare(network, options)?;

@@ -1,4 +1,4 @@
-//! A Node that is deleted and made again, with another range for its pods.
+//! A Node that is deleted and made again, with other ranges for its pods.
 
 use std::time::Instant;
 
@@ -11,47 +11,62 @@ use crate::rig::{CONTROL_PLANE, PATIENCE, Rig, WORKERS};
 
 /// Which one.
 const NODE: &str = "home-b";
-/// Far from what the controller manager gives.
-const ANOTHER: &str = "10.244.200.0/24";
+/// Far from what the controller manager gives: IPv6 alone, and then both with IPv6 first.
+const OTHERS: [&[&str]; 2] = [&["fd00:10:244:c9::/64"], &["fd00:10:244:c8::/64", "10.244.200.0/24"]];
+/// What the bridge has then.
+const GATEWAYS: [&[&str]; 2] = [&["fd00:10:244:c9::1/64"], &["10.244.200.1/24", "fd00:10:244:c8::1/64"]];
 /// The pods' bridge.
 const BRIDGE: &str = "cni-mesh0";
 
 /// A range, as the mesh has it.
 pub(crate) type Range = ipnet::IpNet;
 
-/// Reads one.
+/// Reads one of any family.
 pub(crate) fn range(text: &str) -> anyhow::Result<Range> {
     text.parse().with_context(|| format!("{text:?} is no range"))
 }
 
 /// The bridge, the pods' addresses and everybody's routes follow; pods that had an address of the old range are told of, and
 /// are right when they were made anew.
-pub(crate) fn everything_follows_another_range(rig: &Rig) -> anyhow::Result<()> {
-    let (before, after) = (rig.pod_range(NODE)?, range(ANOTHER)?);
+pub(crate) fn everything_follows_other_ranges(rig: &Rig) -> anyhow::Result<()> {
+    for (others, gateways) in OTHERS.into_iter().zip(GATEWAYS) {
+        let others = others.iter().map(|other| range(other)).collect::<anyhow::Result<Vec<_>>>()?;
+        everything_follows(rig, &others, gateways).with_context(|| format!("{NODE} with {others:?}"))?;
+    }
+    Ok(())
+}
+
+fn everything_follows(rig: &Rig, after: &[Range], gateways: &[&str]) -> anyhow::Result<()> {
+    let before = rig.pod_ranges(NODE)?;
     let (kubectl, node) = (rig.cluster.kubectl()?, rig.village.node(NODE)?);
     let started = Instant::now();
-    rig.make_again(NODE, Some(after))?;
-    wait_until(PATIENCE, "the agent has the other range, and says what of the old one is left", || {
+    rig.make_again(NODE, after)?;
+    wait_until(PATIENCE, "the agent has the other ranges, and says what of the old one is left", || {
         let kubernetes = node.peek()?.this.kubernetes.context("nothing of Kubernetes in the status")?;
         let left = "pods still have addresses of an old pod range of this node: delete them";
         ensure!(
-            kubernetes.pod_ranges == [after]
+            kubernetes.pod_ranges == after
                 && kubernetes.state == PodNetworkState::Ready
                 && kubernetes.problems.iter().any(|problem| problem.contains(left)),
             "{kubernetes:?}"
         );
         Ok(true)
     })?;
-    wait_until(PATIENCE, "all others have the other range, and none the old one", || {
+    wait_until(PATIENCE, "all others have the other ranges, and none of the old ones", || {
         for other in WORKERS.iter().copied().chain([CONTROL_PLANE]).filter(|other| *other != NODE) {
             let behind = rig.village.node(other)?.peer(NODE)?.allowed_ips;
-            ensure!(behind.contains(&after) && !behind.contains(&before), "{other}: {behind:?}");
-            ensure!(leads_to_mesh(rig, other, after)?, "{other} has no route to {after}");
-            ensure!(!leads_to_mesh(rig, other, before)?, "{other} still has a route to {before}");
+            for after in after {
+                ensure!(behind.contains(after), "{other}: {behind:?}");
+                ensure!(leads_to_mesh(rig, other, *after)?, "{other} has no route to {after}");
+            }
+            for before in &before {
+                ensure!(!behind.contains(before), "{other}: {behind:?}");
+                ensure!(!leads_to_mesh(rig, other, *before)?, "{other} still has a route to {before}");
+            }
         }
         Ok(true)
     })?;
-    println!("from another range of a Node until all others know: {:.1?}", started.elapsed());
+    println!("from other ranges of a Node until all others know: {:.1?}", started.elapsed());
     kubectl.run([
         "delete",
         "pods",
@@ -65,7 +80,8 @@ pub(crate) fn everything_follows_another_range(rig: &Rig) -> anyhow::Result<()> 
         pods.clear();
         for app in ["web", "client"] {
             let pod = rig.cluster.pods(app)?.remove(NODE).with_context(|| format!("{app} is not there"))?;
-            ensure!(after.contains(&pod.address), "{pod:?}");
+            let is_of = |range: &Range| pod.addresses.iter().any(|address| range.contains(address));
+            ensure!(pod.addresses.len() == after.len() && after.iter().all(is_of), "{pod:?}");
             pods.push(pod);
         }
         Ok(true)
@@ -78,11 +94,14 @@ pub(crate) fn everything_follows_another_range(rig: &Rig) -> anyhow::Result<()> 
         pods.iter().try_for_each(|pod| rig.asks(other, pod))?;
     }
     let bridge = rig.village.network().host(NODE)?.command("ip");
-    let bridge = bridge.args(["-4", "-o", "address", "show", BRIDGE]).output()?.success()?.stdout;
-    ensure!(bridge.lines().count() == 1 && bridge.contains(" 10.244.200.1/24 "), "{bridge}");
-    wait_until(PATIENCE, "nobody has an address of the old range", || {
+    let bridge =
+        bridge.args(["-o", "address", "show", BRIDGE, "scope", "global"]).output()?.success()?.stdout;
+    let has = |gateway: &&str| bridge.contains(&format!(" {gateway} "));
+    ensure!(bridge.lines().count() == gateways.len() && gateways.iter().all(has), "{bridge}");
+    wait_until(PATIENCE, "nobody has an address of the old ranges", || {
         let leases = rig.cluster.worker(NODE)?.leases()?;
-        ensure!(leases.iter().all(|address| after.contains(address)), "{leases:?}");
+        let is_given = |address| after.iter().any(|range| range.contains(address));
+        ensure!(leases.iter().all(is_given), "{leases:?}");
         Ok(true)
     })?;
     rig.is_well(NODE)
@@ -90,17 +109,18 @@ pub(crate) fn everything_follows_another_range(rig: &Rig) -> anyhow::Result<()> 
 
 impl Rig {
     /// What the cluster has given to a Node.
-    pub(crate) fn pod_range(&self, worker: &str) -> anyhow::Result<Range> {
+    pub(crate) fn pod_ranges(&self, worker: &str) -> anyhow::Result<Vec<Range>> {
         let node = self.cluster.kubectl()?.get(["node", worker])?;
-        range(node["spec"]["podCIDR"].as_str().context("the Node has no range")?)
+        let ranges = node["spec"]["podCIDRs"].as_array().context("the Node has no range")?;
+        ranges.iter().map(|text| range(text.as_str().context("a range is text")?)).collect()
     }
 
-    /// Deletes a Node, and makes it again with this range.
-    pub(crate) fn make_again(&self, worker: &str, range: Option<Range>) -> anyhow::Result<()> {
+    /// Deletes a Node, and makes it again with these ranges.
+    pub(crate) fn make_again(&self, worker: &str, ranges: &[Range]) -> anyhow::Result<()> {
         let kubectl = self.cluster.kubectl()?;
         kubectl.run(["delete", "node", worker])?;
-        let spec = match range {
-            Some(range) => json!({"podCIDR": range, "podCIDRs": [range]}),
+        let spec = match ranges.first() {
+            Some(first) => json!({"podCIDR": first, "podCIDRs": ranges}),
             None => json!({}),
         };
         let labels = json!({"kubernetes.io/hostname": worker, "kubernetes.io/os": "linux"});

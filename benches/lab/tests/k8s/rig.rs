@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -10,16 +11,20 @@ use anyhow::Context as _;
 use mesh_lab::{
     Lab, MeshOptions, Village,
     kubernetes::{
-        self, Cluster, ClusterOptions, Distribution, PodNetwork, ProxyMode, RunningPod, daemon_set, pods,
+        self, Arrangement, Cluster, ClusterOptions, Distribution, Families, PodNetwork, ProxyMode,
+        RunningPod, daemon_set, pods,
     },
     nat::Protocol,
-    village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES},
+    topology::Ipv6,
+    village::{self, COORDINATOR_HOST, COORDINATOR_NAME, NODES},
 };
 
 /// Where the control plane is.
 pub(crate) const CONTROL_PLANE: &str = "pi";
 /// All others.
 pub(crate) const WORKERS: [&str; 5] = ["country", "office", "home-a", "home-b", "macbook"];
+/// The worker whose site has IPv6, in a cluster that has it. It is the only one, so no path leads over it.
+pub(crate) const ON_IPV6: &str = "country";
 /// For what has no budget here, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -29,14 +34,17 @@ pub(crate) struct Rig {
     pub(crate) village: Village,
     workers: &'static [&'static str],
     distribution: Distribution,
+    families: Families,
     started: Instant,
     lab: Lab,
 }
 
 impl Rig {
     /// Starts everything, and prints how long a worker takes from `join` until its Node is Ready.
-    pub(crate) fn start(pods: PodNetwork, proxy: ProxyMode) -> anyhow::Result<Self> {
-        let rig = Self::prepare(&WORKERS, pods, proxy, Distribution::Kubeadm)?;
+    pub(crate) fn start(pods: PodNetwork, proxy: ProxyMode, families: Families) -> anyhow::Result<Self> {
+        let workers = &WORKERS;
+        let arranged = Arrangement { workers, pods, distribution: Distribution::Kubeadm, families };
+        let rig = Self::prepare(&arranged, proxy)?;
         rig.start_control_plane()?;
         match pods {
             PodNetwork::Agents | PodNetwork::PodAgents => {}
@@ -51,19 +59,22 @@ impl Rig {
     }
 
     /// Builds the network and prepares the cluster; nothing runs yet.
-    pub(crate) fn prepare(
-        workers: &'static [&'static str],
-        pods: PodNetwork,
-        proxy: ProxyMode,
-        distribution: Distribution,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn prepare(arranged: &Arrangement, proxy: ProxyMode) -> anyhow::Result<Self> {
+        let Arrangement { workers, pods, distribution, families } = *arranged;
         let started = Instant::now();
         let lab = Lab::new("k8s")?;
         let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
         // As people have it who want to be reached from everywhere.
         options.coordinator_args.push("--listen-tcp=443".to_owned());
-        kubernetes::announce(&lab, &mut options, workers, pods, distribution)?;
-        let village = Village::prepare_with(&lab, options)?;
+        kubernetes::announce(&lab, &mut options, arranged)?;
+        let mut topology = village::topology();
+        for site in topology.sites.iter_mut().filter(|site| site.name == ON_IPV6) {
+            site.ipv6 = match families {
+                Families::Ipv4 => Ipv6::None,
+                Families::DualStack => Ipv6::Filtered,
+            };
+        }
+        let village = Village::prepare_on(&lab, topology, options)?;
         let network = village.network();
         network
             .set_nat(CONTROL_PLANE, network.nat(CONTROL_PLANE)?.forward(Protocol::Tcp, 443, CONTROL_PLANE))?;
@@ -73,13 +84,14 @@ impl Rig {
             workers: workers.iter().copied().map(str::to_owned).collect(),
             distribution,
             proxy,
+            families,
             images: match pods {
                 PodNetwork::Agents => Vec::new(),
                 PodNetwork::DaemonSet | PodNetwork::PodAgents => vec![daemon_set::image(&lab)?],
             },
         };
         let cluster = Cluster::prepare(village.network(), options)?;
-        let rig = Self { cluster, village, workers, distribution, started, lab };
+        let rig = Self { cluster, village, workers, distribution, families, started, lab };
         rig.said("the network is built");
         Ok(rig)
     }
@@ -131,6 +143,11 @@ impl Rig {
     /// The nodes with pods.
     pub(crate) fn workers(&self) -> &'static [&'static str] {
         self.workers
+    }
+
+    /// The addresses of a node in the mesh, of the families that the cluster has.
+    pub(crate) fn addresses(&self, node: &str) -> anyhow::Result<Vec<IpAddr>> {
+        Ok(self.families.of_node(&self.village.node(node)?.addresses()?))
     }
 
     /// All nodes of the cluster, and the one of the control plane.

@@ -1,18 +1,21 @@
 //! One cluster, from nothing to its end: the checks build on each other, as a cluster's days do.
 
-use mesh_lab::kubernetes::{PodNetwork, ProxyMode};
+use mesh_lab::kubernetes::{Families, PodNetwork, ProxyMode};
 
 use crate::rig::Rig;
 use crate::{
-    access, adjacency, bad_input, beneath, churn, coming, leaving, mtu, newer_runtime, outages, remade,
-    two_of_a_name,
+    access, adjacency, bad_input, beneath, churn, coming, dual_stack, leaving, mtu, newer_runtime, outages,
+    remade, two_of_a_name,
 };
 
 #[test]
 fn a_cluster_behind_nats_is_as_one_in_a_room() {
-    let rig = Rig::start(PodNetwork::Agents, ProxyMode::Nftables).unwrap();
+    let rig = Rig::start(PodNetwork::Agents, ProxyMode::Nftables, Families::DualStack).unwrap();
+    dual_stack::every_node_has_both(&rig).unwrap();
     rig.start_pods().unwrap();
     rig.said("all pods are ready");
+    dual_stack::pods_reach_the_world(&rig).unwrap();
+    rig.said("pods reach the world by the families that their node has");
     adjacency::every_pod_sees_every_pod(&rig).unwrap();
     rig.said("pods reach pods, and are seen as who they are");
     adjacency::pods_and_nodes_see_each_other(&rig).unwrap();
@@ -23,6 +26,7 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("logs, exec and port-forward reach every worker");
     let web = rig.cluster.pods("web").unwrap();
     mtu::large_packets_pass(&rig, &web["country"], &web["home-a"]).unwrap();
+    mtu::a_pod_is_told_what_is_too_large(&rig, &web["country"], &web["home-a"]).unwrap();
     beneath::a_vxlan_passes(&rig, ["country", "home-a"]).unwrap();
     rig.said("large packets pass, and a VXLAN");
     outages::streams_outlive_agents(&rig).unwrap();
@@ -37,8 +41,8 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     rig.said("what somebody broke was told, and nothing stopped");
     two_of_a_name::the_first_one_stays(&rig).unwrap();
     rig.said("two machines had one name");
-    remade::everything_follows_another_range(&rig).unwrap();
-    rig.said("a Node was made again with another range");
+    remade::everything_follows_other_ranges(&rig).unwrap();
+    rig.said("a Node was made again with other ranges");
     outages::a_worker_reboots(&rig).unwrap();
     rig.said("a worker is back after a reboot");
     churn::addresses_are_given_back(&rig).unwrap();
@@ -46,13 +50,14 @@ fn a_cluster_behind_nats_is_as_one_in_a_room() {
     leaving::nothing_is_left(&rig, "home-b").unwrap();
     rig.said("a node that left is as it was before");
     coming::a_fresh_worker_has_pods(&rig, "home-b").unwrap();
+    dual_stack::every_node_has_both(&rig).unwrap();
     rig.said("a fresh node came in its place");
     rig.said_memory().unwrap();
 }
 
 #[test]
 fn a_daemon_set_does_the_cluster_s_part_beside_agents_of_the_hosts() {
-    let rig = Rig::start(PodNetwork::DaemonSet, ProxyMode::Iptables).unwrap();
+    let rig = Rig::start(PodNetwork::DaemonSet, ProxyMode::Iptables, Families::Ipv4).unwrap();
     rig.start_pods().unwrap();
     rig.said("all pods are ready");
     adjacency::every_pod_sees_every_pod(&rig).unwrap();

@@ -50,7 +50,7 @@ fn the_mesh_refuses_the_second(rig: &Rig) -> anyhow::Result<()> {
 /// A machine that has another name in the mesh, but whose kubelet and agent go by the name of its host.
 fn a_second_kubelet_is_told(rig: &Rig) -> anyhow::Result<()> {
     let (first, second) = (rig.village.node(FIRST)?, rig.village.node(SECOND)?);
-    let range = rig.pod_range(FIRST)?;
+    let ranges = rig.pod_ranges(FIRST)?;
     second.agent().stop()?;
     rig.cluster.set_credentials(SECOND, Credentials::KubeletOf(FIRST))?;
     let service = Service::new(second)?;
@@ -61,8 +61,10 @@ fn a_second_kubelet_is_told(rig: &Rig) -> anyhow::Result<()> {
     // Both kubelets write the Node in turn.
     rig.is_told(FIRST, &other_machine)?;
     rig.is_told_on_node(SECOND, &other_machine)?;
-    let refused = format!("the podCIDR {range} is refused by the mesh: it overlaps {range} of {FIRST}");
-    rig.is_told_on_node(SECOND, &refused)?;
+    for range in &ranges {
+        let refused = format!("the podCIDR {range} is refused by the mesh: it overlaps {range} of {FIRST}");
+        rig.is_told_on_node(SECOND, &refused)?;
+    }
     let routes = rig.village.administer(["route", "list"])?.success()?.stdout;
     let of_second = routes.lines().find(|line| line.contains(SECOND) && line.contains("refused"));
     ensure!(
@@ -70,7 +72,7 @@ fn a_second_kubelet_is_told(rig: &Rig) -> anyhow::Result<()> {
         "the operator sees {routes}"
     );
     let kubernetes = first.peek()?.this.kubernetes.context("nothing of Kubernetes in the status")?;
-    ensure!(kubernetes.state == PodNetworkState::Ready && kubernetes.pod_ranges == [range], "{kubernetes:?}");
+    ensure!(kubernetes.state == PodNetworkState::Ready && kubernetes.pod_ranges == ranges, "{kubernetes:?}");
     let node = rig.cluster.kubectl()?.get(["node", FIRST])?;
     let unavailable = condition(&node, "NetworkUnavailable").context("nothing of the Node's network")?;
     ensure!(unavailable["status"] == "False", "pods are kept away from {FIRST}: {unavailable}");
