@@ -149,11 +149,22 @@ pub enum Problem {
     },
     /// Another program's packet filter drops what is forwarded, where no rule of ours can help.
     #[error(
-        "the nftables chain {chain} drops what is forwarded by default: let it accept {bridge} and {interface}"
+        "the nftables chain {chain} refuses what is forwarded by default: let it accept {bridge} and {interface}"
     )]
     ForwardDropped {
         /// Family, table and chain.
         chain: String,
+        /// The pods' bridge.
+        bridge: String,
+        /// The mesh's interface.
+        interface: String,
+    },
+    /// Firewalld does not let pods' packets pass.
+    #[error(
+        "firewalld refuses what is forwarded between pods: run firewall-cmd --permanent --zone=trusted \
+         --add-interface={interface} --add-interface={bridge}, and firewall-cmd --reload"
+    )]
+    Firewalld {
         /// The pods' bridge.
         bridge: String,
         /// The mesh's interface.

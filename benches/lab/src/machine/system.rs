@@ -45,7 +45,7 @@ pub const CONTAINERS: System = System {
         "containerd",
         "runc",
     ],
-    at_hand: &["containernetworking-plugins", "nftables"],
+    at_hand: &["containernetworking-plugins", "nftables", "netbase", "firewalld", "network-manager"],
 };
 
 impl System {

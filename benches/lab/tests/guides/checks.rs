@@ -158,16 +158,17 @@ fn is_ready(pod: &Value) -> bool {
         && condition(pod, "Ready").is_some_and(|told| told["status"] == "True")
 }
 
-/// Each pod reaches each other with its own address seen, the Service by its address, and finds its name.
-pub(crate) fn pods_reach_pods_and_services(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+/// Each pod reaches each other with its own address seen.
+pub(crate) fn pods_reach_pods(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
     let pods = pods(rig)?;
     ensure!(pods.len() == names.len(), "{pods:?}");
-    let service = get(rig, &["service", "web"])?;
-    let service = service["spec"]["clusterIP"].as_str().context("the Service has an address")?.to_owned();
     for from in pods.values() {
-        let inside = |line: &str| kubectl(rig, &["exec", &from.name, "--", "/bin/sh", "-c", line]);
         for to in pods.values() {
-            let said = inside(&format!("timeout 10 wget -qO- http://{}:{POD_PORT}/cgi-bin/who", to.address));
+            let said = inside(
+                rig,
+                from,
+                &format!("timeout 10 wget -qO- http://{}:{POD_PORT}/cgi-bin/who", to.address),
+            );
             let said = said.with_context(|| format!("{from:?} asks {to:?}"))?;
             let wanted = format!("{} {}", from.address, to.name);
             let told: Vec<String> = said
@@ -176,16 +177,32 @@ pub(crate) fn pods_reach_pods_and_services(rig: &Rig, names: &[&str]) -> anyhow:
                 .collect();
             ensure!(told.join(" ") == wanted, "{from:?} asks {to:?}: {said}");
         }
+    }
+    Ok(())
+}
+
+/// As [`pods_reach_pods`]; and each reaches the Service by its address, and finds its name.
+pub(crate) fn pods_reach_pods_and_services(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    pods_reach_pods(rig, names)?;
+    let pods = pods(rig)?;
+    let service = get(rig, &["service", "web"])?;
+    let service = service["spec"]["clusterIP"].as_str().context("the Service has an address")?.to_owned();
+    for from in pods.values() {
         // A Service leads to any pod; so often it is another's, too.
         for _ in 0..2 * pods.len() {
-            inside(&format!("timeout 10 wget -qO- http://{service}/cgi-bin/who"))
+            inside(rig, from, &format!("timeout 10 wget -qO- http://{service}/cgi-bin/who"))
                 .with_context(|| format!("{from:?} asks the Service"))?;
         }
-        let found = inside(&format!("timeout 10 nslookup {SERVICE_NAME} {CLUSTER_DNS}"))
+        let found = inside(rig, from, &format!("timeout 10 nslookup {SERVICE_NAME} {CLUSTER_DNS}"))
             .with_context(|| format!("{from:?} asks for a name"))?;
         ensure!(found.contains(&service), "{} finds {SERVICE_NAME} at {found}", from.name);
     }
     Ok(())
+}
+
+/// Runs a line of shell in a pod.
+fn inside(rig: &Rig, pod: &Pod, line: &str) -> anyhow::Result<String> {
+    kubectl(rig, &["exec", &pod.name, "--", "/bin/sh", "-c", line])
 }
 
 /// `kubectl logs` and `exec` reach every node.

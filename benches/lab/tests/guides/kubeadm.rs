@@ -6,7 +6,7 @@ use mesh_lab::kubernetes::Binaries;
 use mesh_lab::kubernetes::kubeadm::{self, PROXY_WITHOUT_TABLE};
 
 use crate::rig::{MACHINES, Rig, guide};
-use crate::{checks, unit};
+use crate::{checks, neighbours, unit};
 
 /// The node that is rebooted.
 const REBOOTED: &str = "country";
@@ -40,6 +40,8 @@ fn from_bare_machines_to_ready_nodes_and_back() {
     unit::runs_as_its_drop_in_says(&rig, REBOOTED).unwrap();
     unit::streams_survive_a_restart(&rig, REBOOTED, LEAVING).unwrap();
     rig.said("a stream between pods has survived restarts of the agent");
+
+    neighbours::come_and_stay(&mut rig).unwrap();
 
     let boot = checks::known_boot(&rig, REBOOTED).unwrap();
     rig.reboot(REBOOTED).unwrap();

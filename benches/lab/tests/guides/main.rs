@@ -15,6 +15,7 @@ mod beneath;
 mod checks;
 mod daemon_set;
 mod kubeadm;
+mod neighbours;
 mod rig;
 mod unit;
 mod vouched;
