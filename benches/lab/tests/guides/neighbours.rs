@@ -1,5 +1,5 @@
-//! Programs that rule over a machine's networks beside ours, in a cluster that runs: they come, are reloaded and restarted,
-//! and no connection is lost for it.
+//! Programs that rule over a machine's networks beside ours, in a cluster that runs: firewalld, NetworkManager and
+//! systemd-networkd come, are reloaded and restarted, and nothing is lost for it.
 
 use std::time::Instant;
 
@@ -20,10 +20,23 @@ const SERVER: &str = MACHINES[2];
 const INSTALL: &str = "DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends";
 /// What the agent says where firewalld has not been told.
 const SAID: &str = "firewall-cmd --permanent --zone=trusted --add-interface=mesh0 --add-interface=cni-mesh0";
+/// Somebody's own settings, which must not undo ours.
+const OWN_SETTINGS: &str = "[keyfile]\nunmanaged-devices=interface-name:docker0\n";
+/// A network of systemd-networkd for the interface with the machine's own address, and one for all others.
+const NETWORKS: &str = r#"
+set -eu
+address=$(ip -o -4 address show dev eth0 | awk '{print $4; exit}')
+gateway=$(ip route show default | awk '{print $3; exit}')
+printf '[Match]\nName=eth0\n[Network]\nAddress=%s\nGateway=%s\n' "$address" "$gateway" >/etc/systemd/network/20-eth0.network
+printf '[Match]\nName=*\n[Network]\nDHCP=ipv4\n' >/etc/systemd/network/90-rest.network
+systemctl enable --now systemd-networkd
+"#;
 
 /// Has them come, in the order in which each is seen alone; the cluster is as before after each.
 pub(crate) fn come_and_stay(rig: &mut Rig) -> anyhow::Result<()> {
-    firewalld(rig)
+    firewalld(rig)?;
+    network_manager(rig)?;
+    networkd(rig)
 }
 
 fn firewalld(rig: &mut Rig) -> anyhow::Result<()> {
@@ -49,6 +62,38 @@ fn firewalld(rig: &mut Rig) -> anyhow::Result<()> {
     as_before(rig, "firewalld runs")?;
     let commands = ["firewall-cmd --reload", "firewall-cmd --complete-reload", "systemctl restart firewalld"];
     goes_on(rig, DESKTOP, &commands)
+}
+
+fn network_manager(rig: &mut Rig) -> anyhow::Result<()> {
+    let machine = rig.machine(DESKTOP);
+    machine.shell("mkdir -p /etc/NetworkManager/conf.d")?;
+    machine.shell(&format!("printf '{OWN_SETTINGS}' >/etc/NetworkManager/conf.d/own.conf"))?;
+    machine.shell(&format!("{INSTALL} network-manager"))?;
+    let unmanaged = || -> anyhow::Result<()> {
+        let devices = rig.machine(DESKTOP).shell("nmcli -t -f DEVICE,STATE device")?;
+        println!("NetworkManager sees {}", devices.replace('\n', ", "));
+        for device in ["mesh0:unmanaged", "cni-mesh0:unmanaged"] {
+            ensure!(devices.lines().any(|line| line == device), "{device} is not among {devices}");
+        }
+        Ok(())
+    };
+    unmanaged()?;
+    as_before(rig, "NetworkManager runs")?;
+    goes_on(rig, DESKTOP, &["systemctl reload NetworkManager", "systemctl restart NetworkManager"])?;
+    unmanaged()
+}
+
+fn networkd(rig: &mut Rig) -> anyhow::Result<()> {
+    rig.machine(SERVER).shell(NETWORKS)?;
+    as_before(rig, "systemd-networkd runs")?;
+    let links = rig.machine(SERVER).shell("networkctl --no-legend --no-pager")?;
+    println!("systemd-networkd sees\n{links}");
+    for device in ["mesh0", "cni-mesh0"] {
+        let state = links.lines().find(|line| line.split_whitespace().nth(1) == Some(device));
+        let state = state.with_context(|| format!("{device} is not among {links}"))?;
+        ensure!(state.ends_with("unmanaged"), "{state}");
+    }
+    goes_on(rig, SERVER, &["networkctl reload", "systemctl restart systemd-networkd"])
 }
 
 /// A stream from this machine's pod to another's goes on while these are run, and everything is as it was.

@@ -23,8 +23,8 @@
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
 //! | k3s' directories, credentials, restarts and upgrades; flannel that was left on | [`k3s`] |
 //!
-//! Not staged: firewalld, NetworkManager and systemd-networkd (none runs in a namespace); time skew; a full conntrack table
-//! (it is the whole machine's).
+//! Firewalld, NetworkManager, systemd-networkd and flannel itself run in the test `guides`. Not staged: time skew; a full
+//! conntrack table (it is the whole machine's).
 
 mod access;
 mod adjacency;
