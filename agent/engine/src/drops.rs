@@ -30,9 +30,9 @@ drop_reasons! {
     NoRoute => "no-route",
     /// Outbound: larger than the MTU; answered with ICMP.
     TooBig => "too-big",
-    /// Outbound: the queue of packets that wait for a session was full; the oldest went.
+    /// Outbound: a queue of packets that wait was full; the oldest went.
     QueueFull => "queue-full",
-    /// Outbound: waited too long for a session.
+    /// Outbound: waited too long for a session, or for its path's MTU.
     QueueExpired => "queue-expired",
     /// Outbound: its flow sends more than can go, and had a queue for too long.
     QueueDelay => "queue-delay",

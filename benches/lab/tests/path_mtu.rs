@@ -105,7 +105,7 @@ fn check(mesh: &Mesh, mtu: u16) -> anyhow::Result<()> {
         let (from, to) = (mesh.node(from)?, mesh.node(to)?);
         let address = to.address()?;
         let (passes, said) = ping(from, address, mtu)?;
-        anyhow::ensure!(passes, "{mtu} bytes from {}: {said}", from.name());
+        anyhow::ensure!(passes, "{mtu} bytes from {}: {said}{:#?}", from.name(), from.peer(to.name())?);
         let (passes, said) = ping(from, address, mtu + 1)?;
         let told = said.contains(&format!("mtu={mtu}")) || said.contains(&format!("mtu = {mtu}"));
         anyhow::ensure!(!passes && told, "{} bytes from {}: {said}", mtu + 1, from.name());
@@ -137,6 +137,30 @@ fn relayed_paths_carry_what_their_line_does() {
         let mesh = mesh(&lab, Way::Relayed, line).unwrap();
         wait_mtu(&mesh, Way::Relayed, mtu).unwrap();
         check(&mesh, mtu).unwrap_or_else(|error| panic!("line of {line}: {error:#}"));
+    }
+}
+
+/// The very first packet of a pair is a large one that may not be fragmented. The sender's system keeps for ten minutes what
+/// it is told, so it is told nothing but what the path does carry.
+#[test]
+fn a_first_large_packet_is_answered_with_what_the_path_carries_or_not_at_all() {
+    for (way, line, told) in
+        [(Way::Direct, 1500, None), (Way::Relayed, 1500, None), (Way::Relayed, 1400, Some(1324))]
+    {
+        let lab = Lab::new("mtu-big").unwrap();
+        let mesh = mesh(&lab, way, line).unwrap();
+        let (a, b) = (mesh.node("a").unwrap(), mesh.node("b").unwrap());
+        let to = b.address().unwrap();
+        let args = ["-M", "do", "-c", "5", "-i", "1", "-W", "5", "-s", "1372", &to.to_string()];
+        let said = a.host().command("ping").args(args).output().unwrap().stdout;
+        let route = ["route", "get", &to.to_string()];
+        let route = a.host().command("ip").args(route).output().unwrap().success().unwrap().stdout;
+        let known = route.split_whitespace().skip_while(|word| *word != "mtu").nth(1);
+        let known = known.map(|mtu| mtu.parse::<u16>().unwrap());
+        assert_eq!(known, told, "{way:?}, line of {line}: {route}{said}");
+        if told.is_none() {
+            assert!(said.contains(" 0% packet loss"), "{way:?}, line of {line}: {said}");
+        }
     }
 }
 

@@ -12,8 +12,10 @@
 //! message of anybody else's has a say, so nobody can lie a path small. Probes are apart from those that find and check
 //! paths: they are neither measured nor counted as lost.
 //!
-//! A path starts at [`FLOOR`]. What was shown to pass is kept while it is checked again, but for signs that packets get
-//! lost: then the floor holds at once, until a new search has shown more.
+//! A path starts at [`FLOOR`]. That is a guess, which no sender is told, for its system would keep to it for ten minutes:
+//! until the first search has ended, larger packets that may not be cut wait (`peer::oversize`). What was shown to pass is
+//! kept while it is checked again, but for signs that packets get lost: then the floor holds at once, until a new search has
+//! shown more.
 
 use std::{
     collections::VecDeque,
@@ -52,6 +54,8 @@ const PING_LEN: usize = disco::HEADER_LEN + 2 + TXID_LEN + disco::TAG_LEN;
 pub(crate) struct Carries {
     /// Largest inner packet.
     pub(crate) mtu: u16,
+    /// Whether it was measured: else larger ones may pass, and nobody is told that they don't.
+    pub(crate) is_measured: bool,
     /// Whether more is not to be expected soon.
     pub(crate) is_final: bool,
 }
@@ -77,6 +81,8 @@ pub(crate) struct Bounds {
 #[derive(Debug)]
 pub(crate) struct PathMtu {
     mtu: u16,
+    /// Whether a search has ended since the floor was but a guess.
+    is_measured: bool,
     phase: Phase,
     /// Which sizes were tried, latest last.
     sent: VecDeque<(TxId, u16)>,
@@ -92,9 +98,20 @@ enum Phase {
     Known { at: Instant },
 }
 
+impl Carries {
+    /// What both carry.
+    fn and(self, other: Self) -> Self {
+        Self {
+            mtu: self.mtu.min(other.mtu),
+            is_measured: self.is_measured && other.is_measured,
+            is_final: self.is_final && other.is_final,
+        }
+    }
+}
+
 impl Default for PathMtu {
     fn default() -> Self {
-        Self { mtu: FLOOR, phase: Phase::Due { from: None }, sent: VecDeque::new() }
+        Self { mtu: FLOOR, is_measured: false, phase: Phase::Due { from: None }, sent: VecDeque::new() }
     }
 }
 
@@ -171,7 +188,7 @@ impl PathMtu {
                 *tries += 1;
                 *next = now + wait;
             }
-            None => self.phase = Phase::Known { at: now },
+            None => self.on_searched(now),
         }
         size
     }
@@ -193,10 +210,15 @@ impl PathMtu {
             *tries = 0;
             *next = now;
             if open.is_empty() {
-                self.phase = Phase::Known { at: now };
+                self.on_searched(now);
             }
         }
         true
+    }
+
+    fn on_searched(&mut self, now: Instant) {
+        self.phase = Phase::Known { at: now };
+        self.is_measured = true;
     }
 
     /// A size does not pass.
@@ -206,6 +228,7 @@ impl PathMtu {
         *tries = 0;
         if size <= self.mtu {
             self.mtu = FLOOR;
+            self.is_measured = false;
         }
         self.sent.retain(|(_, sent)| *sent < size);
     }
@@ -228,21 +251,22 @@ pub(crate) fn padding(size: u16) -> u16 {
 impl PathSet {
     /// Says what all paths carry on which packets are sent now, as far as they are what limits it.
     pub(crate) fn carries(&self, targets: Targets) -> Carries {
+        let unknown = Carries { mtu: FLOOR, is_measured: false, is_final: false };
         let of = |address| match self.get(address) {
             // Where a peer without disco was heard: no probe is answered there. WireGuard knows the interface's MTU alone.
-            Some(path) if path.is_direct() && !self.speaks_disco => (u16::MAX, true),
-            Some(path) => (path.mtu.mtu(), path.mtu.is_final()),
-            None => (FLOOR, false),
-        };
-        let (mtu, is_final) = match targets {
-            Targets::None => (FLOOR, false),
-            Targets::One(path) => of(path),
-            Targets::Two(first, second) => {
-                let (a, b) = (of(first), of(second));
-                (a.0.min(b.0), a.1 && b.1)
+            Some(path) if path.is_direct() && !self.speaks_disco => {
+                Carries { mtu: u16::MAX, is_measured: true, is_final: true }
             }
+            Some(Path { mtu, .. }) => {
+                Carries { mtu: mtu.mtu(), is_measured: mtu.is_measured, is_final: mtu.is_final() }
+            }
+            None => unknown,
         };
-        Carries { mtu, is_final }
+        match targets {
+            Targets::None => unknown,
+            Targets::One(path) => of(path),
+            Targets::Two(first, second) => of(first).and(of(second)),
+        }
     }
 
     /// Returns the probes for path MTUs that are due. The caller sends them and tells by [`PathSet::on_mtu_probe_sent`].

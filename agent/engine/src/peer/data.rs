@@ -56,11 +56,7 @@ impl Peer {
         self.note_traffic(local, now);
         if !self.may_send(now) || !self.queue.is_empty() {
             let Self { queue, drops, .. } = self;
-            for index in 0..segments.count() {
-                let mut packet = Vec::with_capacity(segments.max_len());
-                segments.write(index, &mut packet);
-                queue.push(packet, now, &mut local.budget, |reason| drops.count(reason));
-            }
+            queue.push_all(segments, now, &mut local.budget, |reason| drops.count(reason));
             self.ensure_session(local, now);
             return;
         }
@@ -73,7 +69,7 @@ impl Peer {
 
     /// Whether packets wait that can go now.
     pub(crate) fn has_ready_packets(&self, now: Instant) -> bool {
-        !self.queue.is_empty() && self.may_send(now)
+        (!self.queue.is_empty() || self.has_measured_oversize(now)) && self.may_send(now)
     }
 
     /// Sends the packets that have waited, oldest first, as far as there is room.
@@ -86,22 +82,29 @@ impl Peer {
     ) -> Room {
         let way = self.way(local, now);
         while self.may_send(now) {
-            let Some(packet) = self.queue.peek() else { break };
+            // What was too large for what was known came before what waits for keys.
+            let is_oversize =
+                !self.oversize.is_empty() && way.as_ref().is_none_or(|way| way.carries.is_measured);
+            let queue = if is_oversize { &mut self.oversize } else { &mut self.queue };
+            let Some(packet) = queue.peek() else { break };
             scratch.packet.clear();
             scratch.packet.extend_from_slice(packet);
             let sent = match &way {
                 Some(way) => self.send_packet(way, scratch, out),
                 None => Err(DropReason::NoPath),
             };
-            match sent {
-                Ok(Room::Left) => {}
-                Ok(Room::None) => return Room::None,
-                Err(reason) => self.drops.count(reason),
+            if sent == Ok(Room::None) {
+                return Room::None;
             }
-            if let (Err(DropReason::TooBig), Some(way)) = (sent, &way) {
-                local.answer_too_big(&scratch.packet, way.carries.mtu, now);
+            let queue = if is_oversize { &mut self.oversize } else { &mut self.queue };
+            let packet = queue.pop(&mut local.budget);
+            match (sent, &way, packet) {
+                (Err(DropReason::TooBig), Some(Way { carries, .. }), Some(packet)) => {
+                    self.refuse_oversize(packet, *carries, local, now);
+                }
+                (Err(reason), ..) => self.drops.count(reason),
+                (Ok(_), ..) => {}
             }
-            self.queue.pop(&mut local.budget);
         }
         Room::Left
     }
@@ -187,8 +190,8 @@ impl Peer {
             Targets::One(path) => (local.route(id, path), None),
             Targets::Two(first, second) => (local.route(id, first), local.route(id, second)),
         };
-        let Carries { mtu, is_final } = self.paths.carries(targets);
-        let carries = Carries { mtu: mtu.min(local.mtu), is_final };
+        let carries = self.paths.carries(targets);
+        let carries = Carries { mtu: carries.mtu.min(local.mtu), ..carries };
         Some(Way { first: first.or(second)?, second: first.and(second), carries, mss: local.mtu, now })
     }
 
@@ -209,6 +212,7 @@ impl Peer {
             match segments.cut_to(mtu).filter(|_| may_be_cut || !way.carries.is_final) {
                 Some(smaller) => segments = smaller,
                 None if may_be_cut => {}
+                None if !way.carries.is_measured => return self.hold_oversize(&segments, local, way.now),
                 None => {
                     self.drops.count(DropReason::TooBig);
                     return local.answer_too_big(segments.packet(), way.carries.mtu, way.now);

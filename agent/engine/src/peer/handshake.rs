@@ -124,8 +124,10 @@ impl Peer {
 
     /// Does what the session's timers ask for.
     pub(crate) fn handle_session_timeout(&mut self, local: &mut Local, now: Instant) {
-        let Self { queue, drops, .. } = self;
-        queue.expire(now, &mut local.budget, |reason| drops.count(reason));
+        let Self { queue, oversize, drops, .. } = self;
+        for queue in [queue, oversize] {
+            queue.expire(now, &mut local.budget, |reason| drops.count(reason));
+        }
         self.meet_next_process(local, now);
         loop {
             let Some(session) = self.session.as_mut() else { return };

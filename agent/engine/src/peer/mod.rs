@@ -25,6 +25,7 @@ mod data;
 mod handshake;
 mod holding;
 mod lending;
+mod oversize;
 mod passing;
 mod pausing;
 mod probing;
@@ -59,6 +60,8 @@ pub(crate) struct Peer {
     disco: Option<DiscoKey>,
     paths: PathSet,
     queue: Queue,
+    /// What waits until it is known what the path carries.
+    oversize: Queue,
     pause: Option<Pause>,
     online: bool,
     /// The relays at which it has a channel, as the coordinator says.
@@ -121,6 +124,7 @@ impl Peer {
             disco: None,
             paths: PathSet::default(),
             queue: Queue::default(),
+            oversize: Queue::default(),
             pause: None,
             online: false,
             relays: Vec::new(),
@@ -169,6 +173,7 @@ impl Peer {
     /// Gives back what the peer holds of shared things.
     pub(crate) fn close(&mut self, local: &mut Local) {
         self.queue.clear(&mut local.budget);
+        self.oversize.clear(&mut local.budget);
         self.abandon_punch(local);
     }
 
@@ -275,7 +280,8 @@ impl Peer {
 
     fn session_timeout(&self, now: Instant) -> Option<Instant> {
         let session = self.session.as_ref().and_then(|session| session.poll_timeout());
-        [session, self.queue.poll_timeout(), self.pause_timeout(now)].into_iter().flatten().min()
+        let waiting = [self.queue.poll_timeout(), self.oversize.poll_timeout()];
+        waiting.into_iter().chain([session, self.pause_timeout(now)]).flatten().min()
     }
 
     /// Judges the paths and tells what came of it.

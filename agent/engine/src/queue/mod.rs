@@ -1,4 +1,4 @@
-//! First packets: what waits for a session that is being made.
+//! First packets: what waits for a session that is being made, or for a path's MTU.
 //!
 //! Each peer has a [`Queue`]; when it is full, the oldest packet goes. All queues together are bounded by a
 //! [`Budget`], so that traffic to many unreachable peers can't take the memory. What is counted is what a packet
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::drops::DropReason;
+use crate::{drops::DropReason, segment::Segments};
 
 /// Most packets that wait for one peer: the beginning of several TCP connections, or a burst of a stream.
 const MAX_PACKETS: usize = 128;
@@ -83,6 +83,21 @@ impl Queue {
                 break;
             }
             dropped(DropReason::QueueFull);
+        }
+    }
+
+    /// Appends the packets of a frame, as [`Queue::push`] does.
+    pub(crate) fn push_all(
+        &mut self,
+        segments: &Segments<'_>,
+        now: Instant,
+        budget: &mut Budget,
+        mut dropped: impl FnMut(DropReason),
+    ) {
+        for index in 0..segments.count() {
+            let mut packet = Vec::with_capacity(segments.max_len());
+            segments.write(index, &mut packet);
+            self.push(packet, now, budget, &mut dropped);
         }
     }
 

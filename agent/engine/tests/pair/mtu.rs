@@ -171,6 +171,58 @@ pub(super) fn a_superpacket_is_cut_smaller_until_the_mtu_is_known_and_answered_t
     assert_eq!(world.peer(1).drops.get(DropReason::TooBig), 1);
 }
 
+/// What node 1 was told, and how many packets of this size node 2 has got.
+fn told_and_received(world: &World, packet: &[u8]) -> (Vec<u16>, usize) {
+    let told = world.nodes[0].told.iter().map(|answer| u16::from_be_bytes([answer[26], answer[27]]));
+    (told.collect(), world.nodes[1].received.iter().filter(|received| *received == packet).count())
+}
+
+#[test]
+pub(super) fn a_packet_that_may_not_be_cut_waits_until_it_is_known_what_passes() {
+    // (link between the nodes, links to the relay, what the first packet's sender is told)
+    for (direct, relay, told) in
+        [(1500, 1500, vec![]), (1400, 1500, vec![1340]), (0, 1500, vec![]), (0, 1400, vec![1324])]
+    {
+        let mut world = introduced();
+        (world.direct_mtu, world.relay_mtu, world.direct_up) = (direct, relay, direct > 0);
+        // The very first packet.
+        world.send(1, &sized(FULL));
+        world.run_for(seconds(5));
+        let passed = usize::from(told.is_empty());
+        assert_eq!(told_and_received(&world, &sized(FULL)), (told, passed), "{direct}, {relay}");
+    }
+}
+
+#[test]
+pub(super) fn nobody_is_told_a_size_that_was_not_measured() {
+    for (direct, relay, measured) in
+        [(1500, 1500, vec![]), (1400, 1500, vec![1340]), (1400, 1400, vec![1340])]
+    {
+        let mut world = introduced();
+        (world.direct_mtu, world.relay_mtu) = (direct, relay);
+        let mut sent = 0;
+        for _ in 0..80 {
+            // Small packets go meanwhile.
+            world.send(1, &packet(1, 2, 9, 40));
+            world.send(1, &sized(FULL));
+            sent += 1;
+            world.run_for(millis(100));
+        }
+        world.run_for(seconds(1));
+        let (mut told, passed) = told_and_received(&world, &sized(FULL));
+        let answered = told.len();
+        told.sort_unstable();
+        told.dedup();
+        assert_eq!(told, measured, "{direct}, {relay}");
+        assert_eq!(told_and_received(&world, &packet(1, 2, 9, 40)).1, sent, "{direct}, {relay}");
+        // Each goes, or its sender is told; the limit of answers is what is missing.
+        assert!(passed + answered > sent / 2, "{passed} and {answered} of {sent}");
+        if measured.is_empty() {
+            assert_eq!(passed, sent);
+        }
+    }
+}
+
 #[test]
 pub(super) fn a_path_that_becomes_narrower_is_found_out() {
     let mut world = settled(1500, 1500);

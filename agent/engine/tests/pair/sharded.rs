@@ -50,6 +50,8 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         mtu::an_idle_pair_searches_nothing,
         mtu::a_packet_that_may_be_cut_arrives_in_fragments,
         mtu::a_superpacket_is_cut_smaller_until_the_mtu_is_known_and_answered_then,
+        mtu::a_packet_that_may_not_be_cut_waits_until_it_is_known_what_passes,
+        mtu::nobody_is_told_a_size_that_was_not_measured,
         mtu::a_path_that_becomes_narrower_is_found_out,
         mtu::large_packets_that_nobody_answers_bring_the_floor_back,
         mtu::a_change_to_a_narrower_path_just_works,
