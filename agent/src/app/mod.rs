@@ -27,6 +27,7 @@ mod opening;
 mod parting;
 mod remembering;
 mod report;
+mod turn;
 mod wakes;
 mod wiring;
 
@@ -40,16 +41,16 @@ use anyhow::Context;
 use mesh_engine::command::Command;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{sleep, sleep_until, timeout},
+    time::{sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::RunConfig,
     control::{self, ControlConfig, StreamOptions},
-    driver, entropy,
-    identity::{self, StateDir, StateError, StateLock},
-    keep::{Inherited, Keeper, Successor},
+    driver,
+    identity::{self, StateDir},
+    keep::{Inherited, Keeper},
     kubernetes::{self, KubernetesHandle},
     local_api,
     logs::RecentLogs,
@@ -69,12 +70,11 @@ use lifetimes::LifetimeBook;
 use opening::Opened;
 use remembering::Memory;
 use report::Reporter;
+use turn::Turn;
 use wiring::{Ended, Surroundings, Wiring};
 
 /// How long the parts may take to end; then the process ends without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
-/// How often a pod looks whether its turn has come: what it may add to the gap.
-const TURN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -94,7 +94,7 @@ pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
     }
     let state_dir = StateDir::open(&config.state_dir)?;
     let turn = if is_pod { Turn::Awaited } else { Turn::Now };
-    let Some((_lock, handed_on)) = lock(&state_dir, turn, &cancel).await? else { return Ok(()) };
+    let Some((_lock, handed_on)) = turn::lock(&state_dir, turn, &cancel).await? else { return Ok(()) };
     let reporter = Arc::new(Reporter::new(&config, &logs));
     let mut kept = match turn {
         Turn::Awaited => {
@@ -111,47 +111,6 @@ pub async fn run(config: RunConfig, logs: RecentLogs) -> anyhow::Result<()> {
                 opening::forget_all(&kept.keeper, config.shards);
                 addresses = Some(changed);
             }
-        }
-    }
-}
-
-/// When an agent may begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// No other one may be there.
-    Now,
-    /// The one before it may still be there, as while a DaemonSet is rolled out with `maxSurge`: that one hands on what it
-    /// has when it ends.
-    Awaited,
-}
-
-/// Takes the state directory, and what the process before this one hands on with it; `None` when cancelled before.
-async fn lock(
-    state_dir: &StateDir,
-    turn: Turn,
-    cancel: &CancellationToken,
-) -> anyhow::Result<Option<(StateLock, Inherited)>> {
-    let mut successor: Option<Successor> = None;
-    loop {
-        match (state_dir.lock(), turn) {
-            (Err(StateError::InUse { .. }), Turn::Awaited) => {}
-            (taken, _) => {
-                return Ok(Some((taken?, successor.map(Successor::into_inherited).unwrap_or_default())));
-            }
-        }
-        match &mut successor {
-            Some(successor) => successor.take(),
-            None => {
-                tracing::info!("another pod is this node's agent: waiting until it ends");
-                entropy::gathered().await;
-                let socket = state_dir.successor_socket();
-                successor = Some(Successor::listen(&socket).context("nothing can be handed on to this pod")?);
-            }
-        }
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Ok(None),
-            () = sleep(TURN_INTERVAL) => {}
         }
     }
 }
@@ -352,28 +311,4 @@ fn stop_at_signals(cancel: &CancellationToken) -> anyhow::Result<()> {
         cancel.cancel();
     });
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn an_agent_waits_for_the_one_before_it_only_where_it_is_its_turn_next() {
-        let parent = tempfile::tempdir().unwrap();
-        let state_dir = StateDir::create(&parent.path().join("state")).unwrap();
-        let cancel = CancellationToken::new();
-        let first = lock(&state_dir, Turn::Now, &cancel).await.unwrap();
-        assert!(first.is_some());
-        assert!(lock(&state_dir, Turn::Now, &cancel).await.is_err());
-        let next = lock(&state_dir, Turn::Awaited, &cancel);
-        tokio::pin!(next);
-        assert!(timeout(Duration::from_secs(60), &mut next).await.is_err(), "it waits");
-        drop(first);
-        let next = next.await.unwrap();
-        assert!(next.is_some());
-        let third = lock(&state_dir, Turn::Awaited, &cancel);
-        cancel.cancel();
-        assert!(third.await.unwrap().is_none(), "told to stop before its turn");
-    }
 }
