@@ -431,7 +431,7 @@ fn cuts_off(problem: &podnet::Problem) -> bool {
     matches!(
         problem,
         podnet::Problem::PluginMissing { .. }
-            | podnet::Problem::PluginBroken { .. }
+            | podnet::Problem::PluginsBroken { .. }
             | podnet::Problem::OtherConfigurationFirst { .. }
             | podnet::Problem::K3sLooksElsewhere { .. }
             | podnet::Problem::Bridge { .. }

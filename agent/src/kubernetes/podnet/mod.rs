@@ -189,7 +189,7 @@ impl PodNetwork {
             }
         }
         problems.extend(self.free_leases(&around, desired));
-        let (versions, missing) = self.plugins.install(&self.places).await;
+        let (versions, missing) = self.plugins.install(&self.places, Instant::now()).await;
         problems.extend(missing);
         if let Some(versions) = versions {
             problems.extend(self.set_conflist(desired, &versions));

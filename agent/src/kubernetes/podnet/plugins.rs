@@ -5,6 +5,9 @@
 //! and renamed, so that one that runs at that moment is not disturbed and no half of one is ever run.
 //!
 //! What was installed is noted by digest, so that nothing else is removed at the end.
+//!
+//! Plugins that do not run (built for another machine, a file system that runs nothing) are not written again and again:
+//! what is the same already stays, and it is tried anew at once when a file changes, else less and less often.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +16,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Stdio,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::Deserialize;
@@ -31,6 +34,10 @@ const MODE: u32 = 0o755;
 const NOTES: &str = ".mesh-installed.json";
 /// A plugin answers at once; a machine that has just started may be busy.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// After a failure it is tried again after this long, then twice as long, ...
+const RETRY_FIRST: Duration = Duration::from_secs(5);
+/// ... up to this: what no file shows (a file system is mounted anew) is noticed so late.
+const RETRY_LAST: Duration = Duration::from_secs(60);
 
 /// What a plugin says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,6 +70,7 @@ struct VersionAnswer {
 #[derive(Debug, Default)]
 pub(super) struct Plugins {
     whole: Option<Whole>,
+    failed: Option<Failed>,
 }
 
 /// All plugins, as they were when all was well.
@@ -72,32 +80,70 @@ struct Whole {
     versions: Vec<&'static str>,
 }
 
+/// What was wrong, and when it is tried again.
+#[derive(Debug)]
+struct Failed {
+    stamps: Vec<Option<Stamp>>,
+    problems: Vec<Problem>,
+    wait: Duration,
+    until: Instant,
+}
+
 /// By this a file is known as the same: its place on the disk, its size and time.
 type Stamp = (u64, u64, SystemTime);
 
 impl Plugins {
     /// Has all plugins there, and returns the versions of CNI that they have in common, if nothing is missing. Plugins are
-    /// run only if a file has changed since the last time.
-    pub(super) async fn install(&mut self, places: &Places) -> (Option<Vec<&'static str>>, Vec<Problem>) {
-        let Places { cni_bin_dir, plugin_sources, .. } = places;
-        if let Some(whole) = self.whole.as_ref().filter(|whole| whole.stamps == stamps(places)) {
+    /// run only if a file has changed since the last time, or something was wrong then.
+    pub(super) async fn install(
+        &mut self,
+        places: &Places,
+        now: Instant,
+    ) -> (Option<Vec<&'static str>>, Vec<Problem>) {
+        let before = stamps(places);
+        if let Some(whole) = self.whole.as_ref().filter(|whole| whole.stamps == before) {
             return (Some(whole.versions.clone()), Vec::new());
+        }
+        let former = self.failed.take_if(|failed| failed.stamps == before);
+        if let Some(failed) = former.as_ref().filter(|failed| now < failed.until) {
+            let problems = failed.problems.clone();
+            self.failed = former;
+            return (None, problems);
         }
         let mut problems = Vec::new();
         let mut spoken = Vec::new();
         for name in REFERENCE.into_iter().chain([OWN]) {
-            match install_one(name, plugin_sources, cni_bin_dir).await {
+            match install_one(name, &places.plugin_sources, &places.cni_bin_dir).await {
                 Ok(about) => spoken.push(about.spoken),
-                Err(problem) => problems.push(problem),
+                Err(problem) => add(&mut problems, problem),
             }
         }
+        self.failed = None;
         if !problems.is_empty() {
+            let wait = former.map_or(RETRY_FIRST, |failed| (failed.wait * 2).min(RETRY_LAST));
+            let until = now + wait;
+            self.failed = Some(Failed { stamps: stamps(places), problems: problems.clone(), wait, until });
             return (None, problems);
         }
         let versions = conflist::common_versions(&spoken);
         self.whole = Some(Whole { stamps: stamps(places), versions: versions.clone() });
         (Some(versions), problems)
     }
+}
+
+/// Adds a problem; plugins that do not run for one reason are one.
+fn add(problems: &mut Vec<Problem>, problem: Problem) {
+    if let Problem::PluginsBroken { dir, names, reason } = &problem {
+        for known in problems.iter_mut() {
+            if let Problem::PluginsBroken { dir: known_dir, names: known_names, reason: known_reason } = known
+                && (&*known_dir, &*known_reason) == (dir, reason)
+            {
+                known_names.extend(names);
+                return;
+            }
+        }
+    }
+    problems.push(problem);
 }
 
 /// Returns the stamps of everything that is installed, and of what could be.
@@ -146,18 +192,13 @@ async fn install_one(name: &'static str, sources: &[PathBuf], bin_dir: &Path) ->
     let step = match (&installed, &source) {
         (_, None) if target.is_file() => Step::Keep,
         (_, None) => Step::Missing,
-        (None, Some(_)) => Step::Install,
-        (Some(_), Some(source)) if name == OWN => {
-            if digest_of(source) == digest_of(&target) {
-                Step::Keep
-            } else {
-                Step::Install
-            }
-        }
-        (Some(installed), Some(source)) => {
-            let offered = about(source).await.map_err(|reason| broken(source, reason))?;
-            plan(installed, &offered)
-        }
+        // What does not run would not run any better for being written again.
+        (None, Some(source)) => install_unless_same(source, &target),
+        (Some(_), Some(source)) if name == OWN => install_unless_same(source, &target),
+        (Some(installed), Some(source)) => match about(source).await {
+            Ok(offered) => plan(installed, &offered),
+            Err(_) => Step::Keep,
+        },
     };
     match (step, source) {
         (Step::Missing, _) => Err(Problem::PluginMissing { name, dir: bin_dir.to_owned() }),
@@ -167,12 +208,13 @@ async fn install_one(name: &'static str, sources: &[PathBuf], bin_dir: &Path) ->
                 reason: error.to_string(),
             };
             copy(name, source, target.clone()).await.map_err(refused)?;
+            let about = about(&target).await.map_err(|reason| broken(name, bin_dir, reason))?;
             tracing::info!(plugin = name, "network plugin installed");
-            about(&target).await.map_err(|reason| broken(&target, reason))
+            Ok(about)
         }
         (Step::Keep | Step::Install, _) => match installed {
             Some(installed) => Ok(installed),
-            None => about(&target).await.map_err(|reason| broken(&target, reason)),
+            None => about(&target).await.map_err(|reason| broken(name, bin_dir, reason)),
         },
     }
 }
@@ -192,8 +234,13 @@ fn plan(installed: &About, offered: &About) -> Step {
     if older { Step::Install } else { Step::Keep }
 }
 
-fn broken(path: &Path, reason: String) -> Problem {
-    Problem::PluginBroken { path: path.to_owned(), reason }
+fn install_unless_same(source: &Path, target: &Path) -> Step {
+    let present = digest_of(target);
+    if present.is_some() && present == digest_of(source) { Step::Keep } else { Step::Install }
+}
+
+fn broken(name: &'static str, dir: &Path, reason: String) -> Problem {
+    Problem::PluginsBroken { dir: dir.to_owned(), names: vec![name], reason }
 }
 
 /// Asks a plugin what it is.
@@ -316,8 +363,8 @@ mod tests {
         }
         let places =
             Places { cni_bin_dir: bin.clone(), plugin_sources: vec![source.clone()], ..Places::default() };
-        let mut plugins = Plugins::default();
-        let (whole, problems) = plugins.install(&places).await;
+        let (mut plugins, now) = (Plugins::default(), Instant::now());
+        let (whole, problems) = plugins.install(&places, now).await;
         assert_eq!((whole, problems.len()), (None, 5), "{problems:?}");
         for name in REFERENCE.into_iter().chain([OWN]) {
             write_plugin(&source, name, "1.5.0");
@@ -325,16 +372,65 @@ mod tests {
         write_plugin(&bin, "portmap", "1.9.0");
         write_plugin(&bin, "bridge", "1.4.9");
         fs::write(bin.join("loopback"), "cut off").unwrap();
-        assert_eq!(plugins.install(&places).await, (Some(vec!["1.0.0", "0.4.0"]), vec![]));
+        assert_eq!(plugins.install(&places, now).await, (Some(vec!["1.0.0", "0.4.0"]), vec![]));
         let text = |name: &str| fs::read_to_string(bin.join(name)).unwrap();
         assert!(text("portmap").contains("v1.9.0") && text("bridge").contains("v1.5.0"));
         assert!(text("loopback").contains("v1.5.0"));
         assert_eq!(fs::metadata(bin.join("host-local")).unwrap().permissions().mode() & 0o7777, MODE);
         write_plugin(&source, OWN, "1.4.0");
-        assert_eq!(plugins.install(&places).await.1, vec![]);
+        assert_eq!(plugins.install(&places, now).await.1, vec![]);
         assert!(text(OWN).contains("v1.4.0"), "our own follows the agent, back as well");
         remove(&bin, false).unwrap();
         let left: Vec<_> = fs::read_dir(&bin).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["portmap"]);
+    }
+
+    #[tokio::test]
+    async fn plugins_that_do_not_run_are_written_once_and_said_in_one_sentence() {
+        let root = tempfile::tempdir().unwrap();
+        let (source, bin) = (root.path().join("source"), root.path().join("bin"));
+        for dir in [&source, &bin] {
+            conflist::make_dir(dir).unwrap();
+        }
+        let places =
+            Places { cni_bin_dir: bin.clone(), plugin_sources: vec![source.clone()], ..Places::default() };
+        for name in REFERENCE.into_iter().chain([OWN]) {
+            place(&source.join(name), MODE, b"\x7fELF of another machine".as_slice()).unwrap();
+        }
+        let (mut plugins, start) = (Plugins::default(), Instant::now());
+        let problems = plugins.install(&places, start).await.1;
+        let sentence = problems[0].to_string();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let named =
+            format!("bridge, host-local, portmap, loopback, mesh-cni in {} do not run: ", bin.display());
+        assert!(sentence.contains(&named), "{sentence}");
+        // An hour of looks: the same is said, nothing is written again, and few looks try.
+        let written = stamps(&places);
+        let mut tries = 0;
+        for second in (0..3600).step_by(5) {
+            let now = start + Duration::from_secs(second);
+            tries += usize::from(plugins.failed.as_ref().is_none_or(|failed| now >= failed.until));
+            assert_eq!(plugins.install(&places, now).await, (None, problems.clone()));
+        }
+        assert_eq!(stamps(&places), written);
+        assert!((55..=65).contains(&tries), "{tries}");
+        // Others are tried at once.
+        for name in REFERENCE.into_iter().chain([OWN]) {
+            write_plugin(&source, name, "1.5.0");
+        }
+        assert_eq!(plugins.install(&places, start).await.1, []);
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_runs_stays_whatever_is_offered() {
+        let root = tempfile::tempdir().unwrap();
+        let (source, bin) = (root.path().join("source"), root.path().join("bin"));
+        for dir in [&source, &bin] {
+            conflist::make_dir(dir).unwrap();
+        }
+        write_plugin(&bin, "bridge", "1.4.0");
+        place(&source.join("bridge"), MODE, b"\x7fELF of another machine".as_slice()).unwrap();
+        let kept = install_one("bridge", &[source], &bin).await.unwrap();
+        assert_eq!(kept.version, Some(vec![1, 4, 0]));
     }
 }

@@ -49,12 +49,14 @@ pub enum Problem {
         /// Where the container runtime looks.
         dir: PathBuf,
     },
-    /// A plugin is there, but does not answer.
-    #[error("the network plugin {} does not run: {reason}", path.display())]
-    PluginBroken {
-        /// The plugin.
-        path: PathBuf,
-        /// What happened.
+    /// Plugins are there, but do not answer.
+    #[error("the network plugins {} in {} do not run: {reason}", names.join(", "), dir.display())]
+    PluginsBroken {
+        /// Where the container runtime looks.
+        dir: PathBuf,
+        /// The plugins.
+        names: Vec<&'static str>,
+        /// What happened, which is the same with all of them.
         reason: String,
     },
     /// A plugin cannot be put where the runtime looks.
