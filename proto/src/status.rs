@@ -13,7 +13,8 @@
 //!   "allowed_ips":["10.90.0.2/32","10.244.2.0/24"],"online":true,
 //!   "path":{"kind":"direct|relay|none","address":"198.51.100.7:51820","relay":null,"rtt_ms":18.2,"mtu":1420,
 //!     "since":"RFC 3339","code":"answered|…|nats-vary","reason":"…"},
-//!   "last_handshake":"RFC 3339","tx_bytes":0,"rx_bytes":0,"loss":0.0,"drops":{"reason":1}}]}
+//!   "last_handshake":"RFC 3339","tx_bytes":0,"rx_bytes":0,"loss":0.0,"loss_measured":true,
+//!   "drops":{"reason":1}}]}
 //! ```
 //!
 //! Fields that are an `Option` here are always written, as `null` when there is nothing to say. A reader ignores
@@ -304,8 +305,16 @@ pub struct PeerStatus {
     /// Share of the last probes of the primary path that stayed unanswered, 0 to 1; 0 when there were none. JSON
     /// has no NaN: written as `null`, it would make the document unreadable.
     pub loss: f64,
+    /// Whether `loss` was measured lately: a pair without traffic does not probe, and its `loss` is 0 then.
+    #[serde(default = "measured")]
+    pub loss_measured: bool,
     /// Packets dropped, by reason; reasons that never occurred may be missing.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// Agents that say nothing of it show what they last measured.
+fn measured() -> bool {
+    true
 }
 
 /// The primary path to a peer.

@@ -118,8 +118,8 @@ pub struct PathSnapshot {
     pub since: Option<Instant>,
     /// Smoothed round-trip time.
     pub rtt: Option<Duration>,
-    /// Share of the last probes that stayed unanswered, 0 to 1.
-    pub loss: f64,
+    /// Share of the last probes that stayed unanswered, 0 to 1; `None` if nothing was measured lately.
+    pub loss: Option<f64>,
     /// Largest inner packet that it carries, in bytes.
     pub mtu: u16,
     /// When it last answered.

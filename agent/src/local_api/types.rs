@@ -62,8 +62,11 @@ pub struct WhyPath {
     pub primary: bool,
     /// Smoothed round-trip time, in milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Share of the last probes that stayed unanswered, 0 to 1.
+    /// Share of the last probes that stayed unanswered, 0 to 1; 0 when there were none lately.
     pub loss: f64,
+    /// Whether there were.
+    #[serde(default)]
+    pub loss_measured: bool,
     /// When it last answered.
     pub last_answer: Option<Timestamp>,
 }

@@ -21,7 +21,8 @@ pub fn explain(input: &Input<'_>, name: &str, peer: &PeerSnapshot) -> Why {
         path: input.path_text(Some(path.address)),
         primary: primary == Some(path.address),
         rtt_ms: path.rtt.map(millis),
-        loss: path.loss,
+        loss: path.loss.unwrap_or(0.0),
+        loss_measured: path.loss.is_some(),
         last_answer: path.last_answer.map(|at| input.timestamp(at)),
     });
     let ends = peer.decisions.iter().skip(1).map(|next| Some(next.at)).chain([None]);

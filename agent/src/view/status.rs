@@ -191,7 +191,8 @@ fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> P
         last_handshake: peer.and_then(|peer| peer.last_handshake).map(|at| input.timestamp(at)),
         tx_bytes: counters.0,
         rx_bytes: counters.1,
-        loss: path.map_or(0.0, |path| path.loss),
+        loss: path.and_then(|path| path.loss).unwrap_or(0.0),
+        loss_measured: path.is_some_and(|path| path.loss.is_some()),
         drops: peer.map_or_else(Default::default, |peer| drops(&peer.drops)),
     }
 }
@@ -311,7 +312,7 @@ pub(crate) mod tests {
             address,
             since: Some(now - Duration::from_secs(90)),
             rtt: Some(Duration::from_micros(18_234)),
-            loss: 0.0,
+            loss: Some(0.0),
             mtu: 1280,
             last_answer: Some(now),
         }

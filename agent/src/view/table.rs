@@ -62,7 +62,7 @@ pub fn why(why: &Why) -> String {
         let mark = if path.primary { '*' } else { ' ' };
         let rtt = path.rtt_ms.map_or_else(|| "-".to_owned(), units::millis);
         let answered = path.last_answer.as_deref().map_or_else(|| "never".to_owned(), clock);
-        let loss = units::percent(path.loss);
+        let loss = if path.loss_measured { units::percent(path.loss) } else { "-".to_owned() };
         let _ = writeln!(out, " {mark} {:<48} rtt {rtt:<8} loss {loss:<4} answered {answered}", path.path);
     }
     if !why.decisions.is_empty() {
@@ -188,7 +188,7 @@ fn row(peer: &PeerStatus, now: OffsetDateTime) -> Row {
         if peer.online { "yes" } else { "no" }.to_owned(),
         via,
         path.rtt_ms.map_or_else(dash, units::millis),
-        if path.kind == PathKind::None { dash() } else { units::percent(peer.loss) },
+        if path.kind == PathKind::None || !peer.loss_measured { dash() } else { units::percent(peer.loss) },
         handshake.map_or_else(dash, |at| units::age((now - at).try_into().unwrap_or_default())),
         units::bytes(peer.tx_bytes),
         units::bytes(peer.rx_bytes),
@@ -260,6 +260,15 @@ office  10.90.0.2 yes relay pi                  18.2ms 0%   1m    123K 52 1280
   relayed: no direct path has answered; forward UDP 51820 on either side
 ";
         assert_eq!(status(&document(), now()), expected);
+    }
+
+    #[test]
+    fn a_loss_that_was_not_measured_lately_is_not_shown() {
+        let mut document = document();
+        document.peers[0].loss_measured = false;
+        let text = status(&document, now());
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("18.2ms")).collect();
+        assert!(lines[0].contains("18.2ms -    1m") && lines[1].contains("18.2ms 0%   1m"), "{text}");
     }
 
     #[test]

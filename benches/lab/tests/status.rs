@@ -101,6 +101,7 @@ const PEER: Shape = Record(&[
     ("tx_bytes", Whole),
     ("rx_bytes", Whole),
     ("loss", Number),
+    ("loss_measured", Flag),
     ("drops", Counts),
 ]);
 

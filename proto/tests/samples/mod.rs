@@ -389,6 +389,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         tx_bytes: 0,
         rx_bytes: 0,
         loss: 0.0,
+        loss_measured: true,
         drops: [].into(),
     };
     let relayed = PeerStatus {
@@ -406,6 +407,7 @@ pub(crate) fn statuses() -> Vec<(&'static str, Status)> {
         tx_bytes: u64::MAX,
         rx_bytes: 1,
         loss: 0.25,
+        loss_measured: true,
         drops: [("no_session".to_owned(), 3), ("source_not_allowed".to_owned(), 1)].into(),
         ..direct.clone()
     };

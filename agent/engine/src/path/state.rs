@@ -37,6 +37,9 @@ const MAX_OUTSTANDING: usize = 8;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Probes over which loss is measured.
 const LOSS_WINDOW: u32 = 16;
+/// A measurement ends with a silence as long as this. What came before it says nothing of now: an idle pair's last probes
+/// are often those that its peer was no longer there to answer.
+const LOSS_LATELY: Duration = Duration::from_secs(30);
 /// Weight of a new measurement in the smoothed round-trip time (RFC 6298: 1/8).
 const RTT_WEIGHT: u32 = 8;
 /// Weight of a new measurement in the round-trip time's variation (RFC 6298: 1/4).
@@ -225,6 +228,10 @@ impl Path {
 
     /// Notes a probe that is being sent.
     pub(crate) fn on_probe_sent(&mut self, txid: TxId, now: Instant) {
+        if !self.is_measured(now) {
+            self.outstanding.clear();
+            self.fates = 0;
+        }
         if self.outstanding.len() >= MAX_OUTSTANDING {
             self.outstanding.pop_front();
             self.note_fate(true);
@@ -280,14 +287,19 @@ impl Path {
         self.mtu.check(now);
     }
 
-    /// Returns the share of the last probes that stayed unanswered.
-    pub(crate) fn loss(&self) -> f64 {
+    /// Returns the share of the last probes that stayed unanswered; `None` if nothing was measured lately.
+    pub(crate) fn loss(&self, now: Instant) -> Option<f64> {
         let known = self.fates.min(LOSS_WINDOW);
-        if known == 0 {
-            return 0.0;
+        if known == 0 || !self.is_measured(now) {
+            return None;
         }
         let lost = (self.losses & ((1 << known) - 1)).count_ones();
-        f64::from(lost) / f64::from(known)
+        Some(f64::from(lost) / f64::from(known))
+    }
+
+    /// Whether it was probed lately.
+    fn is_measured(&self, now: Instant) -> bool {
+        self.last_probe.is_some_and(|at| now.saturating_duration_since(at) < LOSS_LATELY)
     }
 
     /// Smooths a measured round-trip time into what is known (RFC 6298, section 2).
@@ -345,6 +357,26 @@ mod tests {
             }
         }
         path.expire_probes(now + PROBE_TIMEOUT);
-        assert!((path.loss() - 0.25).abs() < 1e-9);
+        assert_eq!(path.loss(now + PROBE_TIMEOUT), Some(0.25));
+    }
+
+    #[test]
+    fn loss_of_long_ago_is_none() {
+        let now = Instant::now();
+        let mut path = path();
+        assert_eq!(path.loss(now), None);
+        // The peer is switched off, and the pair falls silent.
+        for number in 0..4u8 {
+            path.on_probe_sent([number; 12], now);
+        }
+        path.expire_probes(now + PROBE_TIMEOUT);
+        assert_eq!(path.loss(now + PROBE_TIMEOUT), Some(1.0));
+        let later = now + LOSS_LATELY;
+        assert_eq!(path.loss(later), None);
+        // It is back: what was lost before is no part of the new measurement.
+        path.on_probe_sent([9; 12], later);
+        assert_eq!(path.loss(later), None, "nothing is known of this one yet");
+        path.on_pong(&[9; 12], later);
+        assert_eq!(path.loss(later), Some(0.0));
     }
 }

@@ -253,7 +253,7 @@ impl Peer {
         PeerSnapshot {
             id: self.config.id,
             online: self.online || answered || in_session,
-            path: primary.map(|path| self.path_snapshot(path)),
+            path: primary.map(|path| self.path_snapshot(path, now)),
             code: self.punch_reason().unwrap_or_else(|| self.paths.code()),
             reason: self.paths.reason(),
             mapping: self.punched.peer_mapping,
@@ -261,18 +261,18 @@ impl Peer {
             tx_bytes: self.tx_bytes,
             rx_bytes: self.rx_bytes,
             drops: self.drops.clone(),
-            paths: primary.into_iter().chain(others).map(|path| self.path_snapshot(path)).collect(),
+            paths: primary.into_iter().chain(others).map(|path| self.path_snapshot(path, now)).collect(),
             decisions: self.paths.decisions().cloned().collect(),
         }
     }
 
-    fn path_snapshot(&self, path: &Path) -> PathSnapshot {
+    fn path_snapshot(&self, path: &Path, now: Instant) -> PathSnapshot {
         let is_primary = self.paths.primary().is_some_and(|primary| primary.address == path.address);
         PathSnapshot {
             address: path.address,
             since: self.paths.primary_since().filter(|_| is_primary),
             rtt: path.rtt,
-            loss: path.loss(),
+            loss: path.loss(now),
             mtu: path.mtu.mtu(),
             last_answer: path.last_answer,
         }
