@@ -13,9 +13,11 @@
 //! The peer begins, so that a single way lies between the next process and the first packet for it. That one begins a
 //! handshake, too, as it would after a crash, and takes what comes first.
 //!
-//! A Pause is good for sessions of the process that sent it: one that is sent again by somebody names a session from before
-//! the first one came, and does nothing. It is a courtesy. If it is lost, or the peer does not know it, packets are lost
-//! until there are new keys, as at a crash; and if the next process does not come, packets are sent as before after
+//! A Pause is good for sessions of the process that sent it. One that is sent again by somebody names a session from before
+//! the first one came, and does nothing; one that was held back on its way does nothing either once the next process has
+//! sent something, since that was sealed with newer keys than those that it names. It is a courtesy. If it is lost, or the
+//! peer does not know it, packets are lost until there are new keys, as at a crash; and if the next process does not come,
+//! packets are sent as before after
 //! [`MAX_PAUSE`].
 
 use std::time::{Duration, Instant};

@@ -63,6 +63,8 @@ pub(crate) struct Session {
     initiated: [SessionName; KEPT_SESSIONS],
     /// The keys that data is sealed with.
     current: Option<Keypair>,
+    /// When the newest keys were made that the peer has sealed something with.
+    heard: Option<Instant>,
     rekey_due: bool,
     jitter: Duration,
 }
@@ -120,6 +122,7 @@ impl Session {
             made: [None; KEPT_SESSIONS],
             initiated: [[0; SESSION_NAME_LEN]; KEPT_SESSIONS],
             current: None,
+            heard: None,
             rekey_due: false,
             jitter: Duration::ZERO,
         }
@@ -156,11 +159,12 @@ impl Session {
         self.current.map(|keypair| keypair.at)
     }
 
-    /// Returns when the keys of this name were made, if they are in use on either side.
+    /// Returns when the keys of this name were made, if the peer may seal with them: it has used no newer ones.
     pub(crate) fn made_as(&self, name: SessionName, now: Instant) -> Option<Instant> {
         let mut made = self.made.iter().flatten();
         let found = made.find(|keypair| keypair.name == name).map(|keypair| keypair.at);
-        found.filter(|at| now.duration_since(*at) < REJECT_AFTER_TIME)
+        let is_left = |at: Instant| self.heard.is_some_and(|heard| heard > at);
+        found.filter(|at| now.duration_since(*at) < REJECT_AFTER_TIME && !is_left(*at))
     }
 
     /// Whether an initiation waits for its answer.
@@ -240,6 +244,7 @@ impl Session {
             TunnResult::WriteToNetwork(_) => return Err(DropReason::MalformedDatagram),
         };
         self.confirm(keypair);
+        self.heard = self.heard.max(Some(keypair.at));
         match opened {
             Ok(Opened::Packet(_)) => {
                 self.timers.on_data_received(now);

@@ -159,3 +159,27 @@ pub(super) fn a_pause_that_is_sent_again_by_somebody_does_nothing() {
     world.run_for(DIRECT);
     assert_eq!(world.nodes[1].received, [sent_by_1(3)], "nor does it say anything of another session");
 }
+
+#[test]
+pub(super) fn a_pause_that_was_held_back_until_the_next_process_is_there_does_nothing() {
+    for mut world in [talking(), talking_at_once()] {
+        // Somebody on the path keeps it.
+        world.direct_up = false;
+        let mut pause = None;
+        restart(&mut world, |world, time| {
+            let is_pause = |(from, _, bytes): &&(_, _, Vec<u8>)| {
+                *from == address(2) && classify(bytes) == DatagramKind::Disco
+            };
+            let sent = || world.captured.iter().rfind(is_pause).map(|(.., bytes)| bytes.clone());
+            pause = pause.take().or_else(sent);
+            world.direct_up |= time == AWAY;
+            world.run_for(time);
+        });
+        // A handshake, and what the next process sends with it.
+        world.run_for(DIRECT * 4);
+        world.inject(1, address(9), pause.unwrap());
+        world.send(1, &sent_by_1(1));
+        world.run_for(DIRECT);
+        assert_eq!(world.nodes[1].received, [sent_by_1(1)]);
+    }
+}

@@ -61,6 +61,7 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         restart::nothing_is_lost_on_the_way_to_a_node_that_is_restarted,
         restart::no_keys_are_agreed_on_with_a_process_that_is_about_to_end,
         restart::a_node_that_does_not_come_back_is_not_waited_for,
+        restart::a_pause_that_was_held_back_until_the_next_process_is_there_does_nothing,
         roaming::a_node_that_moves_and_knows_it_loses_next_to_nothing,
         roaming::a_mapping_that_moves_unnoticed_costs_less_than_three_seconds,
         roaming::a_relayed_node_whose_mapping_moves_is_back_within_four_seconds,
