@@ -73,6 +73,7 @@ impl<T: Tun> Face<T> {
             wall: OffsetDateTime::now_utc(),
             map: &known.map,
             coordinator: self.control.status(),
+            clock_offset_ms: self.control.clock_offset_ms(),
             interface: &self.interface,
             mtu: self.mtu,
             port_mapping: self.port_map.report(),

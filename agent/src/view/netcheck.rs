@@ -20,6 +20,9 @@ use crate::portmap;
 /// A clock that is this much off, in milliseconds, is said to be wrong: certificates and tokens are judged by hours, logs
 /// are compared by seconds.
 const CLOCK_TOLERANCE_MS: f64 = 1000.0;
+/// And one that is this much off is a person's business at any time: Kubernetes' tokens and certificates are refused by hosts
+/// that are a minute or more behind.
+const CLOCK_WARNING_MS: f64 = 60_000.0;
 
 /// Writes the text of `meshctl netcheck`.
 #[must_use]
@@ -115,7 +118,17 @@ fn clock(offset_ms: Option<f64>) -> String {
     let Some(offset) = offset_ms else { return "unknown".to_owned() };
     let side = if offset < 0.0 { "ahead of" } else { "behind" };
     let note = if offset.abs() > CLOCK_TOLERANCE_MS { ": set it" } else { "" };
-    format!("{} {side} the coordinator's{note}", units::millis(offset.abs()))
+    format!("{} {side} the coordinator's{note}", units::span(offset.abs() / 1e3))
+}
+
+/// Says that this host's clock and the coordinator's are far apart; which of them is wrong is not known here.
+pub(super) fn clock_warning(offset_ms: Option<f64>) -> Option<String> {
+    let offset = offset_ms.filter(|offset| offset.abs() >= CLOCK_WARNING_MS)?;
+    let side = if offset < 0.0 { "ahead of" } else { "behind" };
+    let apart = units::span(offset.abs() / 1e3);
+    Some(format!(
+        "this host's clock is {apart} {side} the coordinator's: set the one that is wrong; the mesh works, but certificates and tokens may be refused"
+    ))
 }
 
 fn known(value: Option<bool>, [yes, no, unknown]: [&'static str; 3]) -> &'static str {
@@ -197,7 +210,7 @@ mod tests {
             "port mapping   none\n",
             "ipv6           not answered, no global address\n",
             "uplink mtu     1492\n",
-            "clock          2500ms ahead of the coordinator's: set it\n",
+            "clock          2.50s ahead of the coordinator's: set it\n",
             "captive portal unknown\n",
             "proxy          http://proxy:3128, not in use\n",
             "relays         pi: udp answers in 8.00ms; tcp has no known address\n",

@@ -23,7 +23,7 @@ use mesh_proto::{
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::explain;
+use super::{explain, netcheck::clock_warning};
 use crate::{
     driver::Counters,
     os::Family,
@@ -45,6 +45,8 @@ pub struct Input<'a> {
     pub map: &'a NetworkMap,
     /// The control connection.
     pub coordinator: CoordinatorStatus,
+    /// The coordinator's clock less this host's, in milliseconds.
+    pub clock_offset_ms: Option<f64>,
     /// The TUN interface.
     pub interface: &'a str,
     /// Its MTU, in bytes.
@@ -170,7 +172,8 @@ fn warnings(input: &Input<'_>) -> Vec<String> {
         let reason = route.reason.as_deref().unwrap_or("the coordinator does not say why");
         format!("the route {} is {}: {reason}", route.prefix, route.state)
     });
-    input.warnings.iter().chain(pods).cloned().chain(refused).chain(double).collect()
+    let clock = clock_warning(input.clock_offset_ms);
+    input.warnings.iter().chain(pods).cloned().chain(clock).chain(refused).chain(double).collect()
 }
 
 fn peer_status(input: &Input<'_>, node: &Node, peer: Option<&PeerSnapshot>) -> PeerStatus {
@@ -386,6 +389,7 @@ pub(crate) mod tests {
                 error: None,
                 outer_certificate: None,
             },
+            clock_offset_ms: Some(12.0),
             interface: "mesh0",
             mtu: 1280,
             port_mapping: Report::default(),
@@ -434,5 +438,17 @@ pub(crate) mod tests {
         assert_eq!(this.nat.port_mapping, PortMapping::NatPmp);
         assert_eq!(this.nat.mapped_address, Some("192.168.0.2:51820".parse().unwrap()));
         assert!(this.warnings.iter().any(|warning| warning.contains("another NAT")), "{:?}", this.warnings);
+    }
+
+    #[test]
+    fn a_clock_that_is_far_off_is_among_the_warnings() {
+        let now = Instant::now();
+        let warnings = |clock_offset_ms| {
+            input_of(&snapshot(now), now, |input| status(&Input { clock_offset_ms, ..input.clone() }))
+                .this
+                .warnings
+        };
+        assert_eq!(warnings(Some(500.0)), [] as [String; 0]);
+        assert!(warnings(Some(7_200_000.0))[0].contains("2h behind the coordinator's"));
     }
 }

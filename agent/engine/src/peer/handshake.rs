@@ -7,7 +7,7 @@ use crate::{
     drops::DropReason,
     event::PathAddress,
     local::Local,
-    session::{Due, Handshake, Initiation, REJECT_AFTER_TIME, Session},
+    session::{Due, Handshake, Initiation, REJECT_AFTER_TIME, REKEY_TIMEOUT, Session},
 };
 
 /// How long a peer may probe this node without a session between them: longer than the handshake that comes with the
@@ -15,6 +15,11 @@ use crate::{
 const REVIVE_AFTER: Duration = Duration::from_millis(500);
 /// Probes that are farther apart only keep a hole open.
 const REVIVE_WITHIN: Duration = Duration::from_secs(3);
+/// An initiation that is older than one before it, but comes so soon after a handshake, was only overtaken on its way.
+const OVERTAKEN_WITHIN: Duration = REKEY_TIMEOUT;
+/// Initiations that are too old have this node begin a handshake of its own at most this often: longer than an attempt
+/// lasts, so that recordings of them cost little.
+const CALL_BACK_INTERVAL: Duration = Duration::from_secs(120);
 
 impl Peer {
     /// Makes a session with a peer that probes this node, and has done so for [`REVIVE_AFTER`] without one.
@@ -75,12 +80,35 @@ impl Peer {
         if local.parting.is_on(now) {
             return self.drops.count(DropReason::Parting);
         }
-        if self.newest_initiation.is_some_and(|newest| initiation.timestamp <= newest) {
-            return self.drops.count(DropReason::Replayed);
+        if let Some(newest) = self.newest_initiation.filter(|newest| initiation.timestamp <= *newest) {
+            self.drops.count(DropReason::Replayed);
+            if initiation.timestamp < newest {
+                self.call_back(local, now);
+            }
+            return;
         }
         if self.handle_handshake(from, message, local, now) {
             self.newest_initiation = Some(initiation.timestamp);
         }
+    }
+
+    /// The peer has sent an initiation that is older than one before it. Either somebody has sent a recording, or the peer was
+    /// started again with a clock that has gone back: then none of its initiations would be taken until its clock is where
+    /// it was, which may be never. A handshake that this node begins needs no clock of the peer's; it goes to where the
+    /// peer is known to be, whoever sent this.
+    fn call_back(&mut self, local: &mut Local, now: Instant) {
+        let within =
+            |at: Option<Instant>, time| at.is_some_and(|at| now.saturating_duration_since(at) < time);
+        let is_attempting = self.session.as_ref().is_some_and(|session| session.is_attempting());
+        if is_attempting
+            || within(self.last_handshake, OVERTAKEN_WITHIN)
+            || within(self.last_call_back, CALL_BACK_INTERVAL)
+        {
+            return;
+        }
+        tracing::debug!(peer = self.config.id.0, "an old initiation: beginning a handshake from this side");
+        self.last_call_back = Some(now);
+        self.initiate(local, now);
     }
 
     /// Takes a handshake message of the peer's; whether it was good.

@@ -71,6 +71,8 @@ pub(crate) struct Peer {
     /// Of the newest initiation that was taken: older ones are replays, also after the session is gone.
     newest_initiation: Option<Timestamp>,
     last_handshake: Option<Instant>,
+    /// When this node last began a handshake because the peer's initiation was too old.
+    last_call_back: Option<Instant>,
     /// When the peer first probed this node without a session between them.
     probed_without_session: Option<Instant>,
     last_call: Option<Instant>,
@@ -131,6 +133,7 @@ impl Peer {
             home: None,
             newest_initiation: None,
             last_handshake: None,
+            last_call_back: None,
             probed_without_session: None,
             last_call: None,
             recalls: 0,

@@ -28,8 +28,8 @@ mod timers;
 
 pub(crate) use initiation::{Initiation, Timestamp};
 pub(crate) use keys::{Admission, Keys, Source};
-pub(crate) use timers::{Due, REJECT_AFTER_TIME};
-use timers::{KEEPALIVE_TIMEOUT, REKEY_AFTER_TIME, REKEY_TIMEOUT, RETRY_JITTER, Timers};
+pub(crate) use timers::{Due, REJECT_AFTER_TIME, REKEY_TIMEOUT};
+use timers::{KEEPALIVE_TIMEOUT, REKEY_AFTER_TIME, RETRY_JITTER, Timers};
 
 use crate::drops::DropReason;
 

@@ -20,7 +20,7 @@ pub(crate) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// Data is answered at the latest after this long, by a keepalive if need be (whitepaper, KEEPALIVE_TIMEOUT).
 pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a handshake may take (whitepaper, REKEY_TIMEOUT).
-pub(super) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// An attempt to make a session is given up after this long (whitepaper, REKEY_ATTEMPT_TIME).
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 

@@ -90,6 +90,31 @@ pub(super) fn replayed_initiations_are_not_answered_also_after_the_session_is_go
 }
 
 #[test]
+pub(super) fn old_initiations_cost_a_handshake_now_and_then_and_never_with_who_sent_them() {
+    let mut world = direct_pair();
+    let old = sent_to_1(&world, 1);
+    // A newer one, so that those are old.
+    world.run_for(seconds(1000));
+    world.send(2, &packet(2, 1, 1, 100));
+    world.run_for(seconds(1000));
+    world.captured.clear();
+    let begun = |world: &World| {
+        let is_it = |(from, _, bytes): &&(SocketAddr, SocketAddr, Vec<u8>)| {
+            *from == address(1) && bytes.starts_with(&[1, 0, 0, 0])
+        };
+        world.captured.iter().filter(is_it).count()
+    };
+    for _ in 0..600 {
+        world.inject(1, stranger(), old[0].clone());
+        world.run_for(seconds(1));
+    }
+    // Who sends many is asked for a cookie, and gets nothing else.
+    let mut to_stranger = world.captured.iter().filter(|(_, remote, _)| *remote == stranger());
+    assert!(to_stranger.all(|(.., bytes)| bytes.starts_with(&[3, 0, 0, 0])));
+    assert!((1..=10).contains(&begun(&world)), "{} in ten minutes", begun(&world));
+}
+
+#[test]
 pub(super) fn replayed_data_is_dropped_and_moves_nothing() {
     let mut world = direct_pair();
     let before = world.nodes[0].received.len();

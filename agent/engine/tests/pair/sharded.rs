@@ -72,6 +72,7 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         roaming::a_wake_after_eight_hours_is_like_any_pause,
         hostile::garbage_is_counted_and_not_answered,
         hostile::replayed_initiations_are_not_answered_also_after_the_session_is_gone,
+        hostile::old_initiations_cost_a_handshake_now_and_then_and_never_with_who_sent_them,
         hostile::replayed_data_is_dropped_and_moves_nothing,
         hostile::a_garbage_response_does_not_stop_a_handshake,
         hostile::a_flood_of_initiations_is_answered_by_cookies_and_leaves_sessions_alone,

@@ -332,3 +332,29 @@ fn firezone_a_relay_serves_without_the_coordinator_for_days() {
         pair.comes_back_within(UNNOTICED);
     }
 }
+
+/// WireGuard on machines without a clock that goes on while they are off, as a Raspberry Pi (the whitepaper, section 5.4.2,
+/// leaves it to them): after a reboot their handshakes bear an earlier time than before, and are taken for recordings until
+/// the clock has been set, or is where it was. Here the peer begins a handshake itself, which bears its own time.
+#[test]
+fn a_node_that_rebooted_with_a_clock_that_went_back_is_answered() {
+    const BACK: Duration = Duration::from_secs(100);
+    let mut pair = Pair::new(6, 2);
+    // Its handshakes are what the other one remembers, which has nothing to say since.
+    pair.world.run_for(Duration::from_secs(400));
+    pair.world.ping(1, 0);
+    pair.world.run_for(Duration::from_secs(60));
+    pair.world.kill(1);
+    pair.world.run_for(Duration::from_secs(20));
+    pair.world.nodes[1].slept += BACK;
+    pair.world.start(1);
+    // Only the one that rebooted has something to say.
+    let (start, mut pings) = (pair.world.now, Vec::new());
+    while !pings.iter().any(|ping| pair.world.ledger.is_answered(*ping)) {
+        let waited = pair.world.now - start;
+        assert!(waited <= UNNOTICED, "not back after {waited:?}: {}", pair.world.trace);
+        pings.extend(pair.world.ping(1, 0));
+        pair.world.run_for(PING_INTERVAL);
+    }
+    pair.is_direct_within(DIRECT_WITHIN);
+}
