@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
+    crowding::Crowding,
     facts::{Facts, Known},
     report::Reporter,
 };
@@ -55,6 +56,8 @@ pub(super) struct Face<T> {
     pub(super) beside: std::sync::Mutex<Option<KubernetesStatus>>,
     /// Held while the network is checked: one check at a time.
     pub(super) checking: Mutex<()>,
+    /// Whether the kernel's table of connections is full.
+    pub(super) crowding: Crowding,
 }
 
 impl<T: Tun> Face<T> {
@@ -82,7 +85,7 @@ impl<T: Tun> Face<T> {
             ready: known.ready,
             routes: &known.routes,
             advertised: self.control.routes(),
-            warnings: known.warnings.clone(),
+            warnings: known.warnings.iter().cloned().chain(self.crowding.warning()).collect(),
             kubernetes: self
                 .kubernetes
                 .as_ref()

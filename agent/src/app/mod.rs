@@ -12,11 +12,12 @@
 //! ```
 //!
 //! Tasks: the signal listener (holds nothing), the watchdog (`notify`; holds nothing), the network watch (hands over
-//! whole bursts), frugality (holds nothing), the watch of the clocks (`wakes`, a thread; holds nothing), the memory for the
-//! next process (`remembering`; writes with one system call), the wiring (this function; it is stopped between two events),
-//! and those of the control client, the port mapping, the driver and the local API. A `kill -9` leaves nothing: interface,
-//! addresses and routes go with the last descriptor of the TUN.
+//! whole bursts), frugality and crowding (hold nothing), the watch of the clocks (`wakes`, a thread; holds nothing), the
+//! memory for the next process (`remembering`; writes with one system call), the wiring (this function; it is stopped
+//! between two events), and those of the control client, the port mapping, the driver and the local API. A `kill -9` leaves
+//! nothing: interface, addresses and routes go with the last descriptor of the TUN.
 
+mod crowding;
 mod face;
 mod facts;
 mod following;
@@ -63,6 +64,7 @@ use crate::{
     reconcile::Reconciler,
 };
 
+use crowding::Crowding;
 use face::Face;
 use facts::Facts;
 use following::{Following, Own};
@@ -189,6 +191,7 @@ async fn run_once(
         kubernetes: kubernetes.clone(),
         beside: std::sync::Mutex::default(),
         checking: tokio::sync::Mutex::default(),
+        crowding: Crowding::spawn(&front),
     });
     if let (Some(kubernetes_config), Some(handle)) = (&config.kubernetes, &kubernetes) {
         let start = kubernetes::Start {

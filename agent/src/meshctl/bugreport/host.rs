@@ -21,11 +21,14 @@ const COMMANDS: [(&str, &[&str]); 11] = [
     ("scutil-dns.txt", &["scutil", "--dns"]),
 ];
 /// Files that are copied; `PID` stands for the agent's process.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 9] = [
     ("resolv.conf", "/etc/resolv.conf"),
     ("snmp.txt", "/proc/net/snmp"),
     ("snmp6.txt", "/proc/net/snmp6"),
     ("softnet_stat.txt", "/proc/net/softnet_stat"),
+    ("conntrack-count.txt", "/proc/sys/net/netfilter/nf_conntrack_count"),
+    ("conntrack-max.txt", "/proc/sys/net/netfilter/nf_conntrack_max"),
+    ("conntrack-stat.txt", "/proc/net/stat/nf_conntrack"),
     ("process-status.txt", "/proc/PID/status"),
     ("process-limits.txt", "/proc/PID/limits"),
 ];

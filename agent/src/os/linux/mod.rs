@@ -2,6 +2,7 @@
 
 mod addresses;
 mod clocks;
+mod conntrack;
 mod enumerate;
 mod memory;
 mod routes;
@@ -18,6 +19,7 @@ use netlink_packet_route::link::{
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
 pub use clocks::{SystemClocks, Ticks};
+pub use conntrack::Conntrack;
 pub use memory::give_back;
 pub use routes::{ROUTE_METRIC, ROUTE_PROTOCOL};
 pub use watch::Watch;
