@@ -269,6 +269,13 @@ impl PathSet {
         }
     }
 
+    /// Returns a path that was shown to carry packets of this size, and is there; the nearest of them.
+    pub(crate) fn wide(&self, len: usize, now: Instant) -> Option<PathAddress> {
+        let carries = |path: &&Path| path.mtu.is_measured && usize::from(path.mtu.mtu()) >= len;
+        let wide = self.paths.iter().filter(|path| path.is_trusted(now)).filter(carries);
+        wide.min_by_key(|path| (path.rank_rtt().is_none(), path.rank_rtt())).map(|path| path.address)
+    }
+
     /// Returns the probes for path MTUs that are due. The caller sends them and tells by [`PathSet::on_mtu_probe_sent`].
     pub(crate) fn poll_mtu_probes(
         &mut self,

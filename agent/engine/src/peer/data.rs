@@ -183,8 +183,17 @@ impl Peer {
 
     /// Returns where packets go now; `None` if nowhere.
     fn way(&self, local: &Local, now: Instant) -> Option<Way> {
+        self.way_to(self.paths.targets(now), local, now)
+    }
+
+    /// Returns where packets of this size can go while it is not known whether the chosen path carries them: where they
+    /// went before, mostly.
+    fn wide_way(&self, len: usize, local: &Local, now: Instant) -> Option<Way> {
+        self.way_to(Targets::One(self.paths.wide(len, now)?), local, now)
+    }
+
+    fn way_to(&self, targets: Targets, local: &Local, now: Instant) -> Option<Way> {
         let id = self.config.id;
-        let targets = self.paths.targets(now);
         let (first, second) = match targets {
             Targets::None => return None,
             Targets::One(path) => (local.route(id, path), None),
@@ -212,7 +221,12 @@ impl Peer {
             match segments.cut_to(mtu).filter(|_| may_be_cut || !way.carries.is_final) {
                 Some(smaller) => segments = smaller,
                 None if may_be_cut => {}
-                None if !way.carries.is_measured => return self.hold_oversize(&segments, local, way.now),
+                None if !way.carries.is_measured => {
+                    return match self.wide_way(segments.max_len(), local, way.now) {
+                        Some(wide) => self.send_frame(&segments, &wide, local, scratch, out),
+                        None => self.hold_oversize(&segments, local, way.now),
+                    };
+                }
                 None => {
                     self.drops.count(DropReason::TooBig);
                     return local.answer_too_big(segments.packet(), way.carries.mtu, way.now);

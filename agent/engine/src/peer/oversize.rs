@@ -1,9 +1,10 @@
 //! Packets that may not be cut and are larger than what is known to pass, while that is not measured.
 //!
 //! A new path is taken to carry [`crate::path::mtu::FLOOR`], and most carry more. To say "too big" then would be to tell a
-//! guess to a system that keeps to it for ten minutes (RFC 1191, section 6.3), so the packet waits: mostly for one round
-//! trip, on a narrow path until the search has ended. Then it goes, or its sender is told what the path does carry.
-//! Smaller packets go meanwhile.
+//! guess to a system that keeps to it for ten minutes (RFC 1191, section 6.3), so the packet takes another path that is known
+//! to carry it, as the relay on which the pair was until now. Without one it waits: mostly for one round trip, on a narrow
+//! path until the search has ended. Then it goes, or its sender is told what the path does carry. Smaller packets go
+//! meanwhile.
 
 use std::time::Instant;
 

@@ -194,6 +194,26 @@ pub(super) fn a_packet_that_may_not_be_cut_waits_until_it_is_known_what_passes()
 }
 
 #[test]
+pub(super) fn what_a_relay_carries_does_not_wait_for_the_direct_path_s_measure() {
+    let mut world = settled(0, 1500);
+    // A way is found, narrower than that through the relay.
+    (world.direct_up, world.direct_mtu) = (true, 1400);
+    let mut direct_for = 0;
+    for number in 0..200 {
+        let large = packet(1, 2, number, FULL - HEADERS);
+        world.send(1, &large);
+        world.run_for(millis(100));
+        direct_for += usize::from(is_direct(&world, 1));
+        if !world.nodes[0].told.is_empty() {
+            break;
+        }
+        assert!(world.nodes[1].received.contains(&large), "number {number}, direct for {direct_for}");
+    }
+    assert!(direct_for > 3, "it is measured for a while: {direct_for}");
+    assert_eq!(told_and_received(&world, &[]).0, [1340]);
+}
+
+#[test]
 pub(super) fn nobody_is_told_a_size_that_was_not_measured() {
     for (direct, relay, measured) in
         [(1500, 1500, vec![]), (1400, 1500, vec![1340]), (1400, 1400, vec![1340])]

@@ -46,6 +46,7 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         crate::a_peer_with_a_new_key_is_a_new_peer_at_the_same_place,
         crate::nothing_is_kept_of_a_peer_that_is_gone,
         mtu::every_path_carries_what_its_link_does,
+        mtu::what_a_relay_carries_does_not_wait_for_the_direct_path_s_measure,
         mtu::the_largest_size_takes_one_probe_per_path,
         mtu::an_idle_pair_searches_nothing,
         mtu::a_packet_that_may_be_cut_arrives_in_fragments,
