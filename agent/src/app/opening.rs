@@ -3,7 +3,12 @@
 //! What was opened for other settings (interface, port, offloads, number of engines) or for another identity does not
 //! fit. It is closed, here and at the service manager, before a new one is opened: a name or port is free only then.
 
-use std::{collections::BTreeSet, num::NonZeroU32};
+use std::{
+    collections::BTreeSet,
+    num::NonZeroU32,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use mesh_proto::{control::InstanceId, key::NodeKey};
@@ -25,6 +30,12 @@ const UDP4: &str = "mesh-udp4-";
 const UDP6: &str = "mesh-udp6-";
 /// And of the record.
 const RECORD: &str = "mesh-record";
+
+/// How long a name or port may still be taken after its descriptors were closed: whoever was starting a process in that
+/// moment has copies of them until the process has become another program.
+const LINGERS: Duration = Duration::from_millis(500);
+/// Between two attempts.
+const POLL: Duration = Duration::from_millis(10);
 
 /// What an agent runs on.
 pub(super) struct Opened {
@@ -73,18 +84,20 @@ pub(super) fn open(
         keeper.forget(stale.iter().map(String::as_str));
         keeper.wait();
     }
+    let patience = if stale.is_empty() { Duration::ZERO } else { LINGERS };
     let reading = if tun.is_some() || udp.is_some() { Reading::WithPeers } else { Reading::AtOnce };
     if tun.is_some() && udp.is_some() {
         tracing::info!("interface and sockets were kept: going on with them");
     }
     let udp = match udp {
         Some(udp) => udp,
-        None => bind(&asked, keeper)?,
+        None => patiently(patience, || bind(&asked, keeper))?,
     };
     let tun = match tun {
         Some(tun) => tun,
         None => {
-            let queues = tun::open_queues(&asked.interface, asked.offloads, asked.shards)?;
+            let open = || tun::open_queues(&asked.interface, asked.offloads, asked.shards);
+            let queues = patiently(patience, open)?;
             keep_each(keeper, &queues);
             queues
         }
@@ -162,6 +175,17 @@ fn bind(asked: &Asked, keeper: &Keeper) -> anyhow::Result<Vec<UdpSockets>> {
     Ok(group)
 }
 
+/// Tries again for so long.
+fn patiently<T, E>(patience: Duration, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let until = Instant::now() + patience;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < until => thread::sleep(POLL),
+            done => return done,
+        }
+    }
+}
+
 fn keep_each(keeper: &Keeper, queues: &[Device]) {
     for (number, queue) in queues.iter().enumerate() {
         keeper.keep(&format!("{TUN}{number}"), queue);
@@ -187,5 +211,24 @@ fn new_record(keeper: &Keeper) -> Option<RecordFile> {
             tracing::warn!(%error, "the next process will not know what was kept");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_just_closed_is_waited_for() {
+        let attempts = |patience| {
+            let mut left = 3;
+            patiently(patience, || {
+                left -= 1;
+                anyhow::ensure!(left == 0, "{left} are still there");
+                Ok(())
+            })
+        };
+        assert!(attempts(LINGERS).is_ok());
+        assert_eq!(attempts(Duration::ZERO).unwrap_err().to_string(), "2 are still there");
     }
 }
