@@ -17,8 +17,7 @@
 //! the first one came, and does nothing; one that was held back on its way does nothing either once the next process has
 //! sent something, since that was sealed with newer keys than those that it names. It is a courtesy. If it is lost, or the
 //! peer does not know it, packets are lost until there are new keys, as at a crash; and if the next process does not come,
-//! packets are sent as before after
-//! [`MAX_PAUSE`].
+//! packets are sent as before after [`MAX_PAUSE`].
 
 use std::time::{Duration, Instant};
 
