@@ -29,7 +29,7 @@ mod timers;
 pub(crate) use initiation::{Initiation, Timestamp};
 pub(crate) use keys::{Admission, Keys, Source};
 pub(crate) use timers::{Due, REJECT_AFTER_TIME, REKEY_TIMEOUT};
-use timers::{KEEPALIVE_TIMEOUT, REKEY_AFTER_TIME, RETRY_JITTER, Timers};
+use timers::{KEEPALIVE_TIMEOUT, REKEY_AFTER_TIME, RETRY_JITTER, SEAL_TIME, Timers};
 
 use crate::drops::DropReason;
 
@@ -141,7 +141,7 @@ impl Session {
 
     /// Whether there are keys to seal with.
     pub(crate) fn is_established(&self, now: Instant) -> bool {
-        self.current.is_some_and(|keypair| now.duration_since(keypair.at) < REJECT_AFTER_TIME)
+        self.current.is_some_and(|keypair| now.duration_since(keypair.at) < SEAL_TIME)
     }
 
     /// Returns how old the keys are that data is sealed with; `None` without any.
@@ -186,7 +186,7 @@ impl Session {
     ///
     /// Returns the length, or `None` when there are no keys.
     pub(crate) fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<usize> {
-        let current = self.current.filter(|keypair| now.duration_since(keypair.at) < REJECT_AFTER_TIME)?;
+        let current = self.current.filter(|keypair| now.duration_since(keypair.at) < SEAL_TIME)?;
         clock::set(now);
         let len = match self.tunn.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(sealed) if sealed.first() == Some(&TYPE_DATA) => sealed.len(),

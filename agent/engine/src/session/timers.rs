@@ -21,6 +21,9 @@ pub(crate) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a handshake may take (whitepaper, REKEY_TIMEOUT).
 pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nothing is sealed with keys that are older than this: the peer's may be older by what their handshake took, and what is
+/// sealed has to arrive before the peer rejects it.
+pub(super) const SEAL_TIME: Duration = REJECT_AFTER_TIME.saturating_sub(REKEY_TIMEOUT);
 /// An attempt to make a session is given up after this long (whitepaper, REKEY_ATTEMPT_TIME).
 const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 

@@ -14,6 +14,9 @@ const TOGETHER: usize = 4;
 /// UDP payload begins here.
 const PAYLOAD: usize = 28;
 
+/// When keys end (whitepaper, REJECT_AFTER_TIME).
+const KEYS_LAST: u64 = 180;
+
 fn numbered(from: u32, number: u64) -> Vec<u8> {
     let mut packet = packet(from, 3 - from, 0, 64);
     packet[PAYLOAD..PAYLOAD + 8].copy_from_slice(&number.to_be_bytes());
@@ -64,5 +67,23 @@ pub(super) fn streams_both_ways_lose_nothing_while_keys_change() {
     assert!(initiations >= 2, "{initiations} handshakes in {:?}", world.elapsed() - start);
     for node in [1, 2] {
         assert_eq!(world.peer(node).drops.iter().collect::<Vec<_>>(), []);
+    }
+}
+
+#[test]
+pub(super) fn what_is_sent_while_keys_end_arrives() {
+    // The two sides' keys are not of the same age, and a packet is on its way for a while.
+    for step in 0..=20 {
+        for from in [1, 2] {
+            let mut world = introduced();
+            world.direct_up = step % 2 == 0;
+            world.send(1, &packet(1, 2, 0, 100));
+            world.run_for(seconds(KEYS_LAST) - millis(100) + millis(10 * step));
+            let late = packet(from, 3 - from, 1, 100);
+            world.send(from, &late);
+            world.run_for(seconds(1));
+            let received = &world.nodes[2 - from as usize].received;
+            assert_eq!(received.last(), Some(&late), "from {from}, at {:?}", world.elapsed());
+        }
     }
 }

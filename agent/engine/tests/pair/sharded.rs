@@ -59,6 +59,7 @@ fn nodes_of_several_engines_pass_the_tests_of_nodes_of_one() {
         mtu::while_a_path_is_doubted_the_narrower_one_counts,
         mtu::the_segment_size_of_a_syn_is_clamped_both_ways,
         rekey::streams_both_ways_lose_nothing_while_keys_change,
+        rekey::what_is_sent_while_keys_end_arrives,
         restart::nothing_is_lost_on_the_way_to_a_node_that_is_restarted,
         restart::no_keys_are_agreed_on_with_a_process_that_is_about_to_end,
         restart::a_node_that_does_not_come_back_is_not_waited_for,
