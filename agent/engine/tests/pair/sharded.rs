@@ -10,7 +10,7 @@ use crate::{
 /// Engines of a node, where it has several.
 const COUNTS: [u32; 2] = [2, 3];
 /// Cases of the property.
-const CASES: u32 = 24;
+const CASES: u32 = 100;
 
 macro_rules! suite {
     ($($test:path),* $(,)?) => { [$((stringify!($test), $test as fn())),*] };
