@@ -23,7 +23,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use super::{
@@ -34,6 +34,8 @@ use super::{
 };
 use crate::io::stream::RelayPipe;
 
+/// How long a link is kept beside the one that replaces it.
+const REPLACED_LIFETIME: Duration = Duration::from_secs(2);
 /// Bytes that wait to be taken by the connection; nothing is added while more wait.
 const OUTGOING_ROOM: usize = 64 << 10;
 /// Bytes taken from the connection at once.
@@ -377,6 +379,14 @@ impl Link {
             Carrier::Quic { endpoint, .. } => endpoint.rebind(bind_for(self.remote())?),
             Carrier::Pipe { .. } => Ok(()),
         }
+    }
+
+    /// Leaves it to a task to say goodbye in a moment: another link takes this one's place, and what is under way arrives.
+    pub(super) fn close_later(self, tracker: &TaskTracker, cancel: CancellationToken) {
+        tracker.spawn(async move {
+            cancel.run_until_cancelled(tokio::time::sleep(REPLACED_LIFETIME)).await;
+            self.close().await;
+        });
     }
 
     /// Says goodbye, so that the other side need not wait for a timeout.

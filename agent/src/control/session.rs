@@ -22,11 +22,12 @@ use super::{
     ControlEvent,
     address::is_usable,
     book::mesh_ranges,
-    client::{Admission, Client, Gone},
+    client::{Admission, Client},
     dial::{Dialed, bind_for},
     link::{Link, LinkError},
     namebook::News,
     race::QuicAttempt,
+    shared::Gone,
     upgrade::{Progress, Upgrade},
 };
 use crate::netmap::{Rejection, Removals, Update};

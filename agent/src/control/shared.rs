@@ -29,6 +29,10 @@ const OFFLINE_AFTER: u32 = 3;
 /// Answers of the coordinator's that wait for whoever asked for knocks; an older one says what a newer one does.
 const KNOCKINGS: usize = 8;
 
+/// The agent stops, or nobody listens to events any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gone;
+
 /// What the handle and the tasks share.
 #[derive(Debug)]
 pub(super) struct Shared {

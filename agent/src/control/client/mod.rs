@@ -26,7 +26,7 @@ use super::{
     race::{QuicAttempt, Reached},
     relays::{self, Relays},
     session::{self, Beginning, End, Moved},
-    shared::{LinkState, Shared},
+    shared::{Gone, LinkState, Shared},
     stream::{StreamDialed, WebSocketUrl},
     ways::{Place, Server, Ways},
     winners::WinnerBook,
@@ -44,8 +44,6 @@ use retry::Next;
 
 /// A session that lasted this long was a good one: the next failure is the first.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
-/// How long a link in a byte pipe is kept beside the one that replaces it: what is under way arrives.
-pub(super) const OLD_LINK_LIFETIME: Duration = Duration::from_secs(2);
 /// The map is written at once, and at most this often while it changes all the time.
 const MAP_INTERVAL: Duration = Duration::from_secs(1);
 /// News of peers come often and are worth little: they are written rarely.
@@ -80,10 +78,6 @@ pub(super) struct Client {
     /// When the coordinator's relay last answered that it does not know this node: it runs, and has been restarted.
     sign_at: Option<Instant>,
 }
-
-/// The agent stops, or nobody listens to events any more.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Gone;
 
 /// What the outbox asks of the connection itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -252,15 +246,7 @@ impl Client {
     async fn resume(&mut self, moved: Moved) -> Result<(Link, Beginning), Next> {
         let Moved { dialed, relay, old } = moved;
         // The coordinator ends the old session once it has the new one.
-        let cancel = self.cancel.clone();
-        self.tracker.spawn(async move {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => {}
-                () = tokio::time::sleep(OLD_LINK_LIFETIME) => {}
-            }
-            old.close().await;
-        });
+        old.close_later(&self.tracker, self.cancel.clone());
         let link = self.open(dialed).await.map_err(|error| self.handle_lost(&error))?;
         self.shared.set_link(LinkState::Connected(link.view()));
         info!("UDP is let through again: the connection to the coordinator has moved to it");

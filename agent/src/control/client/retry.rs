@@ -7,8 +7,14 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{ControlEvent, attempt::DialError, backoff, link::LinkError, shared::LinkState},
-    Client, Gone,
+    super::{
+        ControlEvent,
+        attempt::DialError,
+        backoff,
+        link::LinkError,
+        shared::{Gone, LinkState},
+    },
+    Client,
 };
 
 /// A sign of the coordinator that is older says nothing any more.

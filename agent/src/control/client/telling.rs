@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{
-    super::{ControlEvent, Duplicate, book::mesh_ranges},
-    Admission, Client, Gone, LocalNews,
+    super::{ControlEvent, Duplicate, book::mesh_ranges, shared::Gone},
+    Admission, Client, LocalNews,
 };
 use crate::netmap::CachedMap;
 

@@ -1,101 +1,41 @@
-//! Relays that stand alone: one task and one connection for each.
+//! The task of one relay: dial, session, wait, and again.
 //!
-//! The set of tasks follows the map ([`Relays::set`], idempotent). A task reaches its relay as the coordinator is reached
-//! ([`Ways`]): over QUIC, or where UDP is blocked in a byte pipe, in which the relay's frames travel, too. It opens a
-//! channel, says so, and keeps the connection so that it can open another one at once. From a byte pipe it goes back to
-//! UDP ([`Upgrade`]) with the channel that it has, so nothing is lost on the way. It is cancel-safe: it owns nothing that
-//! lasts.
+//! It reaches its relay as the coordinator is reached ([`Ways`]): over QUIC, or where UDP is blocked in a byte pipe, in which
+//! the relay's frames travel, too. It opens a channel, says so, and keeps the connection so that it can open another one at
+//! once. From a byte pipe it goes back to UDP ([`Upgrade`]) with the channel that it has, so nothing is lost on the way. It is
+//! cancel-safe: it owns nothing that lasts.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use ipnet::IpNet;
 use mesh_engine::config::{RelayCarrier, RelayConfig};
 use mesh_proto::{
     control::{ClientMessage, Refusal, RelayChannel, ServerMessage},
     key::KeyPin,
-    netmap::{Relay, RelayId},
+    netmap::Relay,
 };
 use tokio::sync::mpsc;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use super::{
-    ControlEvent,
-    address::HostPort,
-    backoff::{self, Backoff},
-    book::AddressBook,
-    client::{Gone, OLD_LINK_LIFETIME},
-    dial::Dialed,
-    link::{Link, LinkError},
-    namebook::{NameBook, NameWatch, News},
-    race::{QuicAttempt, Reached},
-    shared::Shared,
-    stream::StreamOptions,
-    upgrade::{Progress, Upgrade},
-    ways::{Place, Server, Ways},
-    winners::WinnerBook,
+    super::{
+        ControlEvent,
+        backoff::{self, Backoff},
+        book::AddressBook,
+        dial::Dialed,
+        link::{Link, LinkError},
+        namebook::{NameWatch, News},
+        race::{QuicAttempt, Reached},
+        shared::Gone,
+        stream::StreamOptions,
+        upgrade::{Progress, Upgrade},
+        ways::{Place, Server, Ways},
+    },
+    Context, Order,
 };
-use crate::{identity::Identity, nat64::Nat64, netmap::KnownAddresses};
+use crate::netmap::KnownAddresses;
 
-/// Orders that wait for a task; one of each kind says everything.
-const ORDERS_CAPACITY: usize = 4;
-
-/// The tasks.
-pub(super) struct Relays {
-    context: Context,
-    running: BTreeMap<RelayId, Running>,
-}
-
-/// What all tasks need.
-#[derive(Clone)]
-pub(super) struct Context {
-    /// This node's keys.
-    pub(super) identity: Arc<Identity>,
-    /// How byte pipes are made. A URL of the coordinator's leads to no relay.
-    pub(super) proxy: StreamOptions,
-    /// The way to IPv4 from a network without it.
-    pub(super) nat64: Nat64,
-    /// What is known of networks.
-    pub(super) winners: WinnerBook,
-    /// What is known of names.
-    pub(super) names: NameBook,
-    /// What is said to the coordinator.
-    pub(super) shared: Arc<Shared>,
-    /// What is said to the agent.
-    pub(super) events: mpsc::Sender<ControlEvent>,
-    /// Ends the tasks.
-    pub(super) cancel: CancellationToken,
-    /// Runs the tasks.
-    pub(super) tracker: TaskTracker,
-}
-
-struct Running {
-    relay: Relay,
-    orders: mpsc::Sender<Order>,
-    cancel: CancellationToken,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Reopen,
-    NetworkChanged,
-    Unanswered,
-    /// The host has slept for this long.
-    Woke(Duration),
-}
-
-impl Order {
-    /// Whether all that has failed may succeed now.
-    fn is_new_chance(self) -> bool {
-        match self {
-            Self::NetworkChanged | Self::Woke(_) => true,
-            Self::Reopen | Self::Unanswered => false,
-        }
-    }
-}
-
-/// One task.
-struct Client {
+/// The task.
+pub(super) struct Client {
     context: Context,
     relay: Relay,
     ways: Ways,
@@ -130,88 +70,32 @@ struct Moved {
     old: Link,
 }
 
-impl Relays {
-    pub(super) fn new(context: Context) -> Self {
-        Self { context, running: BTreeMap::new() }
-    }
-
-    /// Makes the tasks those of the relays in the map that stand alone.
-    pub(super) fn set(&mut self, relays: &[Relay], mesh: &[IpNet]) {
-        let alone: BTreeMap<_, _> =
-            relays.iter().filter_map(|relay| Some((relay.id, (relay, relay.key?)))).collect();
-        self.running.retain(|id, running| {
-            let stays = alone.get(id).is_some_and(|(relay, _)| **relay == running.relay);
-            if !stays {
-                running.cancel.cancel();
-            }
-            stays
-        });
-        for (id, (relay, key)) in alone {
-            if !self.running.contains_key(&id) {
-                let pin = KeyPin::of_spki(&key.to_spki());
-                let names = HostPort::parse_all(&relay.addresses);
-                self.start(relay.clone(), pin, Place { names, known: Vec::new(), mesh: mesh.to_vec() });
-            }
-        }
-    }
-
-    /// Opens a new channel; `false` if the relay does not stand alone.
-    pub(super) fn reopen(&self, relay: RelayId) -> bool {
-        let running = self.running.get(&relay);
-        if let Some(running) = running {
-            running.order(Order::Reopen);
-        }
-        running.is_some()
-    }
-
-    /// Tests every connection.
-    pub(super) fn network_changed(&self) {
-        self.running.values().for_each(|running| running.order(Order::NetworkChanged));
-    }
-
-    /// Tests every connection, or makes it again: the host has slept for this long.
-    pub(super) fn woke(&self, away: Duration) {
-        self.running.values().for_each(|running| running.order(Order::Woke(away)));
-    }
-
-    /// Tests every connection over UDP: nothing is answered.
-    pub(super) fn unanswered(&self) {
-        self.running.values().for_each(|running| running.order(Order::Unanswered));
-    }
-
-    fn start(&mut self, relay: Relay, pin: KeyPin, place: Place) {
-        let (orders, receiver) = mpsc::channel(ORDERS_CAPACITY);
-        let context = Context { cancel: self.context.cancel.child_token(), ..self.context.clone() };
-        let cancel = context.cancel.clone();
-        self.running.insert(relay.id, Running { relay: relay.clone(), orders, cancel });
+impl Client {
+    pub(super) fn new(
+        context: Context,
+        relay: Relay,
+        pin: KeyPin,
+        place: Place,
+        orders: mpsc::Receiver<Order>,
+    ) -> Self {
         let Context { identity, nat64, names, .. } = &context;
         let server = Server { identity, nat64, names, pin, relay: Some(relay.id) };
         let options = StreamOptions { url: None, ..context.proxy.clone() };
         let mut watch = NameWatch::new(names.clone());
         watch.set(place.names.clone(), place.mesh.clone());
-        let client = Client {
+        Self {
             watch,
             ways: Ways::new(&server, options, context.winners.clone()),
             context,
             relay,
             place,
             book: AddressBook::new(Vec::new(), KnownAddresses::default()),
-            orders: receiver,
+            orders,
             backoff: Backoff::default(),
-        };
-        self.context.tracker.spawn(client.run());
+        }
     }
-}
 
-impl Running {
-    fn order(&self, order: Order) {
-        // A task that has this many orders waiting tests and opens anyway.
-        let _ = self.orders.try_send(order);
-    }
-}
-
-impl Client {
-    async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let cancel = self.context.cancel.clone();
         tokio::select! {
             biased;
@@ -292,15 +176,7 @@ impl Client {
     /// Goes on over QUIC with the channel that a byte pipe has left.
     async fn resume(&mut self, moved: Moved) -> Result<(Link, Beginning), Duration> {
         let Moved { dialed, channel, old } = moved;
-        let cancel = self.context.cancel.clone();
-        self.context.tracker.spawn(async move {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => {}
-                () = tokio::time::sleep(OLD_LINK_LIFETIME) => {}
-            }
-            old.close().await;
-        });
+        old.close_later(&self.context.tracker, self.context.cancel.clone());
         let link = self.open(dialed).await.map_err(|error| self.handle_failure(&error))?;
         Ok((link, Beginning { quic: None, channel }))
     }
