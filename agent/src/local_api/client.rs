@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, header};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, body::Bytes};
 use mesh_proto::{netreport::NetReport, status::Status};
+use mesh_unixapi::{Failure, Outgoing};
 use serde::de::DeserializeOwned;
-use tokio::{net::UnixStream, time::timeout};
 
 use super::{ApiError, Beside, HOST, PingReply, Report, Why};
 
@@ -19,8 +17,6 @@ use super::{ApiError, Beside, HOST, PingReply, Report, Why};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same for a check of the network; another one may be under way.
 const NETCHECK_PATIENCE: Duration = Duration::from_secs(25);
-/// Longest answer, in bytes: a status of some ten thousand peers.
-const MAX_ANSWER: usize = 32 << 20;
 
 /// Speaks to an agent.
 #[derive(Debug, Clone)]
@@ -113,53 +109,27 @@ impl Client {
     /// When there is no good answer.
     pub async fn set_kubernetes(&self, beside: &Beside) -> Result<(), ClientError> {
         let body = serde_json::to_vec(beside).map_err(|error| ClientError::Malformed(error.to_string()))?;
-        let exchange = self.exchange(Method::PUT, "/v1/kubernetes", Bytes::from(body));
-        timeout(PATIENCE, exchange).await.map_err(|_| ClientError::Timeout)?.map(drop)
+        self.exchange(Method::PUT, "/v1/kubernetes", body.into(), PATIENCE).await.map(drop)
     }
 
     async fn request(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
-        let exchange = self.exchange(method, path, Bytes::new());
-        timeout(patience, exchange).await.map_err(|_| ClientError::Timeout)?
+        self.exchange(method, path, Bytes::new(), patience).await
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })?;
-        let malformed = |error: hyper::Error| ClientError::Malformed(error.to_string());
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(malformed)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, HOST)
-            .body(Full::new(body))
-            .map_err(|error| ClientError::Malformed(error.to_string()))?;
-        let answer = async {
-            let answer = sender.send_request(request).await.map_err(malformed)?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| ClientError::Malformed(error.to_string()))?.to_bytes();
-            Ok::<_, ClientError>((status, body))
-        };
-        let connection = async {
-            // Its errors show in the answer, too.
-            let _ = connection.await;
-            std::future::pending::<()>().await;
-        };
-        let (status, body) = tokio::select! {
-            biased;
-            answer = answer => answer?,
-            () = connection => unreachable!("it never ends"),
-        };
-        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
-    }
-}
-
-fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
-    match serde_json::from_slice::<ApiError>(body) {
-        Ok(error) => ClientError::Api(error),
-        Err(_) => ClientError::Malformed(status.to_string()),
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Bytes, ClientError> {
+        let outgoing = Outgoing { host: HOST, method, path, body, patience };
+        mesh_unixapi::exchange(&self.socket, outgoing).await.map_err(|failure| match failure {
+            Failure::Unreachable(source) => ClientError::Unreachable { socket: self.socket.clone(), source },
+            Failure::Malformed(what) => ClientError::Malformed(what),
+            Failure::Timeout => ClientError::Timeout,
+            Failure::Refused(error) => ClientError::Api(error),
+        })
     }
 }
 

@@ -7,12 +7,12 @@
 //! | `POST /v1/netcheck` | [`mesh_proto::netreport::NetReport`] | anyone on this host |
 //! | `POST /v1/ping/NODE?timeout_ms=N` | [`PingReply`] | anyone on this host |
 //! | `GET /v1/live` | 204 | anyone on this host |
-//! | `PUT /v1/kubernetes` with [`Beside`] | 204 | [`Caller::Operator`] |
-//! | `GET /v1/report` | [`Report`] | [`Caller::Operator`] |
+//! | `PUT /v1/kubernetes` with [`Beside`] | 204 | [`Operator`](mesh_unixapi::Caller) |
+//! | `GET /v1/report` | [`Report`] | [`Operator`](mesh_unixapi::Caller) |
 //!
 //! NODE is a name or a mesh address. Errors are an [`ApiError`] with a fitting status code. A request with
 //! `Origin`, `Referer` or a `Host` other than [`HOST`] comes from a web page that was led here, and is refused.
-//! The kernel tells who called (`SO_PEERCRED`): [`Caller`] says what it may do.
+//! The kernel tells who called (`SO_PEERCRED`): [`Caller`](mesh_unixapi::Caller) says what it may do.
 
 mod client;
 mod server;
@@ -25,7 +25,7 @@ use std::{future::Future, time::Duration};
 use mesh_proto::{netreport::NetReport, status::Status};
 
 pub use client::{Client, ClientError};
-pub use server::{Caller, serve};
+pub use server::serve;
 pub use types::{ApiError, Beside, HOST, PingReply, Report, StateFileInfo, Why, WhyDecision, WhyPath};
 
 /// What the daemon answers with.

@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, header};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, body::Bytes};
 use mesh_proto::name::NodeName;
+use mesh_unixapi::{Failure, Outgoing};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, time::timeout};
 
 use super::{
     ApiError, HOST, NodeEntry, RenameRequest, RouteEntry, RouteRequest, TokenReply, TokenRequest, socket_path,
@@ -19,9 +17,6 @@ use super::{
 
 /// How long the coordinator may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Longest answer, in bytes: some ten thousand nodes.
-const MAX_ANSWER: usize = 32 << 20;
 
 /// Speaks to the coordinator of a state directory.
 #[derive(Debug, Clone)]
@@ -129,39 +124,13 @@ impl Client {
     }
 
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        timeout(PATIENCE, self.exchange(method, path, body)).await.map_err(|_| ClientError::Timeout)?
-    }
-
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
-        let malformed = |error: hyper::Error| ClientError::Malformed(error.to_string());
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(malformed)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, HOST)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| ClientError::Malformed(error.to_string()))?;
-        let answer = async {
-            let answer = sender.send_request(request).await.map_err(malformed)?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| ClientError::Malformed(error.to_string()))?.to_bytes();
-            Ok::<_, ClientError>((status, body))
-        };
-        let connection = async {
-            // Its errors show in the answer, too.
-            let _ = connection.await;
-            std::future::pending::<()>().await;
-        };
-        let (status, body) = tokio::select! {
-            biased;
-            answer = answer => answer?,
-            () = connection => unreachable!("it never ends"),
-        };
-        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+        let outgoing = Outgoing { host: HOST, method, path, body, patience: PATIENCE };
+        mesh_unixapi::exchange(&self.socket, outgoing).await.map_err(|failure| match failure {
+            Failure::Unreachable(cause) => self.unreachable(cause),
+            Failure::Malformed(what) => ClientError::Malformed(what),
+            Failure::Timeout => ClientError::Timeout,
+            Failure::Refused(error) => ClientError::Api(error),
+        })
     }
 
     fn unreachable(&self, cause: io::Error) -> ClientError {
@@ -170,13 +139,6 @@ impl Client {
             ErrorKind::PermissionDenied => ClientError::Permission { socket },
             _ => ClientError::Unreachable { socket, cause },
         }
-    }
-}
-
-fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
-    match serde_json::from_slice::<ApiError>(body) {
-        Ok(error) => ClientError::Api(error),
-        Err(_) => ClientError::Malformed(status.to_string()),
     }
 }
 

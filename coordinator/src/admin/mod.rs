@@ -12,7 +12,7 @@
 //! | `GET /v1/backup` | | a [`Backup`](crate::backup::Backup), as text | operators |
 //!
 //! Whoever may enter the state directory may connect. The kernel tells who called (`SO_PEERCRED`), and
-//! [`Caller`] says what that is allowed. A request with `Origin`, `Referer` or a `Host` other than [`HOST`]
+//! [`Caller`](mesh_unixapi::Caller) says what that is allowed. A request with `Origin`, `Referer` or a `Host` other than [`HOST`]
 //! comes from a web page that was led here, and is refused. Errors are an [`ApiError`] with a fitting status
 //! code.
 
@@ -35,14 +35,12 @@ use tokio::sync::watch;
 use crate::identity::Identity;
 pub use crate::registry::RouteEntry;
 
-mod access;
 mod client;
 mod server;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
-    access::Caller,
     client::{Client, ClientError},
     server::AdminServer,
 };

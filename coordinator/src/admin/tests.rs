@@ -7,6 +7,7 @@ use mesh_proto::{
     netmap::NodeId,
     token::JoinToken,
 };
+use mesh_unixapi::Credentials;
 use rustix::{
     process::{Gid, Uid},
     thread::{set_thread_res_gid, set_thread_res_uid},
@@ -20,10 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    AdminInfo, AdminServer, Client, ClientError, HOST, TokenRequest, access::Credentials, join_command,
-    socket_path,
-};
+use super::{AdminInfo, AdminServer, Client, ClientError, HOST, TokenRequest, join_command, socket_path};
 use crate::{
     identity::Identity,
     registry::{MeshOptions, Registry, RoutePolicy, TokenSpec},
