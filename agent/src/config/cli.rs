@@ -1,10 +1,10 @@
 //! The command line of `mesh-agent`.
 
-use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use zeroize::Zeroizing;
+use mesh_settings::Secret;
 
 use super::kubernetes::KubernetesArgs;
 
@@ -160,30 +160,4 @@ pub struct RunArgs {
     /// The pod network.
     #[command(flatten)]
     pub kubernetes: KubernetesArgs,
-}
-
-/// A text that `Debug` does not show.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// Returns the text.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Secret {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(Zeroizing::new(text.to_owned())))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }

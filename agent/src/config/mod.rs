@@ -10,14 +10,8 @@ mod punch;
 mod shards;
 mod stream;
 
-use std::{
-    ffi::OsString,
-    net::SocketAddr,
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
-use anyhow::Context;
 use ipnet::IpNet;
 use mesh_engine::config::PunchLimits;
 use mesh_proto::{
@@ -27,8 +21,8 @@ use mesh_proto::{
     route::{MAX_ROUTES, check_routable},
     token::{InvalidToken, JoinToken},
 };
-use mesh_settings::Settings;
 pub use mesh_settings::{Problem, Problems};
+use mesh_settings::{Settings, environment, read_file};
 
 use crate::{
     control::{HostPort, JoinRight, StreamOptions},
@@ -39,7 +33,7 @@ use crate::{
     portmap,
 };
 
-pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs, Secret};
+pub use cli::{AgentCli, AgentCommand, JoinArgs, RunArgs};
 pub use kubernetes::KubernetesArgs;
 
 /// Where an agent keeps its keys and its last good network map when it is not told.
@@ -283,20 +277,6 @@ pub fn parse_coordinator(text: &str) -> Result<String, String> {
     Ok(format!("{host}:{port}"))
 }
 
-fn environment(name: &str) -> Option<OsString> {
-    std::env::var_os(name)
-}
-
-fn read_file(path: Option<&Path>) -> anyhow::Result<String> {
-    path.map_or_else(
-        || Ok(String::new()),
-        |path| {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read config file {}", path.display()))
-        },
-    )
-}
-
 fn parse_path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("a path is not empty".to_owned()) } else { Ok(text.into()) }
 }
@@ -374,6 +354,8 @@ fn host_label(host_name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn run(args: &RunArgs, variables: &[(&str, &str)], file: &str) -> Result<RunConfig, Problems> {

@@ -5,9 +5,8 @@
 
 use std::ffi::OsString;
 
-use mesh_settings::Settings;
+use mesh_settings::{Secret, Settings};
 
-use super::cli::Secret;
 use crate::control::{Proxy, ProxyRules, StreamOptions, WebSocketUrl};
 
 /// Variables that name a proxy for all programs, in the order in which they are looked at.

@@ -3,10 +3,10 @@
 //! Their values are taken as text: they are parsed together with those of the environment and the file, so that
 //! everything that is wrong is reported at once.
 
-use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
+use std::path::PathBuf;
 
 use clap::Args;
-use zeroize::Zeroizing;
+use mesh_settings::Secret;
 
 /// Flags of `mesh-coordinator serve`.
 #[derive(Debug, Clone, Default, Args)]
@@ -106,30 +106,4 @@ pub struct RelayArgs {
     /// [default: 125000000].
     #[arg(long, value_name = "BYTES")]
     pub relay_rate: Option<String>,
-}
-
-/// A text that `Debug` does not show.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// Returns the text.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Secret {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(Zeroizing::new(text.to_owned())))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }

@@ -5,16 +5,14 @@
 //! that is wrong is reported at once.
 
 use std::{
-    ffi::OsString,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
-use mesh_settings::Settings;
 pub use mesh_settings::{Problem, Problems};
+use mesh_settings::{Settings, environment, read_file};
 
-pub use self::args::{RelayArgs, Secret, ServeArgs};
+pub use self::args::{RelayArgs, ServeArgs};
 use self::parse::parse_path;
 use crate::{limit::Rate, relay::Limits, serve::ServeOptions, standalone::RelayOptions};
 
@@ -88,18 +86,4 @@ fn any_address() -> IpAddr {
         Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
         Err(_) => Ipv4Addr::UNSPECIFIED.into(),
     }
-}
-
-fn environment(name: &str) -> Option<OsString> {
-    std::env::var_os(name)
-}
-
-fn read_file(path: Option<&Path>) -> anyhow::Result<String> {
-    path.map_or_else(
-        || Ok(String::new()),
-        |path| {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read config file {}", path.display()))
-        },
-    )
 }

@@ -4,7 +4,13 @@
 //! the first of them that is there counts. A setting of a table, `kubernetes.pod-mtu`, is `--kubernetes-pod-mtu`,
 //! `MESH_KUBERNETES_POD_MTU` and `pod-mtu` below `[kubernetes]`.
 
-use std::{ffi::OsString, fmt};
+use std::{ffi::OsString, fmt, fs, path::Path};
+
+use anyhow::Context as _;
+
+mod secret;
+
+pub use secret::Secret;
 
 /// Resolves settings one by one: [`Settings::take`] or [`Settings::take_list`] each, then [`Settings::finish`].
 pub struct Settings<E> {
@@ -30,6 +36,23 @@ pub struct Problems(pub Vec<Problem>);
 struct Given {
     setting: String,
     texts: Vec<String>,
+}
+
+/// Returns a variable of this process' environment.
+#[must_use]
+pub fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Reads the file of settings; without one there is nothing in it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_file(path: Option<&Path>) -> anyhow::Result<String> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).with_context(|| format!("cannot read config file {}", path.display()))
+    };
+    path.map_or_else(|| Ok(String::new()), read)
 }
 
 impl fmt::Display for Problems {
