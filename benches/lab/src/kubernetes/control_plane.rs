@@ -2,8 +2,7 @@
 //!
 //! The API server is known by its host's mesh address alone, to workers and to the pods' Service `kubernetes`.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +16,6 @@ use crate::topology::Network;
 
 /// Where the API server listens.
 pub(super) const PORT: u16 = 6443;
-/// The first address of [`SERVICE_RANGE`], which the API server gives to itself.
-const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The controller manager's place among the daemons.
 const CONTROLLERS: usize = 1;
 /// How long the API server may take, on a busy machine.
@@ -45,9 +42,14 @@ pub(super) struct Place<'a> {
     pub(super) families: Families,
 }
 
-/// The way to the API server, for whoever is given a kubeconfig.
-pub(super) fn server(host: impl fmt::Display) -> String {
-    format!("https://{host}:{PORT}")
+/// The way to the API server by a name, for whoever is given a kubeconfig.
+pub(super) fn server(name: &str) -> String {
+    format!("https://{name}:{PORT}")
+}
+
+/// The same by an address.
+pub(super) fn server_at(address: IpAddr) -> String {
+    format!("https://{}", SocketAddr::new(address, PORT))
 }
 
 impl ControlPlane {
@@ -59,7 +61,7 @@ impl ControlPlane {
         directory: &Path,
     ) -> anyhow::Result<Self> {
         let Place { network, host, address, public_name: _, families } = *place;
-        let server = server(address);
+        let server = server_at(address);
         let user = |file: &str, name: &str, group: Option<&str>| {
             pki.kubeconfig(file, &server, &Subject { name, group, serves: &[] })
         };
@@ -141,7 +143,7 @@ fn etcd(directory: &Path) -> Vec<String> {
 fn api_server(place: &Place<'_>, pki: &Pki) -> anyhow::Result<Vec<String>> {
     let Place { address, public_name, families, .. } = *place;
     let serves =
-        [address, SERVICE_ADDRESS.into(), Ipv4Addr::LOCALHOST.into()].map(|address| format!("IP:{address}"));
+        [address, families.api_service(), Ipv4Addr::LOCALHOST.into()].map(|address| format!("IP:{address}"));
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].into_iter().chain(public_name);
     let serves: Vec<String> = serves.into_iter().chain(names.map(|name| format!("DNS:{name}"))).collect();
     let Identity { certificate, key } =

@@ -40,7 +40,7 @@ impl Cluster {
     /// If they cannot be made.
     pub fn set_credentials(&self, name: &str, credentials: Credentials) -> anyhow::Result<PathBuf> {
         let (address, _) = self.plane()?;
-        let server = control_plane::server(*address);
+        let server = control_plane::server_at(*address);
         let file = worker::kubelet(name);
         let identity = |of: &str| {
             let identity = self.pki.identity(of);

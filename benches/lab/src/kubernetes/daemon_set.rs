@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 
 use super::binaries::Binaries;
-use super::{Cluster, SERVICE_RANGE, directory};
+use super::{Cluster, Families, directory};
 use crate::mesh::{self, Mesh};
 use crate::run::Lab;
 
@@ -67,7 +67,7 @@ pub fn image(lab: &Lab) -> anyhow::Result<PathBuf> {
 /// # Errors
 ///
 /// If a host is missing.
-pub fn prepare(mesh: &Mesh, workers: &[&str]) -> anyhow::Result<()> {
+pub fn prepare(mesh: &Mesh, workers: &[&str], families: Families) -> anyhow::Result<()> {
     for worker in workers {
         let node = mesh.node(worker)?;
         let host = mesh.network().host(worker)?;
@@ -78,6 +78,9 @@ pub fn prepare(mesh: &Mesh, workers: &[&str]) -> anyhow::Result<()> {
             host.set_directory(Path::new(target), &own.join(source))?;
         }
         host.netns().sysctl(&[("net.ipv4.ip_forward", "1")])?;
+        if families.has_ipv6() {
+            host.netns().sysctl(&[("net.ipv6.conf.all.forwarding", "1")])?;
+        }
     }
     Ok(())
 }
@@ -139,8 +142,7 @@ pub fn write(cluster: &Cluster, lab: &Lab, overlay: Overlay) -> anyhow::Result<P
              data:\n\
              \x20 KUBERNETES_SERVICE_HOST: \"{api_server}\"\n\
              \x20 KUBERNETES_SERVICE_PORT: \"{}\"\n\
-             \x20 MESH_SOCKET: {SOCKET_DIRECTORY}/sock\n\
-             \x20 MESH_KUBERNETES_SERVICE_RANGES: {SERVICE_RANGE}\n",
+             \x20 MESH_SOCKET: {SOCKET_DIRECTORY}/sock\n",
             super::control_plane::PORT
         ),
     )?;

@@ -31,6 +31,7 @@ mod binaries;
 mod control_plane;
 mod credentials;
 pub mod daemon_set;
+mod families;
 pub mod flannel;
 pub mod image;
 pub mod k3s;
@@ -43,6 +44,7 @@ mod worker;
 
 pub use binaries::Binaries;
 pub use credentials::Credentials;
+pub use families::Families;
 pub use kubectl::Kubectl;
 pub use pods::{Answer, RunningPod};
 pub use stream::Stream;
@@ -64,8 +66,6 @@ pub const POD_RANGE_V6: &str = "fd00:10:244::/56";
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
 /// The same in IPv6.
 pub const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
-/// The Service by which pods ask for names.
-pub const CLUSTER_DNS: &str = "10.96.0.10";
 
 /// How kube-proxy does it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,34 +94,6 @@ pub enum PodNetwork {
     DaemonSet,
     /// The agents themselves, in pods: their hosts have none, and reach the API server without the mesh.
     PodAgents,
-}
-
-/// Which addresses pods, Services and Nodes have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Families {
-    /// IPv4 alone.
-    Ipv4,
-    /// Both, IPv4 first.
-    DualStack,
-}
-
-impl Families {
-    /// Of something that there is once in IPv4 and once in IPv6, what is there, as programs of Kubernetes take it.
-    pub fn list(self, [v4, v6]: [&str; 2]) -> String {
-        match self {
-            Self::Ipv4 => v4.to_owned(),
-            Self::DualStack => format!("{v4},{v6}"),
-        }
-    }
-
-    /// Of a node's addresses, those that its Node has.
-    pub fn of_node(self, addresses: &[IpAddr]) -> Vec<IpAddr> {
-        let has = |address: &&IpAddr| match self {
-            Self::Ipv4 => address.is_ipv4(),
-            Self::DualStack => true,
-        };
-        addresses.iter().filter(has).copied().collect()
-    }
 }
 
 /// Whose arrangement of kubelet, runtime and credentials a node has.
@@ -260,9 +232,10 @@ impl Cluster {
     /// If it does not become so.
     pub fn start_control_plane(&self, mesh: &Mesh) -> anyhow::Result<()> {
         let host = &self.options.control_plane;
-        let address = mesh.node(host)?.address()?.into();
-        let public_name = self.options.public_name.as_deref();
         let families = self.options.families;
+        let addresses = families.of_node(&mesh.node(host)?.addresses()?);
+        let address = *addresses.first().context("its host has no mesh address of the cluster's family")?;
+        let public_name = self.options.public_name.as_deref();
         let place = Place { network: &self.network, host, address, public_name, families };
         let plane = ControlPlane::start(&place, &self.binaries, &self.pki, &self.directory)?;
         if self.control_plane.set((address, plane)).is_err() {
@@ -280,7 +253,7 @@ impl Cluster {
         let (api_server, _) = self.plane()?;
         let address = NodeAddress::Mesh(self.options.families.of_node(&mesh.node(name)?.addresses()?));
         let server = match self.options.distribution {
-            Distribution::Kubeadm => control_plane::server(api_server),
+            Distribution::Kubeadm => control_plane::server_at(*api_server),
             Distribution::K3s if name == self.options.control_plane => k3s::own_server(),
             Distribution::K3s => {
                 self.worker(name)?.balance_to((*api_server, control_plane::PORT).into());
@@ -302,13 +275,13 @@ impl Cluster {
         self.worker(name)?.start(NodeAddress::Unknown, &server, &self.pki, &self.shared())
     }
 
-    /// Lets kubelet say that the node is at this address, as who writes `--node-ip` and restarts it.
+    /// Lets kubelet say that the node is at these addresses, as who writes `--node-ip` and restarts it.
     ///
     /// # Errors
     ///
     /// If the worker does not run.
-    pub fn set_node_ip(&self, name: &str, address: IpAddr) -> anyhow::Result<()> {
-        self.worker(name)?.set_node_ip(address)
+    pub fn set_node_ip(&self, name: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        self.worker(name)?.set_node_ip(addresses)
     }
 
     /// Makes a user of the API server, and returns its kubeconfig, which is at [`kubeconfig_of`].
@@ -319,7 +292,7 @@ impl Cluster {
     pub fn make_user(&self, name: &str) -> anyhow::Result<PathBuf> {
         let (api_server, _) = self.plane()?;
         let subject = Subject { name, group: None, serves: &[] };
-        self.pki.kubeconfig(name, &control_plane::server(api_server), &subject)
+        self.pki.kubeconfig(name, &control_plane::server_at(*api_server), &subject)
     }
 
     /// Waits until all of these Nodes are Ready.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Cluster, Kubectl, condition, items};
+use super::{Cluster, Families, Kubectl, condition, items};
 use crate::cgroups;
 use crate::mesh::wait_until;
 use crate::netns::Netns;
@@ -14,8 +14,10 @@ use crate::topology::Host;
 
 /// What every worker runs: servers, servers that are asked for by their node's port, and servers in the node's network.
 pub const WEB: &str = include_str!("manifests/web.yaml");
-/// The cluster's DNS.
-pub const DNS: &str = include_str!("manifests/dns.yaml");
+/// The cluster's DNS, but for its address.
+const DNS: &str = include_str!("manifests/dns.yaml");
+/// What stands for that in the manifest.
+const DNS_ADDRESS: &str = "DNS_ADDRESS";
 /// Where pods' servers tell who asks.
 pub const POD_PORT: u16 = 8080;
 /// And those in the nodes' networks.
@@ -47,6 +49,11 @@ pub struct Answer {
     pub source: IpAddr,
     /// What it calls itself.
     pub server: String,
+}
+
+/// The cluster's DNS, at the address at which kubelets say that it is.
+pub fn dns(families: Families) -> String {
+    DNS.replace(DNS_ADDRESS, &families.dns().to_string())
 }
 
 impl RunningPod {

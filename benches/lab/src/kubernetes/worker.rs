@@ -19,7 +19,7 @@ use super::binaries::Binaries;
 use super::image::TOOLS;
 use super::k3s;
 use super::pki::{Identity, Pki, Subject};
-use super::{CLUSTER_DNS, Distribution, Families, POD_RANGE, POD_RANGE_V6, ProxyMode};
+use super::{Distribution, Families, POD_RANGE, POD_RANGE_V6, ProxyMode};
 use crate::cgroups;
 use crate::mesh::{Daemon, wait_until};
 use crate::process::HostCommand;
@@ -173,7 +173,7 @@ impl Worker {
         cgroups::make(&cgroup)?;
         std::fs::write(
             self.state.join("kubelet.json"),
-            kubelet_configuration(&cgroup, socket(self.distribution), pki, &identity).to_string(),
+            kubelet_configuration(&cgroup, shared, pki, &identity).to_string(),
         )?;
         std::fs::write(self.state.join("proxy.json"), proxy_configuration(shared, &proxy).to_string())?;
         std::fs::write(self.state.join("kubeconfig"), format!("KUBECONFIG={}\n", kubelet.display()))?;
@@ -208,9 +208,9 @@ impl Worker {
         self.balanced().balancer = None;
     }
 
-    /// Lets kubelet say that the node is at this address.
-    pub(super) fn set_node_ip(&self, address: IpAddr) -> anyhow::Result<()> {
-        self.write_addresses(&[address])?;
+    /// Lets kubelet say that the node is at these addresses.
+    pub(super) fn set_node_ip(&self, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        self.write_addresses(addresses)?;
         self.end("kubelet")
     }
 
@@ -400,7 +400,12 @@ pub(super) fn containerd_plugins() -> String {
     )
 }
 
-fn kubelet_configuration(cgroup: &str, socket: &str, pki: &Pki, identity: &Identity) -> serde_json::Value {
+fn kubelet_configuration(
+    cgroup: &str,
+    shared: &Shared<'_>,
+    pki: &Pki,
+    identity: &Identity,
+) -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -412,13 +417,13 @@ fn kubelet_configuration(cgroup: &str, socket: &str, pki: &Pki, identity: &Ident
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": identity.certificate,
         "tlsPrivateKeyFile": identity.key,
-        "containerRuntimeEndpoint": format!("unix://{socket}"),
+        "containerRuntimeEndpoint": format!("unix://{}", socket(shared.distribution)),
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cgroup,
         "failSwapOn": false,
         "failCgroupV1": false,
         "oomScoreAdj": 0,
-        "clusterDNS": [CLUSTER_DNS],
+        "clusterDNS": [shared.families.dns()],
         "clusterDomain": "cluster.local",
         // A full disk of the machine is not the cluster's.
         "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::pods::POD_PORT;
-use mesh_lab::kubernetes::{CLUSTER_DNS, condition, items};
+use mesh_lab::kubernetes::{Families, condition, items};
 use mesh_lab::mesh::wait_until;
 use serde_json::Value;
 
@@ -187,13 +187,14 @@ pub(crate) fn pods_reach_pods_and_services(rig: &Rig, names: &[&str]) -> anyhow:
     let pods = pods(rig)?;
     let service = get(rig, &["service", "web"])?;
     let service = service["spec"]["clusterIP"].as_str().context("the Service has an address")?.to_owned();
+    let dns = Families::Ipv4.dns();
     for from in pods.values() {
         // A Service leads to any pod; so often it is another's, too.
         for _ in 0..2 * pods.len() {
             inside(rig, from, &format!("timeout 10 wget -qO- http://{service}/cgi-bin/who"))
                 .with_context(|| format!("{from:?} asks the Service"))?;
         }
-        let found = inside(rig, from, &format!("timeout 10 nslookup {SERVICE_NAME} {CLUSTER_DNS}"))
+        let found = inside(rig, from, &format!("timeout 10 nslookup {SERVICE_NAME} {dns}"))
             .with_context(|| format!("{from:?} asks for a name"))?;
         ensure!(found.contains(&service), "{} finds {SERVICE_NAME} at {found}", from.name);
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, ensure};
+use mesh_lab::kubernetes::RunningPod;
 use mesh_lab::kubernetes::pods::{HOST_PORT, POD_PORT, ask_from};
-use mesh_lab::kubernetes::{CLUSTER_DNS, RunningPod};
 
 use crate::rig::{CONTROL_PLANE, Rig};
 
@@ -86,9 +86,10 @@ pub(crate) fn services_reach_every_backend(rig: &Rig) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
     ensure!(services.len() == rig.addresses(CONTROL_PLANE)?.len(), "the Service is at {services:?}");
     let clients: Vec<RunningPod> = rig.cluster.pods("client")?.into_values().collect();
+    let dns = rig.families().dns();
     each(&clients, |from| {
         let name = "web.default.svc.cluster.local";
-        let found = kubectl.shell(&from.name, &format!("timeout 10 nslookup {name} {CLUSTER_DNS}"))?;
+        let found = kubectl.shell(&from.name, &format!("timeout 10 nslookup {name} {dns}"))?;
         for service in &services {
             kubectl.ask_all(&from.name, &at(*service, SERVICE_PORT), &backends)?;
             ensure!(found.contains(&service.to_string()), "{} finds {name} at {found}", from.name);

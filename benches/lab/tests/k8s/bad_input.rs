@@ -223,7 +223,7 @@ impl Rig {
         })
     }
 
-    fn is_told_by_status(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
+    pub(crate) fn is_told_by_status(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
         let node = self.village.node(worker)?;
         wait_until(PATIENCE, &format!("{worker}'s status says: {sentence}"), || {
             let kubernetes = node.peek()?.this.kubernetes.context("nothing of Kubernetes in the status")?;
@@ -238,7 +238,7 @@ impl Rig {
         Ok(())
     }
 
-    fn is_told_in_cluster(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
+    pub(crate) fn is_told_in_cluster(&self, worker: &str, sentence: &str) -> anyhow::Result<()> {
         let about = format!("--field-selector=involvedObject.kind=Node,involvedObject.name={worker}");
         wait_until(PATIENCE, &format!("an Event on {worker} says: {sentence}"), || {
             let events = self.cluster.kubectl()?.get(["events", "--namespace=default", &about])?;

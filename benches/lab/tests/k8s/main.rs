@@ -19,7 +19,7 @@
 //! | a reboot, with the agent on the host and in a pod | [`outages::a_worker_reboots`], [`pod_agent`] |
 //! | two machines with one name | [`two_of_a_name`]; agent: `ranges`, `owner` |
 //! | a VXLAN as flannel's over the mesh: MTU, checksums of what is offloaded | [`beneath`] |
-//! | two families: one that cannot be had, one alone, IPv6 first; a node without a way into the IPv6 internet | [`story`]'s first cluster has both; [`dual_stack`], [`bad_input`], [`remade`] |
+//! | two families: one that cannot be had, one alone, IPv6 first; a node without a way into the IPv6 internet | [`story`] has a cluster of each kind; [`pod_agent`], [`dual_stack`], [`bad_input`], [`remade`] |
 //! | a node that leaves, and a fresh one in its place | [`leaving`], [`coming`] |
 //! | k3s' directories, credentials, restarts and upgrades; flannel that was left on | [`k3s`] |
 //!

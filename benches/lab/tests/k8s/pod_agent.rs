@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use mesh_lab::kubernetes::daemon_set::{self, Overlay};
-use mesh_lab::kubernetes::pods::{self, POD_PORT};
+use mesh_lab::kubernetes::pods;
 use mesh_lab::kubernetes::{self, Cluster, ClusterOptions, Distribution, Families, ProxyMode};
 use mesh_lab::mesh::wait_until;
 use mesh_lab::nat::Protocol;
@@ -16,11 +16,14 @@ use mesh_lab::topology::Host;
 use mesh_lab::village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES};
 use mesh_lab::{Lab, MeshOptions, Village};
 
+use crate::dual_stack::has_each;
 use crate::rig::{CONTROL_PLANE, PATIENCE};
-use crate::talk::{goes_on, stream};
+use crate::talk::{asks, goes_on, stream};
 
 /// Hosts without an agent, at different sites.
 const WORKERS: [&str; 2] = ["country", "home-b"];
+/// Kubelets have addresses of one of them until they are told those in the mesh.
+const FAMILIES: Families = Families::DualStack;
 /// Where the API server is.
 const API_PORT: u16 = 6443;
 /// What the agents and the pod network leave on a host that nobody cleans up: interfaces, and directories.
@@ -80,7 +83,9 @@ impl Pods {
         let started = Instant::now();
         let lab = Lab::new("pods")?;
         let mut options = MeshOptions::new(COORDINATOR_HOST, COORDINATOR_NAME, &NODES);
-        options.coordinator_args.push(format!("--pod-range={}", kubernetes::POD_RANGE));
+        for range in [kubernetes::POD_RANGE, kubernetes::POD_RANGE_V6] {
+            options.coordinator_args.push(format!("--pod-range={range}"));
+        }
         let kubeconfig = kubernetes::kubeconfig_of(&lab, COORDINATOR);
         options.coordinator_args.push(format!("--kubernetes-kubeconfig={}", kubeconfig.display()));
         let village = Village::prepare_with(&lab, options)?;
@@ -93,11 +98,15 @@ impl Pods {
             workers: WORKERS.map(str::to_owned).to_vec(),
             distribution: Distribution::Kubeadm,
             proxy: ProxyMode::Nftables,
-            families: Families::Ipv4,
+            families: FAMILIES,
             images: vec![daemon_set::image(&lab)?],
         };
         let cluster = Cluster::prepare(network, options)?;
-        daemon_set::prepare(&village, &WORKERS)?;
+        daemon_set::prepare(&village, &WORKERS, FAMILIES)?;
+        for worker in WORKERS {
+            // As the guide has it: a pod may not change it.
+            network.host(worker)?.netns().sysctl(&[("net.ipv6.conf.eth0.accept_ra", "2")])?;
+        }
         let rig = Self { cluster, village, started, lab };
         rig.village.start_coordinator()?;
         rig.village.join(CONTROL_PLANE)?;
@@ -195,36 +204,47 @@ impl Pods {
             Ok(kubernetes::items(&nodes).filter(|node| is_there(node)).count() == WORKERS.len())
         })?;
         println!("from the manifests to Ready, both nodes: {:.1?}", applied.elapsed());
-        Ok(())
+        WORKERS.iter().try_for_each(|worker| has_each(&self.village, &self.cluster, FAMILIES, worker))
     }
 
     /// Both ways of the guide: a name in `/etc/hosts`, which kubelet looks up, and `--node-ip` with a restart of kubelet.
     fn nodes_move_into_the_mesh(&self) -> anyhow::Result<()> {
         let [by_name, by_flag] = WORKERS;
         for worker in WORKERS {
-            let own = self.village.network().host(worker)?.address();
-            ensure!(self.internal_address(worker)? == own, "{worker} is not at its site's address");
+            let own = IpAddr::from(self.village.network().host(worker)?.address());
+            ensure!(self.internal_addresses(worker)? == [own], "{worker} is not at its site's address");
         }
-        let address = |worker| anyhow::Ok(IpAddr::from(self.village.node(worker)?.address()?));
         let started = Instant::now();
         let host = self.village.network().host(by_name)?;
-        host.set_hosts_entry(by_name, Some(address(by_name)?))?;
-        self.cluster.set_node_ip(by_flag, address(by_flag)?)?;
+        host.set_hosts_entry(by_name, Some(self.village.node(by_name)?.address()?.into()))?;
+        self.cluster.set_node_ip(by_flag, &self.village.node(by_flag)?.addresses()?)?;
         for worker in [by_flag, by_name] {
-            wait_until(PATIENCE, "a Node is at its mesh address", || {
-                Ok(self.internal_address(worker)? == address(worker)?)
-            })?;
+            self.wait_in_the_mesh(worker)?;
             println!("{worker} is at its mesh address after {:.1?}", started.elapsed());
         }
         self.cluster.wait_ready(&WORKERS, PATIENCE)
     }
 
-    fn internal_address(&self, worker: &str) -> anyhow::Result<IpAddr> {
+    /// Waits until a Node is where its kubelet was told. By its name it finds one address, by the flag both.
+    fn wait_in_the_mesh(&self, worker: &str) -> anyhow::Result<()> {
+        let mut addresses = self.village.node(worker)?.addresses()?;
+        if worker == WORKERS[0] {
+            addresses.truncate(1);
+        }
+        wait_until(PATIENCE, "a Node is at its mesh address", || {
+            let known = self.internal_addresses(worker)?;
+            ensure!(known == addresses, "{worker} is at {known:?}, and not at {addresses:?}");
+            Ok(true)
+        })
+    }
+
+    fn internal_addresses(&self, worker: &str) -> anyhow::Result<Vec<IpAddr>> {
         let node = self.cluster.kubectl()?.get(["node", worker])?;
         let addresses = node["status"]["addresses"].as_array().context("a Node without addresses")?;
-        let internal = addresses.iter().find(|address| address["type"] == "InternalIP");
-        let text = internal.and_then(|address| address["address"].as_str());
-        Ok(text.with_context(|| format!("{worker} has no InternalIP"))?.parse()?)
+        let internal = addresses.iter().filter(|address| address["type"] == "InternalIP");
+        internal
+            .map(|address| Ok(address["address"].as_str().context("an address is text")?.parse()?))
+            .collect()
     }
 
     /// Both ways, and as the operator sees them.
@@ -233,15 +253,8 @@ impl Pods {
         kubectl.apply(pods::WEB)?;
         let web = self.cluster.wait_pods("web", WORKERS.len(), PATIENCE)?;
         for from in web.values() {
-            let servers: Vec<String> = web.values().map(|to| format!("{}:{POD_PORT}", to.address)).collect();
-            for (to, answer) in web.values().zip(kubectl.ask(&from.name, &servers, 1)?) {
-                let answer =
-                    answer.with_context(|| format!("{} gets nothing from {}", from.name, to.name))?;
-                ensure!(
-                    answer.source == from.address && answer.server == to.name,
-                    "{from:?} asks {to:?}: {answer:?}"
-                );
-            }
+            ensure!(from.addresses.len() == 2, "{from:?} has not both families");
+            web.values().try_for_each(|to| asks(&self.cluster, from, to))?;
             ensure!(kubectl.run(["logs", &from.name])? == "started\n", "{} logs something else", from.name);
         }
         Ok(())
@@ -286,12 +299,7 @@ impl Pods {
         println!("from power-on until both agents are ready: {:.1?}", started.elapsed());
         wait_until(PATIENCE, "pods see each other again", || self.pods_see_each_other().map(|()| true))?;
         println!("from power-on until pods see each other: {:.1?}", started.elapsed());
-        for worker in WORKERS {
-            let address = IpAddr::from(self.village.node(worker)?.address()?);
-            wait_until(PATIENCE, "a Node is at its mesh address again", || {
-                Ok(self.internal_address(worker)? == address)
-            })?;
-        }
+        WORKERS.iter().try_for_each(|worker| self.wait_in_the_mesh(worker))?;
         self.cluster.wait_ready(&WORKERS, PATIENCE)
     }
 
@@ -316,8 +324,11 @@ impl Pods {
             for (program, args) in [
                 ("nft", &["list", "tables"][..]),
                 ("iptables-save", &[]),
+                ("ip6tables-save", &[]),
                 ("ip", &["rule", "show"]),
+                ("ip", &["-6", "rule", "show"]),
                 ("ip", &["route", "show", "table", "all"]),
+                ("ip", &["-6", "route", "show", "table", "all"]),
             ] {
                 let said = host.command(program).args(args).output()?.success()?.stdout;
                 ensure!(!said.contains("mesh"), "{program} shows what is left on {worker}: {said}");

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use mesh_lab::kubernetes::Cluster;
 use mesh_lab::mesh::wait_until;
 use mesh_proto::kubernetes::PodNetworkState;
 use serde_json::json;
@@ -110,9 +111,7 @@ fn everything_follows(rig: &Rig, after: &[Range], gateways: &[&str]) -> anyhow::
 impl Rig {
     /// What the cluster has given to a Node.
     pub(crate) fn pod_ranges(&self, worker: &str) -> anyhow::Result<Vec<Range>> {
-        let node = self.cluster.kubectl()?.get(["node", worker])?;
-        let ranges = node["spec"]["podCIDRs"].as_array().context("the Node has no range")?;
-        ranges.iter().map(|text| range(text.as_str().context("a range is text")?)).collect()
+        pod_ranges(&self.cluster, worker)
     }
 
     /// Deletes a Node, and makes it again with these ranges.
@@ -132,6 +131,13 @@ impl Rig {
         });
         kubectl.apply(&node.to_string())
     }
+}
+
+/// What a cluster has given to a Node.
+pub(crate) fn pod_ranges(cluster: &Cluster, worker: &str) -> anyhow::Result<Vec<Range>> {
+    let node = cluster.kubectl()?.get(["node", worker])?;
+    let ranges = node["spec"]["podCIDRs"].as_array().context("the Node has no range")?;
+    ranges.iter().map(|text| range(text.as_str().context("a range is text")?)).collect()
 }
 
 /// Whether a node sends what is for a range into the mesh.

@@ -49,7 +49,7 @@ impl Rig {
         match pods {
             PodNetwork::Agents | PodNetwork::PodAgents => {}
             PodNetwork::DaemonSet => {
-                daemon_set::prepare(&rig.village, &WORKERS)?;
+                daemon_set::prepare(&rig.village, &WORKERS, families)?;
                 daemon_set::apply(&rig.cluster, &rig.lab, daemon_set::Overlay::HostAgent)?;
             }
         }
@@ -69,10 +69,7 @@ impl Rig {
         kubernetes::announce(&lab, &mut options, arranged)?;
         let mut topology = village::topology();
         for site in topology.sites.iter_mut().filter(|site| site.name == ON_IPV6) {
-            site.ipv6 = match families {
-                Families::Ipv4 => Ipv6::None,
-                Families::DualStack => Ipv6::Filtered,
-            };
+            site.ipv6 = if families.has_ipv6() { Ipv6::Filtered } else { Ipv6::None };
         }
         let village = Village::prepare_on(&lab, topology, options)?;
         let network = village.network();
@@ -145,6 +142,11 @@ impl Rig {
         self.workers
     }
 
+    /// Which addresses the cluster has.
+    pub(crate) fn families(&self) -> Families {
+        self.families
+    }
+
     /// The addresses of a node in the mesh, of the families that the cluster has.
     pub(crate) fn addresses(&self, node: &str) -> anyhow::Result<Vec<IpAddr>> {
         Ok(self.families.of_node(&self.village.node(node)?.addresses()?))
@@ -177,7 +179,7 @@ impl Rig {
     pub(crate) fn start_pods(&self) -> anyhow::Result<()> {
         let kubectl = self.cluster.kubectl()?;
         kubectl.apply(pods::WEB)?;
-        kubectl.apply(pods::DNS)?;
+        kubectl.apply(&pods::dns(self.families))?;
         for app in ["web", "client", "host"] {
             self.cluster.wait_pods(app, self.workers.len(), PATIENCE)?;
         }

@@ -16,19 +16,7 @@ pub(crate) struct Talk(Vec<Stream>);
 impl Rig {
     /// Lets a pod ask another one.
     pub(crate) fn asks(&self, from: &RunningPod, to: &RunningPod) -> anyhow::Result<()> {
-        let pairs: Vec<_> =
-            to.addresses.iter().filter_map(|to| Some((from.address_like(*to).ok()?, *to))).collect();
-        ensure!(!pairs.is_empty(), "{from:?} and {to:?} have no family in common");
-        let servers: Vec<_> =
-            pairs.iter().map(|(_, to)| SocketAddr::new(*to, POD_PORT).to_string()).collect();
-        for ((own, address), answer) in
-            pairs.iter().zip(self.cluster.kubectl()?.ask(&from.name, &servers, 1)?)
-        {
-            let answer = answer
-                .with_context(|| format!("{} gets nothing from {} at {address}", from.name, to.name))?;
-            ensure!(answer.source == *own && answer.server == to.name, "{from:?} asks {to:?}: {answer:?}");
-        }
-        Ok(())
+        asks(&self.cluster, from, to)
     }
 
     /// Lets a pod ask one pod on every worker.
@@ -50,6 +38,20 @@ impl Talk {
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         self.0.into_iter().try_for_each(Stream::finish)
     }
+}
+
+/// Lets a pod ask another one, by each family that both have.
+pub(crate) fn asks(cluster: &Cluster, from: &RunningPod, to: &RunningPod) -> anyhow::Result<()> {
+    let pairs: Vec<_> =
+        to.addresses.iter().filter_map(|to| Some((from.address_like(*to).ok()?, *to))).collect();
+    ensure!(!pairs.is_empty(), "{from:?} and {to:?} have no family in common");
+    let servers: Vec<_> = pairs.iter().map(|(_, to)| SocketAddr::new(*to, POD_PORT).to_string()).collect();
+    for ((own, address), answer) in pairs.iter().zip(cluster.kubectl()?.ask(&from.name, &servers, 1)?) {
+        let answer =
+            answer.with_context(|| format!("{} gets nothing from {} at {address}", from.name, to.name))?;
+        ensure!(answer.source == *own && answer.server == to.name, "{from:?} asks {to:?}: {answer:?}");
+    }
+    Ok(())
 }
 
 /// Two pods that have begun to talk.
