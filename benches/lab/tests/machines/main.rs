@@ -11,6 +11,7 @@ use mesh_lab::machine::Machine;
 use mesh_lab::mesh::wait_until;
 
 mod packages;
+mod restart;
 mod village;
 
 /// In which units start and agents become ready.
@@ -59,4 +60,12 @@ fn wait_ready(machine: &Machine) {
 /// What a unit is doing, and how often it was started again.
 fn property(machine: &Machine, unit: &str, name: &str) -> String {
     machine.shell(&format!("systemctl show --value -p {name} {unit}")).unwrap()
+}
+
+/// A node's first address in the mesh.
+fn address(machine: &Machine) -> String {
+    wait_ready(machine);
+    let status: serde_json::Value =
+        serde_json::from_str(&machine.shell("meshctl status --json").unwrap()).unwrap();
+    status["self"]["addresses"][0].as_str().unwrap().to_owned()
 }

@@ -8,7 +8,7 @@ use mesh_lab::mesh::wait_until;
 use mesh_lab::village::{COORDINATOR_HOST, COORDINATOR_NAME, NODES};
 use mesh_lab::{Lab, Village};
 
-use crate::{INSTALL, PATIENCE, package, packages, property, start_coordinator, wait_ready};
+use crate::{INSTALL, PATIENCE, address, package, packages, property, start_coordinator, wait_ready};
 
 #[test]
 fn every_node_under_its_own_systemd() {
@@ -89,14 +89,6 @@ fn all_answer(machines: &BTreeMap<&str, Machine>) {
             .unwrap();
         }
     }
-}
-
-/// A node's first address in the mesh.
-fn address(machine: &Machine) -> String {
-    wait_ready(machine);
-    let status: serde_json::Value =
-        serde_json::from_str(&machine.shell("meshctl status --json").unwrap()).unwrap();
-    status["self"]["addresses"][0].as_str().unwrap().to_owned()
 }
 
 /// How many echoes came back, by what ping prints at its end.
