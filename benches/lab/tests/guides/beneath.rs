@@ -72,7 +72,7 @@ fn flannel_over_the_mesh() {
 fn large_packets_pass(rig: &Rig, names: [&str; 2]) -> anyhow::Result<()> {
     let pods = checks::pods(rig)?;
     let end = |name: &str| -> anyhow::Result<(Netns, IpAddr)> {
-        Ok((unit::netns(rig, name)?, pods[name].address.parse()?))
+        Ok((unit::netns(rig, name)?, pods[name].address()?))
     };
     let ends = [end(names[0])?, end(names[1])?];
     for (from, to) in [(&ends[0], &ends[1]), (&ends[1], &ends[0])] {

@@ -1,6 +1,7 @@
 //! What a guide promises of the cluster that comes of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -22,8 +23,16 @@ const SERVICE_NAME: &str = "web.default.svc.cluster.local";
 #[derive(Debug, Clone)]
 pub(crate) struct Pod {
     pub(crate) name: String,
-    pub(crate) address: String,
+    /// One of each family that the cluster has, its own first.
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) uid: String,
+}
+
+impl Pod {
+    /// Its address of the cluster's own family.
+    pub(crate) fn address(&self) -> anyhow::Result<IpAddr> {
+        self.addresses.first().copied().with_context(|| format!("{self:?} has no address"))
+    }
 }
 
 /// Runs kubectl as the guide's reader does, and returns what it prints.
@@ -144,9 +153,13 @@ pub(crate) fn wait_known_as_rebooted(rig: &Rig, name: &str, before: &str) -> any
 pub(crate) fn pods(rig: &Rig) -> anyhow::Result<BTreeMap<String, Pod>> {
     let list = get(rig, &["pods", "--selector=app=web"])?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let addresses = |pod: &Value| {
+        let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
+        addresses.filter_map(|own| own["ip"].as_str()?.parse().ok()).collect()
+    };
     let pod = |pod: &Value| Pod {
         name: text(&pod["metadata"]["name"]),
-        address: text(&pod["status"]["podIP"]),
+        addresses: addresses(pod),
         uid: text(&pod["metadata"]["uid"]),
     };
     let found = items(&list).filter(|pod| is_ready(pod)).map(|it| (text(&it["spec"]["nodeName"]), pod(it)));
@@ -158,27 +171,53 @@ fn is_ready(pod: &Value) -> bool {
         && condition(pod, "Ready").is_some_and(|told| told["status"] == "True")
 }
 
-/// Each pod reaches each other with its own address seen.
+/// Each pod reaches each other, by each address that both have, with its own address seen.
 pub(crate) fn pods_reach_pods(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
     let pods = pods(rig)?;
     ensure!(pods.len() == names.len(), "{pods:?}");
     for from in pods.values() {
         for to in pods.values() {
-            let said = inside(
-                rig,
-                from,
-                &format!("timeout 10 wget -qO- http://{}:{POD_PORT}/cgi-bin/who", to.address),
-            );
-            let said = said.with_context(|| format!("{from:?} asks {to:?}"))?;
-            let wanted = format!("{} {}", from.address, to.name);
-            let told: Vec<String> = said
-                .split_whitespace()
-                .map(|word| word.trim_matches(['[', ']']).replace("::ffff:", ""))
-                .collect();
-            ensure!(told.join(" ") == wanted, "{from:?} asks {to:?}: {said}");
+            ensure!(from.addresses.len() == to.addresses.len(), "{from:?} and {to:?} have other families");
+            for (own, at) in from.addresses.iter().zip(&to.addresses) {
+                let server = SocketAddr::new(*at, POD_PORT);
+                let said = inside(rig, from, &format!("timeout 10 wget -qO- 'http://{server}/cgi-bin/who'"));
+                let said = said.with_context(|| format!("{from:?} asks {to:?}"))?;
+                let wanted = format!("{own} {}", to.name);
+                let told: Vec<String> = said
+                    .split_whitespace()
+                    .map(|word| word.trim_matches(['[', ']']).replace("::ffff:", ""))
+                    .collect();
+                ensure!(told.join(" ") == wanted, "{from:?} asks {to:?} at {at}: {said}");
+            }
         }
     }
     Ok(())
+}
+
+/// Waits until each Node is known by a mesh address of either family, IPv4 first, and has a range of either, which its agent
+/// has, too.
+pub(crate) fn every_node_has_both(rig: &Rig, names: &[&str]) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "every Node has both families", || {
+        for name in names {
+            let node = get(rig, &["node", name])?;
+            let addresses = node["status"]["addresses"].as_array().context("a Node has addresses")?;
+            let internal = addresses.iter().filter(|address| address["type"] == "InternalIP");
+            let known: Vec<&str> = internal.filter_map(|address| address["address"].as_str()).collect();
+            let line = "ip -o address show dev mesh0 scope global | awk '{print $4}' | cut -d/ -f1";
+            let own = rig.machine(name).shell(line)?;
+            let mut own: Vec<&str> = own.lines().collect();
+            own.sort_by_key(|address| address.contains(':'));
+            ensure!(known.len() == 2 && known == own, "{name} is known at {known:?}, and is at {own:?}");
+            let ranges = node["spec"]["podCIDRs"].as_array().context("a Node has ranges")?;
+            let ranges: Vec<&str> = ranges.iter().filter_map(Value::as_str).collect();
+            let status = rig.machine(name).shell("meshctl status")?;
+            let told = status.lines().find(|line| line.trim_start().starts_with("kubernetes"));
+            let told = told.unwrap_or_default();
+            let is_told = ranges.iter().all(|range| told.contains(range));
+            ensure!(ranges.len() == 2 && is_told, "{name} has {ranges:?}, and says {told:?}");
+        }
+        Ok(true)
+    })
 }
 
 /// As [`pods_reach_pods`]; and each reaches the Service by its address, and finds its name.

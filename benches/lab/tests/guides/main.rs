@@ -14,6 +14,7 @@
 mod beneath;
 mod checks;
 mod daemon_set;
+mod dual_stack;
 mod kubeadm;
 mod neighbours;
 mod rig;

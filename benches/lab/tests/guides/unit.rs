@@ -63,7 +63,7 @@ pub(crate) fn streams_survive_a_restart(rig: &Rig, name: &str, other: &str) -> a
 
 /// A stream from the pod of the first node to that of the second.
 pub(crate) fn stream(rig: &Rig, [name, other]: [&str; 2]) -> anyhow::Result<Stream> {
-    let to = checks::pods(rig)?[other].address.parse()?;
+    let to = checks::pods(rig)?[other].address()?;
     Stream::start(&netns(rig, name)?, to)
 }
 
